@@ -1,0 +1,1 @@
+"""Wiring only: which stage after which, and the command line."""

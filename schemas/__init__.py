@@ -1,0 +1,1 @@
+"""What every table, setting, record and error looks like; imports nothing of the project."""

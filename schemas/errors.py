@@ -1,0 +1,62 @@
+"""The one exception tree of Cutline.
+
+CutlineError
+├── UsageError          the command or a setting is wrong (exit code 2)
+├── UnknownDataset      no layout fits the files that were found
+├── BadPhoto            one photograph cannot be used; becomes a row of the rejects table
+├── BadCaption          one caption cannot be used; becomes a row of the rejects table
+├── SchemaMismatch      a table breaks its schema
+├── MissingWeights      a network's weights are not to be had
+├── StaleModel          a bundle and the features it is given do not fit together
+└── StageFailed         a stage could not be made; names the stage and the shard
+"""
+
+from __future__ import annotations
+
+
+class CutlineError(Exception):
+    """Base of every error that Cutline raises on purpose; its text is written for the user."""
+
+
+class UsageError(CutlineError):
+    """The command line or a setting asks for something that does not exist."""
+
+
+class UnknownDataset(CutlineError):
+    """No layout fits the files of a data set."""
+
+
+class BadRow(CutlineError):
+    """One row of input cannot be used.
+
+    `reason` is a code of `schemas.tables.REASONS`, `detail` a sentence for a person.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class BadPhoto(BadRow):
+    """One photograph cannot be used."""
+
+
+class BadCaption(BadRow):
+    """One caption cannot be used."""
+
+
+class SchemaMismatch(CutlineError):
+    """A table breaks its schema; the text holds counts by check and up to ten rows."""
+
+
+class MissingWeights(CutlineError):
+    """A network's weights cannot be found or downloaded, or are not what they claim to be."""
+
+
+class StaleModel(CutlineError):
+    """A bundle refuses features that were made with other settings than its own."""
+
+
+class StageFailed(CutlineError):
+    """A stage could not be made."""

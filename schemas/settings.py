@@ -1,0 +1,107 @@
+"""Settings: one frozen pydantic model a stage, so that no stage's key sees another's settings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class StageSettings(BaseModel):
+    """Base of every stage's settings: frozen, and an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IngestSettings(StageSettings):
+    layout: Literal[
+        "auto", "flickr8k", "kaggle", "karpathy", "coco", "imagefolder", "webdataset", "parquet", "folder"
+    ] = Field("auto", description="how the data set is laid out; `auto` finds out from its files")
+    dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of photographs for dev, where the data set has no splits")
+    test_share: float = Field(0.1, ge=0, lt=0.5, description="share of photographs for test, where the data set has no splits")
+    max_pixels: int = Field(100_000_000, ge=1, description="a photograph that declares more is rejected before it is decoded")
+    max_file_bytes: int = Field(256 * 2**20, ge=1, description="a larger file is rejected unread")
+    max_caption_words: int = Field(100, ge=1, description="a longer caption is rejected")
+    max_reject_rate: float = Field(0.05, ge=0, le=1, description="above this share of rejected rows a run ends with exit code 3")
+
+
+class ImagesSettings(StageSettings):
+    side_px: int = Field(224, ge=32, le=1024, description="width and height of the square")
+    crop: Literal["centre", "pad", "squash"] = Field("centre", description="cut the longer side, add grey borders, or change the aspect")
+    interpolation: Literal["area", "linear", "cubic", "lanczos"] = Field("area", description="OpenCV's resampling; `area` only when shrinking, else cubic")
+
+
+class CaptionsSettings(StageSettings):
+    stopwords: str = Field("english", description="a language of NLTK's lists, or the path of a file with a word a line")
+
+
+class VocabularySettings(StageSettings):
+    min_count: int = Field(3, ge=1, description="a rarer token of the training captions becomes <unk>")
+    max_size: int = Field(10_000, ge=10, description="most frequent tokens kept")
+
+
+class ImageFeaturesSettings(StageSettings):
+    network: str = Field("VGG16", description="a network of keras.applications by its name")
+    weights: str = Field("bundled", description="`bundled` (VGG16 only), `imagenet` (downloaded by Keras), or a path")
+    batch_size: int = Field(32, ge=1, description="photographs a pass; the last batch of a shard is filled up, so a row never depends on its neighbours")
+
+
+class LanguageModelSettings(StageSettings):
+    embedding_size: int = Field(256, ge=1)
+    state_size: int = Field(512, ge=1, description="width of the LSTM's state")
+    dropout: float = Field(0.5, ge=0, lt=1)
+    max_tokens: int = Field(40, ge=2, description="a longer caption is cut for training")
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    epochs: int = Field(12, ge=1, description="at most; ends early when dev perplexity stops falling")
+    patience: int = Field(2, ge=1)
+    seed: int = 1
+
+
+class TextFeaturesSettings(StageSettings):
+    batch_size: int = Field(256, ge=1)
+
+
+class FusionSettings(StageSettings):
+    kind: Literal["attention", "concat"] = Field("attention", description="the state asks the regions, or pooled and state side by side")
+    hidden_size: int = Field(512, ge=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    batch_size: int = Field(64, ge=1, description="captions a step")
+    learning_rate: float = Field(1e-3, gt=0)
+    epochs: int = Field(30, ge=1, description="at most; ends early when the dev split's CIDEr stops rising")
+    patience: int = Field(5, ge=1)
+    seed: int = 1
+
+
+class CaptionSettings(StageSettings):
+    beam: int = Field(3, ge=1, le=64, description="1 is greedy")
+    max_tokens: int = Field(20, ge=1, le=100)
+    alternatives: int = Field(3, ge=1, description="captions kept a photograph, best first; at most the beam")
+    batch_size: int = Field(64, ge=1)
+
+
+class EvaluateSettings(StageSettings):
+    meteor: bool = Field(False, description="also METEOR, which needs Java")
+
+
+class ReportSettings(StageSettings):
+    gallery: int = Field(24, ge=0, description="photographs of the held-out split shown with their captions")
+    thumbnail_px: int = Field(200, ge=16, le=640)
+
+
+class Settings(BaseModel):
+    """All settings of a run, by stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ingest: IngestSettings = IngestSettings()
+    images: ImagesSettings = ImagesSettings()
+    captions: CaptionsSettings = CaptionsSettings()
+    vocabulary: VocabularySettings = VocabularySettings()
+    image_features: ImageFeaturesSettings = ImageFeaturesSettings()
+    language_model: LanguageModelSettings = LanguageModelSettings()
+    text_features: TextFeaturesSettings = TextFeaturesSettings()
+    fusion: FusionSettings = FusionSettings()
+    caption: CaptionSettings = CaptionSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    report: ReportSettings = ReportSettings()

@@ -1,0 +1,1 @@
+"""The work: one module a noun, free of Prefect."""

@@ -1,0 +1,47 @@
+"""Parquet in and out, held to the schemas on both ways; tensors without Python objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from schemas.tables import check
+
+
+def write_table(frame: pl.DataFrame, path: Path, table: str, **sizes: int) -> None:
+    """Check `frame` against the schema of `table` and write it to `path` as Parquet (zstd).
+
+    The same frame gives the same bytes. Raises SchemaMismatch.
+    """
+    check(frame, table, **sizes)
+    frame.write_parquet(path, compression="zstd", compression_level=1, statistics=False)
+
+
+def read_table(
+    paths: Path | Sequence[Path], table: str, columns: Sequence[str] | None = None, **sizes: int
+) -> pl.DataFrame:
+    """Read one or several files of `table`, in order, and check them. Raises SchemaMismatch.
+
+    With `columns` only those are read; then the schema's other columns go unchecked.
+    """
+    files = [paths] if isinstance(paths, Path) else list(paths)
+    frames = [pl.read_parquet(file, columns=list(columns) if columns else None) for file in files]
+    frame = pl.concat(frames) if frames else pl.DataFrame()
+    return frame if columns or not files else check(frame, table, **sizes)
+
+
+def tensor(column: pl.Series) -> np.ndarray:
+    """The values of a fixed-size array column as (rows, *shape), without a copy where possible."""
+    return column.to_numpy()
+
+
+def tensor_column(name: str, values: np.ndarray) -> pl.Series:
+    """A column of fixed-size arrays from (rows, *shape), in the dtype of `values`, without Python objects."""
+    arrow: pa.Array = pa.array(np.ascontiguousarray(values).reshape(-1))
+    for size in reversed(values.shape[1:]):
+        arrow = pa.FixedSizeListArray.from_arrays(arrow, size)
+    return pl.Series(name, pl.from_arrow(arrow))
