@@ -1,0 +1,400 @@
+"""The report of a run: one HTML page that holds its pictures and asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+import polars as pl
+from markupsafe import Markup
+
+from schemas.settings import Settings
+from schemas.tables import NOTICES, REASONS, SPLITS, UNLABELLED
+from tasks.curves import draw_curve
+
+# What keeps the page small, whatever comes in.
+LONGEST_TEXT = 400  # letters
+EXAMPLES_A_REASON = 10
+MOST_REFERENCES = 8
+MOST_WORDS = 24  # words of a caption with a picture of their own
+MOST_EPOCHS = 100  # rows of a curve's table
+WORD_PX = 96
+
+HEADLINE_METRICS = ("Bleu_4", "ROUGE_L", "CIDEr")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown: `form` is score (0.123), share (of 1, shown in percent) or count."""
+
+    label: str
+    reading: str
+    form: str = "score"
+
+
+QUALITY: dict[str, Metric] = {
+    "Bleu_1": Metric("BLEU-1", "Words that a reference has too, as a share of the words written."),
+    "Bleu_2": Metric("BLEU-2", "The same for words and pairs of words."),
+    "Bleu_3": Metric("BLEU-3", "The same for up to three words in a row."),
+    "Bleu_4": Metric(
+        "BLEU-4", "The same for up to four words in a row: 0 is no such run, 1 a reference itself."
+    ),
+    "METEOR": Metric("METEOR", "Words matched by form, stem and synonym, in order."),
+    "ROUGE_L": Metric("ROUGE-L", "The longest run of words in common with a reference, gaps allowed."),
+    "CIDEr": Metric(
+        "CIDEr", "Agreement in telling words; common ones count little. From 0 to 10, 1 is very good."
+    ),
+}
+COLLAPSE: dict[str, Metric] = {
+    "captions": Metric("captions written", "The photographs that were scored.", "count"),
+    "distinct_captions": Metric(
+        "distinct captions", "Different sentences among them; a collapsed model says a few to all.", "count"
+    ),
+    "distinct_share": Metric(
+        "distinct captions, share",
+        "Different sentences among all; a collapsed model comes near 0 %.",
+        "share",
+    ),
+    "vocabulary_used": Metric(
+        "vocabulary used", "Different words written; a few dozen mean that it plays safe.", "count"
+    ),
+    "vocabulary_share": Metric(
+        "vocabulary used, share", "Of the words that it knows, those that it wrote.", "share"
+    ),
+    "copied_share": Metric(
+        "copied from training",
+        "Captions that stand word for word in the training split; near 100 % it recalls.",
+        "share",
+    ),
+    "shared_share": Metric(
+        "shared captions",
+        "Photographs whose caption another one has too; high means that it hardly looks.",
+        "share",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a data set holds; `photos` and `captions` by split."""
+
+    photos: Mapping[str, int]
+    captions: Mapping[str, int]
+    captioned: int = 0  # photographs that the model wrote a caption for
+    text_only_captions: int = 0
+    unlabelled_photos: int = 0
+    duplicates: int = 0
+    leaks: int = 0
+
+
+@dataclass(frozen=True)
+class GalleryItem:
+    """A photograph with what was written under it.
+
+    `square` is (H, W, 3) RGB uint8. `alternatives` are rows of `predictions`: mappings with
+    `caption` and `score`. `attention` pairs each word with the weights of the regions, (rows, columns).
+    """
+
+    path: str
+    split: str
+    square: np.ndarray
+    caption: str
+    score: float
+    alternatives: Sequence[Mapping[str, Any]] = ()
+    references: Sequence[str] = ()
+    attention: Sequence[tuple[str, np.ndarray]] | None = None
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """All that a report shows.
+
+    `scores` and `rejects` are the tables of those names, `curves` tables of the kind `curve` by the
+    name of what was trained. A row of `stages` has name, made, reused, rows_in, rows_out, rejected,
+    took_s and why. `thumbnails` are RGB uint8 pictures of rejected files by their name in `rejects`.
+    `written` is the time to print, if any: the page itself reads no clock.
+    """
+
+    dataset: str
+    settings: Settings
+    counts: Counts
+    scores: pl.DataFrame
+    curves: Mapping[str, pl.DataFrame]
+    stages: Sequence[Mapping[str, Any]]
+    rejects: pl.DataFrame
+    gallery: Sequence[GalleryItem]
+    thumbnails: Mapping[str, np.ndarray] = field(default_factory=dict)
+    written: str = ""
+
+
+def write_report(report: ReportInput, path: Path) -> None:
+    """Write `report` to `path` as one HTML page; the same report gives the same bytes.
+
+    Everything in it is escaped, pictures are inlined, and a content security policy forbids scripts
+    and requests. At most `report.gallery` photographs and ten examples a reject reason are shown.
+    """
+    thumbnail_px = report.settings.report.thumbnail_px
+    shown = report.gallery[: report.settings.report.gallery]
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            dataset=report.dataset,
+            written=report.written,
+            counts=report.counts,
+            network=report.settings.image_features.network,
+            attention=report.settings.fusion.kind == "attention",
+            splits=_splits(report.counts),
+            headline=_headline(report.scores),
+            scores=_score_tables(report.scores),
+            curves=[_curve(name, curve) for name, curve in report.curves.items()],
+            stages=report.stages,
+            rejects=_reject_groups(report.rejects, report.thumbnails, thumbnail_px),
+            gallery=[_gallery_entry(item, thumbnail_px) for item in shown],
+            gallery_total=len(report.gallery),
+            settings=_settings_rows(report.settings),
+        )
+    )
+    # A name that is not UTF-8 holds lone surrogates, which `_visible` has written out already.
+    path.write_bytes(page.encode())
+
+
+def heat_map(square: np.ndarray, weights: np.ndarray, side_px: int) -> np.ndarray:
+    """Show on a photograph where the model looked: (H, W, 3) and (rows, columns) → (side_px, side_px, 3) uint8.
+
+    The weights are brought to the picture's size bilinearly; where they are high the photograph keeps
+    its light under a warm tint, elsewhere it is grey and dim. Weights that are nearly even stay pale
+    everywhere: full tint needs three times the mean.
+    """
+    photo = cv2.resize(square, (side_px, side_px), interpolation=cv2.INTER_AREA).astype(np.float32)
+    finite = np.clip(np.nan_to_num(np.asarray(weights, np.float32), posinf=0.0), 0.0, None)
+    full = max(float(finite.max(initial=0.0)), 3.0 * float(finite.mean()) if finite.size else 0.0, 1e-12)
+    heat = cv2.resize(finite / full, (side_px, side_px), interpolation=cv2.INTER_LINEAR)[..., None]
+    grey = photo.mean(axis=2, keepdims=True)
+    dim = 0.45 * grey + 30.0
+    warm = 0.70 * photo + 0.36 * np.array([255.0, 150.0, 20.0], np.float32)
+    return np.clip((1.0 - heat) * dim + heat * warm, 0, 255).astype(np.uint8)
+
+
+def thumbnail(picture: np.ndarray, longest_px: int, quality: int = 82) -> Markup:
+    """A JPEG of (H, W, 3) RGB uint8, its longer side at most `longest_px`, as a data URI."""
+    height, width = picture.shape[:2]
+    scale = min(1.0, longest_px / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA) if scale < 1.0 else picture
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), options)
+    return _data_uri("image/jpeg", data.tobytes())
+
+
+def _data_uri(media_type: str, data: bytes) -> Markup:
+    return Markup(f"data:{media_type};base64,{base64.b64encode(data).decode()}")  # noqa: S704 base64 holds no markup
+
+
+# ── the template's words ────────────────────────────────────────────────────────────────────────────
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"clip": _clip, "number": _number, "decimal": _decimal, "sha256": _sha256}
+    return environment
+
+
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def _visible(value: Any) -> Any:
+    """Write out the control characters and lone surrogates of a text; markup is left as it is."""
+    if type(value) is not str:
+        return value
+    return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
+
+
+def _clip(text: str, longest: int = LONGEST_TEXT) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} letters in all)"
+
+
+def _number(value: int) -> str:
+    return f"{value:,}"
+
+
+def _decimal(value: float | None, places: int = 2) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.{places}f}".replace("-", "−")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+# ── what the template shows ─────────────────────────────────────────────────────────────────────────
+
+
+def _splits(counts: Counts) -> list[dict[str, Any]]:
+    known = [*SPLITS, UNLABELLED]
+    names = [*known, *sorted((set(counts.photos) | set(counts.captions)) - set(known))]
+    rows = [
+        {"name": name, "photos": counts.photos.get(name, 0), "captions": counts.captions.get(name, 0)}
+        for name in names
+    ]
+    return [row for row in rows if row["photos"] or row["captions"]]
+
+
+def _by_metric(scores: pl.DataFrame) -> dict[str, dict[str, float]]:
+    values: dict[str, dict[str, float]] = {}
+    for split, metric, value in scores.select("split", "metric", "value").iter_rows():
+        values.setdefault(metric, {})[split] = value
+    return values
+
+
+def _headline(scores: pl.DataFrame) -> dict[str, Any]:
+    """The scores to print large: those of test, or of dev where there are none of test."""
+    values = _by_metric(scores)
+    for split in ("test", "dev"):
+        large = [
+            {"label": QUALITY[metric].label, "value": _decimal(values[metric][split], 3)}
+            for metric in HEADLINE_METRICS
+            if split in values.get(metric, {})
+        ]
+        if large:
+            return {"split": split, "scores": large}
+    return {"split": None, "scores": []}
+
+
+def _score_tables(scores: pl.DataFrame) -> dict[str, Any]:
+    values = _by_metric(scores)
+    held = {split for by_split in values.values() for split in by_split}
+    splits = [split for split in reversed(SPLITS) if split in held]
+    other = {name: Metric(name, "") for name in values if name not in QUALITY and name not in COLLAPSE}
+
+    def rows(metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
+        return [
+            {
+                "label": metric.label,
+                "reading": metric.reading,
+                "values": [_in_form(values[name].get(split), metric.form) for split in splits],
+            }
+            for name, metric in metrics.items()
+            if name in values
+        ]
+
+    return {"splits": splits, "quality": rows(QUALITY), "collapse": rows(COLLAPSE | other)}
+
+
+def _in_form(value: float | None, form: str) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    if form == "count":
+        return _decimal(value, 0)
+    return f"{value:.1%}".replace("%", " %") if form == "share" else _decimal(value, 3)
+
+
+def _curve(name: str, curve: pl.DataFrame) -> dict[str, Any]:
+    title = name.replace("_", " ")
+    best = curve.filter("best")["epoch"].to_list()
+    return {
+        "title": title,
+        "picture": _data_uri("image/svg+xml", draw_curve(curve, title).encode()),
+        "epochs": curve.height,
+        "best": best[0] if best else None,
+        "rows": curve.head(MOST_EPOCHS).to_dicts(),
+    }
+
+
+def _reject_groups(
+    rejects: pl.DataFrame, thumbnails: Mapping[str, np.ndarray], thumbnail_px: int
+) -> dict[str, Any]:
+    counts = rejects.group_by("reason").len().sort(["len", "reason"], descending=[True, False])
+    groups = [
+        {
+            "reason": reason,
+            "meaning": _sentence(REASONS.get(reason, reason)),
+            "count": count,
+            "notice": reason in NOTICES,
+            "examples": _examples(rejects.filter(pl.col("reason") == reason), thumbnails, thumbnail_px),
+        }
+        for reason, count in counts.iter_rows()
+    ]
+    groups.sort(key=lambda group: group["notice"])  # stable: losses first, then what describes the data set
+    losses = sum(group["count"] for group in groups if not group["notice"])
+    return {"groups": groups, "losses": losses, "notices": rejects.height - losses}
+
+
+def _examples(
+    rejects: pl.DataFrame, thumbnails: Mapping[str, np.ndarray], thumbnail_px: int
+) -> list[dict[str, Any]]:
+    """The first few of `rejects`, those with a picture before the others."""
+    with_picture = pl.col("name").is_in([name for name in thumbnails if _is_unicode(name)])
+    first = rejects.sort(with_picture, descending=True, maintain_order=True).head(EXAMPLES_A_REASON)
+    return [
+        row
+        | {"picture": thumbnail(thumbnails[row["name"]], thumbnail_px) if row["name"] in thumbnails else None}
+        for row in first.iter_rows(named=True)
+    ]
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _gallery_entry(item: GalleryItem, thumbnail_px: int) -> dict[str, Any]:
+    words = item.attention or ()
+    return {
+        "path": item.path,
+        "split": item.split,
+        "picture": thumbnail(item.square, thumbnail_px),
+        "caption": item.caption,
+        "score": item.score,
+        "alternatives": [row for row in item.alternatives if row["caption"] != item.caption],
+        "references": item.references[:MOST_REFERENCES],
+        "more_references": max(0, len(item.references) - MOST_REFERENCES),
+        "words": list(_word_pictures(item.square, words[:MOST_WORDS], min(WORD_PX, thumbnail_px))),
+        "more_words": max(0, len(words) - MOST_WORDS),
+    }
+
+
+def _word_pictures(
+    square: np.ndarray, words: Iterable[tuple[str, np.ndarray]], side_px: int
+) -> Iterable[dict[str, Any]]:
+    for word, weights in words:
+        yield {"word": word, "picture": thumbnail(heat_map(square, weights, side_px), side_px, quality=75)}
+
+
+def _settings_rows(settings: Settings) -> list[dict[str, Any]]:
+    rows = []
+    for stage, model in settings:
+        for name, info in type(model).model_fields.items():
+            value = getattr(model, name)
+            rows.append(
+                {
+                    "stage": stage,
+                    "name": name,
+                    "value": str(value),
+                    "default": str(info.default),
+                    "changed": value != info.default,
+                    "description": info.description or "",
+                }
+            )
+    return rows
