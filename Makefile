@@ -1,0 +1,37 @@
+# `make demo` and `make test` need Python 3.11 and a package registry, nothing else.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: demo test install lint lock clean
+.DELETE_ON_ERROR:
+
+demo: install
+	$(BIN)/cutline run data/sample --config data/sample/cutline.yaml
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+install: $(STAMP)
+
+# The lock is complete, so nothing is resolved (--no-deps); every file is checked by its hash.
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
+	$(BIN)/python -c 'import sys; assert sys.version_info[:2] == (3, 11), f"expected Python 3.11, found {sys.version}; set PYTHON=..."'
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/pip check
+	touch $(STAMP)
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Writes the lock anew from pyproject.toml; needs uv.
+lock:
+	uv pip compile -q --universal --no-strip-extras --python-version 3.11 --generate-hashes --extra dev \
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv data/workspace

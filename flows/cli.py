@@ -1,0 +1,260 @@
+"""The command line: thin doors to the flows.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but more was rejected than the set rate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from schemas.errors import CutlineError, UnknownDataset, UsageError
+
+DONE, FAILED, WRONG_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
+DEFAULT_WORKSPACE = Path(__file__).resolve().parents[1] / "data" / "workspace"
+
+
+class Commands(click.Group):
+    """Turns Cutline's errors into one message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (UsageError, UnknownDataset) as error:
+            click.echo(f"cutline: {error}", err=True)
+            ctx.exit(WRONG_USAGE)
+        except CutlineError as error:
+            click.echo(f"cutline: {error}", err=True)
+            ctx.exit(FAILED)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(DONE)
+
+
+def examples(*lines: str) -> str:
+    """The examples at the end of a command's help."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+workspace_option = click.option(
+    "--workspace",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=DEFAULT_WORKSPACE,
+    show_default="data/workspace",
+    help="Folder for everything that is made.",
+)
+config_option = click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file of settings: a mapping a stage.",
+)
+set_option = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="STAGE.KEY=VALUE",
+    help="One setting; goes before --config.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="The run's record on standard output, all else on standard error."
+)
+deep_option = click.option("--deep", is_flag=True, help="Hash every output again, not only those touched.")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="cutline", message="cutline %(version)s")
+def main() -> None:
+    """From folders of photographs to captions: cached, validated, rerunnable stages.
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 wrong usage,
+    3 done but more was rejected than ingest.max_reject_rate.
+    """
+
+
+@main.command(
+    epilog=examples("cutline run data/sample", "cutline run ~/flickr8k --set fusion.kind=concat --json")
+)
+@click.argument("dataset", type=click.Path(path_type=Path))
+@config_option
+@set_option
+@workspace_option
+@deep_option
+@json_option
+def run(
+    dataset: Path,
+    config: Path | None,
+    assignments: tuple[str, ...],
+    workspace: Path,
+    deep: bool,
+    as_json: bool,
+) -> None:
+    """Run every stage on DATASET: train, caption, score, report. Makes only what is missing."""
+    from flows.config import read_settings
+    from flows.run import run as run_stages
+
+    settings = read_settings(config, assignments)
+    record = run_stages(dataset, settings, workspace, deep)
+    if as_json:
+        click.echo(_as_json(record))
+    from flows.tables import show_run
+
+    show_run(record)
+    _exit(record.reject_rate, settings.ingest.max_reject_rate)
+
+
+@main.command(
+    epilog=examples("cutline status data/sample", "cutline status data/sample --set images.crop=pad")
+)
+@click.argument("dataset", type=click.Path(path_type=Path))
+@config_option
+@set_option
+@workspace_option
+@deep_option
+@json_option
+def status(
+    dataset: Path,
+    config: Path | None,
+    assignments: tuple[str, ...],
+    workspace: Path,
+    deep: bool,
+    as_json: bool,
+) -> None:
+    """Say what a run on DATASET would make, and why, without running."""
+    from flows.config import read_settings
+    from flows.run import status as look
+
+    record = look(dataset, read_settings(config, assignments), workspace, deep)
+    if as_json:
+        click.echo(_as_json(record))
+    from flows.tables import show_status
+
+    show_status(record)
+
+
+@main.command(
+    epilog=examples(
+        "cutline caption ~/Pictures --model data/workspace/bundles/sample-1f2e3d4c --out captions.parquet",
+        "cutline caption a.jpg b.jpg --model BUNDLE --out captions.jsonl --set caption.beam=5",
+    )
+)
+@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--model", required=True, type=click.Path(path_type=Path), help="A bundle: a folder that a run made."
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Ends in .parquet, .jsonl, .csv, or .json (COCO results).",
+)
+@set_option
+@workspace_option
+@json_option
+def caption(
+    photos: tuple[Path, ...],
+    model: Path,
+    out: Path,
+    assignments: tuple[str, ...],
+    workspace: Path,
+    as_json: bool,
+) -> None:
+    """Caption PHOTOS (files, folders or a Parquet manifest) with a trained bundle."""
+    from flows.captioning import caption as caption_photos
+    from flows.config import parse_assignments
+
+    record, limit = caption_photos(list(photos), model, out, parse_assignments(assignments), workspace)
+    if as_json:
+        click.echo(_as_json(record))
+    from flows.tables import show_run
+
+    show_run(record)
+    _exit(record.reject_rate, limit)
+
+
+@main.command(
+    epilog=examples(
+        "cutline evaluate captions.jsonl ~/coco/annotations/captions_val2017.json",
+        "cutline evaluate results.json refs.jsonl --json",
+    )
+)
+@click.argument("predictions", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("references", type=click.Path(exists=True, path_type=Path))
+@click.option("--meteor", is_flag=True, help="METEOR too; needs Java.")
+@click.option("--json", "as_json", is_flag=True, help="The scores as one JSON object on standard output.")
+def evaluate(predictions: Path, references: Path, meteor: bool, as_json: bool) -> None:
+    """Score PREDICTIONS against REFERENCES: BLEU, ROUGE-L, CIDEr."""
+    from tasks.evaluate import read_predictions, read_references, score
+
+    scores = score(read_predictions(predictions), read_references(references), meteor)
+    if as_json:
+        click.echo(json.dumps(scores))
+    else:
+        for name, value in scores.items():
+            click.echo(f"{name:<8} {value:.4f}")
+
+
+@main.command(epilog=examples("cutline rejects", "cutline rejects data/sample --retry"))
+@click.argument("dataset", required=False, type=click.Path(path_type=Path))
+@click.option("--retry", is_flag=True, help="Read and make again what was rejected; the rest is taken over.")
+@workspace_option
+@json_option
+def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -> None:
+    """List what the last run (on DATASET) rejected, and why; or try it again."""
+    from flows.run import last_rejects, retry_rejects
+    from flows.tables import show_rejects, show_run
+
+    if retry:
+        record = retry_rejects(dataset, workspace)
+        if as_json:
+            click.echo(_as_json(record))
+        show_run(record)
+        return
+    frame = last_rejects(dataset, workspace)
+    if as_json:
+        click.echo(json.dumps(frame.to_dicts(), ensure_ascii=False))
+    else:
+        show_rejects(frame)
+
+
+@main.command(epilog=examples("cutline prune", "cutline prune --keep 1 --yes"))
+@click.option(
+    "--keep", type=click.IntRange(min=1), help="Forget all but the newest runs of each data set first."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@workspace_option
+def prune(keep: int | None, yes: bool, workspace: Path) -> None:
+    """Remove what no run refers to, after showing what and how much."""
+    from flows.prune import find_unused, remove
+
+    unused = find_unused(workspace, keep)
+    if not unused.paths:
+        click.echo("nothing to remove: every file is one that a run refers to")
+        return
+    for kind, (count, size) in unused.by_kind().items():
+        click.echo(f"{kind:<24} {count:>7,} files {size / 1e6:>12,.1f} MB")
+    if not yes:
+        click.confirm("Remove these files?", abort=True)
+    remove(unused)
+    click.echo(f"removed {len(unused.paths):,} files, {unused.size / 1e6:,.1f} MB")
+
+
+def _as_json(record: Any) -> str:
+    """The run's record for programs."""
+    names = {"run", "workspace", "report", "bundle", "captions", "rejects", "scores", "reject_rate", "stages"}
+    return record.model_dump_json(include=names)
+
+
+def _exit(rate: float, limit: float) -> None:
+    if rate > limit:
+        click.echo(
+            f"cutline: {rate:.1%} of the rows were rejected, more than ingest.max_reject_rate={limit:.1%}; "
+            "see `cutline rejects`, or raise the rate",
+            err=True,
+        )
+        sys.exit(TOO_MANY_REJECTS)

@@ -1,0 +1,399 @@
+"""Which stage comes after which: the whole of a run on one screen, and captioning on half of one.
+
+The same lines serve to look (a walk without a maker) and to run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from tasks.ingest import listing_digest
+from tasks.networks import weights_digest
+
+from schemas.records import Record
+from schemas.settings import Settings, StageSettings
+from tasks import stages
+from tasks.captions import load_stopwords
+from tasks.shards import Cut, Shard, Stage, cut, lineage_of
+from tasks.walk import Walk, Walked
+from tasks.workspace import digest_of
+
+PHOTOS_A_SHARD = 256
+CAPTIONS_A_SHARD = 4096
+PAIRED = ("train", "dev", "test")  # families of captions that have a photograph
+LEARNED_FROM = ("train", "train-text")  # families whose words a model may see
+
+Known = Record | None  # None: not made yet
+
+
+def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
+    """From a data set to captions, scores, a bundle and a report."""
+    wiring = Wiring(walk, dataset, settings)
+    ingest = wiring.ingest()
+    features = wiring.image_features(wiring.images(ingest))
+    tokens = wiring.tokens(ingest)
+    vocabulary = wiring.vocabulary(tokens)
+    language_model = wiring.language_model(tokens, vocabulary)
+    text_features = wiring.text_features(tokens, vocabulary, language_model)
+    fusion = wiring.fusion(ingest, tokens, features, text_features, vocabulary, language_model)
+    model = {"language_model": language_model, "fusion": fusion, "vocabulary": vocabulary}
+    captioned = wiring.caption(features, model)
+    scores = wiring.evaluate(ingest, tokens, captioned)
+    bundle = wiring.bundle(ingest, model, scores)
+    wiring.report(ingest, captioned, model, scores, bundle)
+
+
+class Wiring:
+    """Builds the shards of each stage from the records of the stages before it."""
+
+    def __init__(self, walk: Walk, dataset: Path, settings: Settings) -> None:
+        self.walk = walk
+        self.dataset = dataset
+        self.settings = settings
+        self.shared_sources = {"settings": settings.model_dump(), "dataset": str(dataset)}
+
+    # -- one shard from whole tables, or from many shards ----------------------------------------
+
+    def _whole(
+        self,
+        stage: Stage,
+        settings: StageSettings,
+        inputs: Mapping[str, str],
+        sources: Mapping[str, Any],
+        needs: Sequence[Known],
+        place: str = "",
+    ) -> Walked:
+        """A stage of one shard; unknown where any of `needs` is."""
+        if any(need is None for need in needs):
+            return self.walk.stage(stage, [None])
+        rows = sum(need.rows_out for need in needs if need)
+        shard = Shard(
+            stage=stage,
+            place=place or str(self.dataset),
+            inputs=dict(inputs),
+            settings=settings.model_dump(),
+            lineage="",
+            sources={**self.shared_sources, **sources},
+            rows=rows,
+            title=self.dataset.name or "photographs",
+        )
+        return self.walk.stage(stage, [shard])
+
+    def _cut(
+        self, stage: Stage, settings: StageSettings, table: str, ingest: Walked, **inputs: str
+    ) -> Walked:
+        """A stage over rows of an ingest table, cut by content within each family."""
+        record = ingest.one
+        if record is None:
+            return self.walk.stage(stage, [None])
+        path = record.output(f"{table}.parquet").path
+        lineage = lineage_of(stage, settings.model_dump(), "", **inputs)
+        shards: list[Shard | None] = []
+        for part, ids in _families(self.walk.workspace.root / path, table):
+            shards.append(
+                Shard(
+                    stage=stage,
+                    place=part.place,
+                    inputs={"rows": _digest_of_ids(ids), **inputs},
+                    settings=settings.model_dump(),
+                    lineage=lineage,
+                    sources={**self.shared_sources, "rows": path, "start": part.start},
+                    rows=part.stop - part.start,
+                )
+            )
+        return self.walk.stage(stage, shards)
+
+    def _follow(
+        self,
+        stage: Stage,
+        settings: StageSettings,
+        before: Sequence[Known],
+        source: str,
+        others: Mapping[str, tuple[Known, str]],
+        **inputs: str,
+    ) -> Walked:
+        """A stage with a shard for each shard of the stage before it.
+
+        `others` are single records that every shard needs too: name -> (record, output).
+        """
+        single = {name: record.output(output) for name, (record, output) in others.items() if record}
+        if len(single) < len(others):
+            return self.walk.stage(stage, [None] * len(before))
+        inputs = {**inputs, **{name: output.digest for name, output in single.items()}}
+        shards: list[Shard | None] = []
+        for record in before:
+            if record is None:
+                shards.append(None)
+                continue
+            rows = record.outputs[0] if len(record.outputs) == 1 else record.output(f"{source}.parquet")
+            shards.append(
+                Shard(
+                    stage=stage,
+                    place=record.place,
+                    inputs={source: rows.digest, **inputs},
+                    settings=settings.model_dump(),
+                    lineage=lineage_of(stage, settings.model_dump(), record.lineage, **inputs),
+                    sources={
+                        **self.shared_sources,
+                        source: rows.path,
+                        **{name: output.path for name, output in single.items()},
+                    },
+                    rows=record.rows_out,
+                )
+            )
+        return self.walk.stage(stage, shards)
+
+    # -- the stages --------------------------------------------------------------------------------
+
+    def ingest(self) -> Walked:
+        place = str(self.dataset.resolve())
+        known = next(
+            (record for record in self.walk.workspace.records("ingest") if record.place == place), None
+        )
+        return self._whole(
+            stages.INGEST,
+            self.settings.ingest,
+            {"files": listing_digest(self.dataset)},
+            {"known": known.output("files.parquet").path if known else None},
+            needs=[],
+            place=place,
+        )
+
+    def images(self, ingest: Walked) -> Walked:
+        return self._cut(stages.IMAGES, self.settings.images, "photos", ingest)
+
+    def image_features(self, images: Walked) -> Walked:
+        settings = self.settings.image_features
+        weights = weights_digest(settings)
+        return self._follow(stages.IMAGE_FEATURES, settings, images.records, "images", {}, weights=weights)
+
+    def tokens(self, ingest: Walked) -> Walked:
+        settings = self.settings.captions
+        stopwords = digest_of(sorted(load_stopwords(settings.stopwords)))
+        return self._cut(stages.CAPTIONS, settings, "captions", ingest, stopwords=stopwords)
+
+    def vocabulary(self, tokens: Walked) -> Walked:
+        train = tokens.of(*LEARNED_FROM)
+        return self._whole(
+            stages.VOCABULARY,
+            self.settings.vocabulary,
+            _digests(train, "tokens"),
+            {"tokens": _paths(train, "tokens")},
+            needs=train,
+        )
+
+    def language_model(self, tokens: Walked, vocabulary: Walked) -> Walked:
+        train, dev = tokens.of(*LEARNED_FROM), tokens.of("dev")
+        return self._whole(
+            stages.LANGUAGE_MODEL,
+            self.settings.language_model,
+            {**_digests([*train, *dev], "tokens"), **_digests([vocabulary.one], "vocabulary")},
+            {
+                "train": _paths(train, "tokens"),
+                "dev": _paths(dev, "tokens"),
+                "vocabulary": _path(vocabulary.one, "vocabulary.parquet"),
+            },
+            needs=[*train, *dev, vocabulary.one],
+        )
+
+    def text_features(self, tokens: Walked, vocabulary: Walked, language_model: Walked) -> Walked:
+        return self._follow(
+            stages.TEXT_FEATURES,
+            self.settings.text_features,
+            tokens.of(*PAIRED),
+            "tokens",
+            {
+                "vocabulary": (vocabulary.one, "vocabulary.parquet"),
+                "language_model": (language_model.one, "language_model.weights.h5"),
+            },
+        )
+
+    def fusion(
+        self,
+        ingest: Walked,
+        tokens: Walked,
+        features: Walked,
+        text_features: Walked,
+        vocabulary: Walked,
+        language_model: Walked,
+    ) -> Walked:
+        """Learns from the train split, stops by the dev split; other rows do not touch its key."""
+        photos, captions = features.of("train", "dev"), text_features.of("train", "dev")
+        words = tokens.of("train", "dev")
+        needs = [ingest.one, vocabulary.one, language_model.one, *photos, *captions, *words]
+        if any(need is None for need in needs):
+            return self.walk.stage(stages.FUSION, [None])
+        pairs = _path(ingest.one, "captions.parquet")
+        return self._whole(
+            stages.FUSION,
+            self.settings.fusion,
+            {
+                "pairs": _digest_of_pairs(self.walk.workspace.root / pairs),
+                **_digests(photos, "image_features"),
+                **_digests(captions, "text_features"),
+                **_digests([vocabulary.one], "vocabulary"),
+                "language_model": _digest(language_model.one, "language_model.weights.h5"),
+            },
+            {
+                "captions": pairs,
+                "tokens": _paths(words, "tokens"),
+                "image_features": _paths(photos, "image_features"),
+                "text_features": _paths(captions, "text_features"),
+                "vocabulary": _path(vocabulary.one, "vocabulary.parquet"),
+                "language_model": _path(language_model.one, "language_model.weights.h5"),
+            },
+            needs=needs,
+        )
+
+    def caption(self, features: Walked, model: Mapping[str, Walked]) -> Walked:
+        return self._follow(
+            stages.CAPTION,
+            self.settings.caption,
+            features.records,
+            "image_features",
+            {name: (walked.one, MODEL_FILES[name]) for name, walked in model.items()},
+        )
+
+    def evaluate(self, ingest: Walked, tokens: Walked, captioned: Walked) -> Walked:
+        scored, train = captioned.of("dev", "test"), tokens.of("train")
+        references = tokens.of("dev", "test")  # the references that count are those with photographs
+        return self._whole(
+            stages.EVALUATE,
+            self.settings.evaluate,
+            {**_digests(scored, "predictions"), **_digests([*train, *references], "tokens")},
+            {
+                "predictions": _paths(scored, "predictions"),
+                "captions": _path(ingest.one, "captions.parquet"),
+                "photos": _path(ingest.one, "photos.parquet"),
+                "train": _paths(train, "tokens"),
+            },
+            needs=[ingest.one, *scored, *train, *references],
+        )
+
+    def bundle(self, ingest: Walked, model: Mapping[str, Walked], scores: Walked) -> Walked:
+        files = {name: walked.one for name, walked in model.items()}
+        made_with = {
+            name: getattr(self.settings, name).model_dump()
+            for name in ("images", "image_features", "language_model", "fusion", "caption")
+        }
+        return self._whole(
+            stages.BUNDLE,
+            self.settings.caption,
+            {
+                **{name: _digest(record, MODEL_FILES[name]) for name, record in files.items()},
+                "scores": _digest(scores.one, "scores.parquet"),
+                "settings": digest_of(made_with),
+                "weights": weights_digest(self.settings.image_features),
+            },
+            {
+                **{name: _path(record, MODEL_FILES[name]) for name, record in files.items()},
+                "scores": _path(scores.one, "scores.parquet"),
+                "photos": _path(ingest.one, "photos.parquet"),
+                "captions": _path(ingest.one, "captions.parquet"),
+            },
+            needs=[ingest.one, scores.one, *files.values()],
+        )
+
+    def report(
+        self, ingest: Walked, captioned: Walked, model: Mapping[str, Walked], scores: Walked, bundle: Walked
+    ) -> Walked:
+        """The page, the captions and the rejects of the run in files for people."""
+        walked = list(self.walk.stages)
+        records = [record for stage in walked for record in stage.present]
+        rejects = [record for record in records if record.has("rejects.parquet")]
+        images, features = walked[1], walked[2]
+        curves = {name: model[name].one for name in ("language_model", "fusion")}
+        return self._whole(
+            stages.REPORT,
+            self.settings.report,
+            {
+                **_digests([ingest.one], "photos"),
+                **_digests([ingest.one], "captions"),
+                **{
+                    f"rejects {record.stage} {record.place}": _digest(record, "rejects.parquet")
+                    for record in rejects
+                },
+                **_digests(captioned.records, "predictions"),
+                **{f"curve {name}": _digest(record, "curve.parquet") for name, record in curves.items()},
+                "scores": _digest(scores.one, "scores.parquet"),
+                "settings": digest_of(self.settings.model_dump()),
+            },
+            {
+                "photos": _path(ingest.one, "photos.parquet"),
+                "captions": _path(ingest.one, "captions.parquet"),
+                "rejects": [_path(record, "rejects.parquet") for record in rejects],
+                "predictions": _paths(captioned.records, "predictions"),
+                "images": {record.place: _path(record, "images.parquet") for record in images.present},
+                "features": {
+                    record.place: _path(record, "image_features.parquet") for record in features.present
+                },
+                "curves": {name: _path(record, "curve.parquet") for name, record in curves.items()},
+                "scores": _path(scores.one, "scores.parquet"),
+                "bundle": _path(bundle.one, "bundle.json"),
+                "stages": [stage.summary().model_dump() for stage in walked],
+            },
+            needs=[ingest.one, scores.one, bundle.one, *captioned.records, *curves.values()],
+        )
+
+
+MODEL_FILES = {
+    "language_model": "language_model.weights.h5",
+    "fusion": "fusion.weights.h5",
+    "vocabulary": "vocabulary.parquet",
+}
+
+
+def _families(path: Path, table: str) -> list[tuple[Cut, list[str]]]:
+    """The shards of an ingest table, which is sorted by family and id, with the ids of each."""
+    if table == "photos":
+        frame = pl.read_parquet(path, columns=["photo_id", "split"]).select("photo_id", family="split")
+        most = PHOTOS_A_SHARD
+    else:
+        alone = pl.when(pl.col("photo_id").is_null()).then(pl.lit("-text")).otherwise(pl.lit(""))
+        frame = pl.read_parquet(path, columns=["caption_id", "photo_id", "split"]).select(
+            "caption_id", family=pl.col("split") + alone
+        )
+        most = CAPTIONS_A_SHARD
+    found = []
+    start = 0
+    for (family,), part in frame.group_by("family", maintain_order=True):
+        ids = part[:, 0].to_list()
+        found += [
+            (one, ids[one.start - start : one.stop - start]) for one in cut(ids, str(family), most, start)
+        ]
+        start += len(ids)
+    return found
+
+
+def _digest_of_ids(ids: Sequence[str]) -> str:
+    return hashlib.blake2b("".join(ids).encode(), digest_size=16).hexdigest()
+
+
+def _digest_of_pairs(captions: Path) -> str:
+    """Digest of which training and dev caption belongs to which photograph."""
+    frame = pl.read_parquet(captions, columns=["caption_id", "photo_id", "split"])
+    pairs = frame.filter(pl.col("photo_id").is_not_null() & pl.col("split").is_in(["train", "dev"]))
+    return _digest_of_ids(pairs.select(pl.concat_str(pl.all())).to_series().to_list())
+
+
+def _digest(record: Known, output: str) -> str:
+    return record.output(output).digest if record else ""
+
+
+def _path(record: Known, output: str) -> str:
+    return record.output(output).path if record else ""
+
+
+def _digests(records: Sequence[Known], table: str) -> dict[str, str]:
+    """Name -> digest of a table's shards; the name says which, so that a change can be told."""
+    return {
+        f"{table} {record.place}".strip(): _digest(record, f"{table}.parquet") for record in records if record
+    }
+
+
+def _paths(records: Sequence[Known], table: str) -> list[str]:
+    return [_path(record, f"{table}.parquet") for record in records if record]

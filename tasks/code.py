@@ -1,0 +1,160 @@
+"""The digest of the code that makes a shard.
+
+Code is an input of a cache. From a stage's function on, every definition of the project that it
+reaches (through names, also those imported inside functions) is digested from its syntax tree:
+comments, layout and docstrings are left out. Left out too are `schemas`, which holds tables to a
+form (settings are part of a key by their values), and the store.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGES = ("tasks",)
+# How shards are kept and looked up says nothing about what is in them.
+STORE = ("tasks.workspace", "tasks.shards", "tasks.code", "tasks.walk")
+
+
+@cache
+def code_of(function: str, *files: str) -> dict[str, str]:
+    """Digest of each definition that `function` ("tasks.images:make_images") reaches, by name.
+
+    `files` are further files that the function reads, relative to the repository (a template, say).
+    """
+    found: dict[str, str] = {}
+    waiting = [tuple(function.split(":"))]
+    while waiting:
+        module, name = waiting.pop()
+        label = f"{module.replace('.', '/')}.py {name}"
+        if label in found or module in STORE:
+            continue
+        source = _Module.of(module)
+        definition = source.definitions.get(name)
+        if definition is None:  # re-exported: follow the import
+            waiting.extend([source.imported[name]] if name in source.imported else [])
+            continue
+        found[label] = _digest(_dump(definition))
+        if source.loose:
+            found[f"{module.replace('.', '/')}.py (module)"] = _digest(source.loose)
+        waiting.extend(source.reached(definition))
+    for file in files:
+        found[file] = _digest((REPOSITORY / file).read_text(encoding="utf-8"))
+    return dict(sorted(found.items()))
+
+
+def code_digest(code: dict[str, str]) -> str:
+    """One digest for the definitions of `code_of`."""
+    return _digest(json.dumps(code, sort_keys=True))
+
+
+def changed_definitions(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Names of the definitions that differ, are new or are gone."""
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+class _Module:
+    """The definitions and imports of one source file."""
+
+    def __init__(self, name: str) -> None:
+        path = REPOSITORY / Path(*name.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        tree = ast.parse(file.read_bytes())
+        self.name = name
+        self.definitions: dict[str, ast.stmt] = {}
+        self.imported: dict[str, tuple[str, str]] = {}
+        loose = []
+        for statement in tree.body:
+            names = _defined_names(statement)
+            for defined in names:
+                self.definitions[defined] = statement
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                self.imported |= _project_imports(statement)
+            elif not names and not _is_for_type_checking(statement) and not _is_docstring(statement):
+                loose.append(_dump(statement))  # runs when the module is imported
+        self.loose = "\n".join(loose)
+
+    @staticmethod
+    @cache
+    def of(name: str) -> _Module:
+        return _Module(name)
+
+    def reached(self, definition: ast.stmt) -> list[tuple[str, str]]:
+        """(module, name) of each definition of the project that `definition` names."""
+        imported = dict(self.imported)
+        for node in ast.walk(definition):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imported |= _project_imports(node)
+        reached = []
+        for node in ast.walk(definition):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                module, attribute = imported.get(node.value.id, ("", ""))
+                if attribute == "":  # `from tasks import images`, then `images.decode`
+                    reached += [(module, node.attr)] if module else []
+            elif isinstance(node, ast.Name):
+                if node.id in self.definitions:
+                    reached.append((self.name, node.id))
+                elif imported.get(node.id, ("", ""))[1]:
+                    reached.append(imported[node.id])
+        return reached
+
+
+def _project_imports(statement: ast.Import | ast.ImportFrom) -> dict[str, tuple[str, str]]:
+    """Local name -> (module, definition); the definition is empty where the name is a module."""
+    names: dict[str, tuple[str, str]] = {}
+    for alias in statement.names:
+        if isinstance(statement, ast.Import):
+            if alias.name.split(".")[0] in PACKAGES and alias.asname:
+                names[alias.asname] = (alias.name, "")
+        elif statement.module and statement.module.split(".")[0] in PACKAGES:
+            submodule = REPOSITORY / Path(*statement.module.split(".")) / f"{alias.name}.py"
+            target = (
+                (f"{statement.module}.{alias.name}", "")
+                if submodule.is_file()
+                else (statement.module, alias.name)
+            )
+            names[alias.asname or alias.name] = target
+    return names
+
+
+def _defined_names(statement: ast.stmt) -> list[str]:
+    match statement:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return [statement.name]
+        case ast.Assign():
+            return [
+                node.id
+                for target in statement.targets
+                for node in ast.walk(target)
+                if isinstance(node, ast.Name)
+            ]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+    return []
+
+
+def _is_for_type_checking(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING"
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _dump(definition: ast.AST) -> str:
+    """The syntax tree as text, without positions and docstrings."""
+
+    class Undocumented(ast.NodeTransformer):
+        def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+            return None if isinstance(node.value, ast.Constant) else node
+
+    copy = ast.parse(ast.unparse(definition))
+    return ast.dump(Undocumented().visit(copy))
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

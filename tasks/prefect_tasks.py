@@ -1,0 +1,105 @@
+"""The one module of `tasks` that knows Prefect: shards as task runs, numbers as artifacts.
+
+Prefect shows what happens; it decides nothing. Whether a shard is there is known from its record,
+so Prefect's own cache and results are off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.states import Completed
+
+from schemas.records import Record
+from tasks.shards import Advance, Shard, Stage
+from tasks.stages import make_shard
+from tasks.workspace import Workspace
+
+SECONDS_BETWEEN_UPDATES = 5.0
+
+# Shows a stage while it is made: (name, rows) -> what to call with the rows just done.
+Display = Callable[[str, int], Advance]
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
+def make(title: str, shard: Shard, root: Path, advance: Advance) -> Record:
+    """Make one shard, unless another run has made it meanwhile."""
+    workspace = Workspace(root)
+    record = None
+    if not shard.sources.get("again"):
+        record, _ = workspace.lookup(shard.stage.name, shard.key)
+    return record or make_shard(shard, workspace, advance)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
+def reuse(title: str, shards: int) -> State:
+    """Show that shards were there already."""
+    return Completed(name="Cached", message=f"{shards} shards reused")
+
+
+class PrefectMaker:
+    """Makes the missing shards of a stage as Prefect task runs, with progress for people."""
+
+    def __init__(self, workspace: Workspace, display: Display) -> None:
+        self.workspace = workspace
+        self.display = display
+
+    def __call__(self, stage: Stage, shards: list[Shard], reused: int) -> list[Record]:
+        """The records of `shards`, in order; the first failure ends the stage."""
+        rows = sum(shard.rows for shard in shards)
+        if reused:
+            reuse(f"{stage.name}: {reused} reused", reused)
+        show = self.display(stage.name, rows)
+        advance = _Progress(stage.name, rows, show)
+        try:
+            futures: list[PrefectFuture[Record]] = [
+                make.submit(_title(shard), shard, self.workspace.root, advance)  # type: ignore[arg-type]
+                for shard in shards
+            ]
+            return [future.result() for future in futures]
+        finally:
+            advance.finish()
+
+
+def _title(shard: Shard) -> str:
+    part = shard.place if "/" in shard.place and not shard.place.startswith("/") else ""
+    return f"{shard.stage.name} {part} ({shard.rows:,} rows)".replace("  ", " ")
+
+
+class _Progress:
+    """Counts rows and keeps a progress artifact in Prefect up to date, not too often."""
+
+    def __init__(self, name: str, rows: int, show: Advance) -> None:
+        self.name = name
+        self.rows = max(rows, 1)
+        self.show = show
+        self.done = 0
+        self.started = self.updated = time.monotonic()
+        self.artifact: UUID = create_progress_artifact(0.0, description=f"{name}: 0 of {rows:,} rows")  # type: ignore[assignment]
+
+    def __call__(self, rows: int) -> None:
+        self.done += rows
+        self.show(rows)
+        if time.monotonic() - self.updated >= SECONDS_BETWEEN_UPDATES:
+            self._update(min(100.0, 100 * self.done / self.rows))
+
+    def finish(self) -> None:
+        """Leave the artifact as it ended."""
+        self._update(min(100.0, 100 * self.done / self.rows))
+
+    def _update(self, percent: float) -> None:
+        self.updated = time.monotonic()
+        rate = self.done / max(self.updated - self.started, 1e-9)
+        update_progress_artifact(
+            self.artifact,
+            percent,
+            description=f"{self.name}: {self.done:,} of {self.rows:,} rows, {rate:,.1f} a second",
+        )
