@@ -1,0 +1,294 @@
+"""Captions as tokens: the words a person reads, in the style of the Penn Treebank."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+
+import polars as pl
+
+from schemas.errors import UsageError
+from schemas.tables import REJECTS_DTYPES
+
+TOKENS_DTYPES = {
+    "caption_id": pl.String,
+    "tokens": pl.List(pl.String),
+    "content_tokens": pl.List(pl.String),
+}
+_ROWS_A_STEP = 1_000  # captions between two reports of progress
+_NAME_LENGTH = 200  # characters of a rejected caption that its row shows
+_REMEMBERED_LENGTH = 64  # a longer run of characters is no word that comes back
+
+# Abbreviations whose period belongs to the word, as in the Treebank: "st.", but "dog" and ".".
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof rev hon gov gen col maj capt lt sgt cpl sen rep pres jr sr bros "
+    "st ave blvd rd mt ft ct bldg inc co corp ltd dept univ est tel etc vs cf al ph.d "
+    "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri "
+    "calif conn fla ga ky va ind ariz colo minn mo okla tenn wis".split()
+)
+_INITIALS = re.compile(r"[a-z](?:\.[a-z])+")  # u.s, d.c
+_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&#39;": "'"}
+_ENTITY = re.compile("|".join(_ENTITIES))
+
+# Words of letters alone that NLTK's tokenizer takes apart.
+_TWO_WORDS = frozenset("cannot gimme gonna gotta lemme wanna".split())
+
+# Characters that are not seen: soft hyphen, direction marks, word joiner, byte order mark,
+# variation selectors, tags. The two joiners mean something between letters of Arabic and Indic
+# scripts only.
+_UNSEEN = re.compile(
+    r"[\u00ad\u061c\u200e\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef]"
+    r"|(?<![\u0600-\u1aff])[\u200c\u200d]|[\u200c\u200d](?![\u0600-\u1aff])"
+)
+_SPELLINGS = str.maketrans(
+    dict.fromkeys("’‘‛´ʼ＇′", "'")
+    | dict.fromkeys("“”„‟«»‹›″`", '"')
+    | dict.fromkeys("‐‑−", "-")
+    | dict.fromkeys("‒–—―", " -- ")
+    | dict.fromkeys("…‥", "...")
+    | {"¼": " 1/4", "½": " 1/2", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3"}
+)
+
+# Where a space must stand before NLTK's tokenizer sees the text: what the Treebank's tokenizer for
+# captions takes apart and NLTK's does not. No rule looks past a space, so that a word's tokens do
+# not depend on its neighbours.
+_SPACING: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\ud800-\udfff]"), " "),
+    (re.compile(r"\"|''+"), " "),
+    # Chinese and Japanese put no space between words: each character is a token.
+    (re.compile(r"[々\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"), r" \g<0> "),
+    (re.compile(r"\.{2,}"), " ... "),
+    (re.compile(r"-{2,}"), " -- "),
+    (re.compile(r"[=~|^\\]|\+(?!\d)"), r" \g<0> "),
+    (re.compile(r"(?<!\S)/|/(?!\S)"), " / "),
+    (re.compile(r"('s?)-(?=\w)"), r" \1 - "),  # bird's-eye
+    (re.compile(r"(?<!\S)-(?=[^\s\d-])|-(?=[,.;:!?)\]}]|(?!\S))"), " - "),
+    (re.compile(r"(\d)'(?=\d)"), r"\1 ' "),  # 6'2
+    (re.compile(r"(:\d\d)([ap]m)\b"), r"\1 \2"),
+    (re.compile(r"(?<!\S)\.(?=[^\W\d_])"), " . "),
+)
+_LAST_PERIOD = re.compile(r"(?<![\w.'-])([\w.'-]*)\.(?=[\])}>',;:!?]*(?!\S))")
+# A dot or quote inside a Catalan or Hebrew word is part of it.
+_SYMBOL = re.compile(r"(?!(?<=\w)[\u00b7\u2027\u05f3\u05f4](?=\w))[^\w\s\x00-\x7f]")
+
+
+def tokenize(text: str) -> list[str]:
+    """The words of a caption: lower case, accents composed (NFC), no punctuation.
+
+    NLTK's `NLTKWordTokenizer` cuts the text, as it needs no downloaded data and follows the Penn
+    Treebank, which is what captions are scored on (see `tasks.evaluate`). A token needs a letter or
+    a digit of some script; so punctuation, symbols and emoji go. Hyphenated words stay whole,
+    contractions and possessives come apart, and abbreviations keep their period.
+
+    =========================  ===============================  ========================
+    text                       tokens                           content_tokens (English)
+    =========================  ===============================  ========================
+    ``A dog!``                 [a, dog]                         [dog]
+    ``The man's hat.``         [the, man, 's, hat]              [man, hat]
+    ``They don't run…``        [they, do, n't, run]             [run]
+    ``a black-and-white cat``  [a, black-and-white, cat]        [black-and-white, cat]
+    ``2 cars on Main St.``     [2, cars, on, main, st.]         [2, cars, main, st.]
+    ``Zwei Füße im Gras``      [zwei, füße, im, gras]           [zwei, füße, im, gras]
+    ``कुत्ता दौड़ रहा है।``         [कुत्ता, दौड़, रहा, है]               [कुत्ता, दौड़, रहा, है]
+    ``一只狗。``                 [一, 只, 狗]                       [一, 只, 狗]
+    =========================  ===============================  ========================
+    """
+    return [token for token in split(text) if is_word(token)]
+
+
+def is_word(token: str) -> bool:
+    """Whether a token holds a letter or a digit of any script."""
+    return token.isalnum() or any(map(str.isalnum, token))
+
+
+def split(text: str) -> list[str]:
+    """All tokens of a text, punctuation too: `split_plainly`, remembering words it has seen.
+
+    Captions say the same words again and again; no rule of `split_plainly` looks past a space, so
+    a text's tokens are those of its words, one after the other.
+    """
+    tokens: list[str] = []
+    for word in text.split():
+        tokens += _split_word(word) if len(word) <= _REMEMBERED_LENGTH else split_plainly(word)
+    return tokens
+
+
+def split_plainly(text: str) -> list[str]:
+    """All tokens of a text, punctuation too, by one call of NLTK's tokenizer."""
+    # The last period of a text would be cut from "st." too: a period of our own takes its place.
+    return _tokenizer()(_prepare(text) + " .")[:-1]
+
+
+@lru_cache(maxsize=2**16)
+def _split_word(word: str) -> tuple[str, ...]:
+    lower = word.lower()
+    if word.isascii() and word.isalpha() and lower not in _TWO_WORDS:
+        return (lower,)  # no rule touches it
+    return tuple(split_plainly(word))
+
+
+@cache
+def _tokenizer() -> Callable[[str], list[str]]:
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+
+    return NLTKWordTokenizer().tokenize
+
+
+def _prepare(text: str) -> str:
+    """`text` in lower case, in one spelling, with spaces where NLTK's tokenizer needs them."""
+    text = _ENTITY.sub(lambda entity: _ENTITIES[entity[0]], text)
+    text = _UNSEEN.sub("", text).translate(_SPELLINGS)
+    text = unicodedata.normalize("NFC", text.lower())
+    for pattern, replacement in _SPACING:
+        text = pattern.sub(replacement, text)
+    if not text.isascii():
+        text = _SYMBOL.sub(_set_apart, text)
+    text = _LAST_PERIOD.sub(_part_period, text)
+    return " ".join(text.split())
+
+
+def _set_apart(symbol: re.Match[str]) -> str:
+    """Spaces around punctuation and symbols outside ASCII; combining marks stay where they are."""
+    character = symbol[0]
+    return f" {character} " if unicodedata.category(character)[0] in "PS" else character
+
+
+def _part_period(end: re.Match[str]) -> str:
+    word = end[1]
+    if word.endswith("."):
+        return end[0]  # an ellipsis, which stands apart already
+    belongs = word in _ABBREVIATIONS or _INITIALS.fullmatch(word)
+    return f"{word}. " if belongs else f"{word} . "
+
+
+def tokenize_captions(
+    captions: pl.DataFrame, stopwords: frozenset[str], advance: Callable[[int], None]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The `tokens` of a captions table, and `rejects` for captions that hold no word.
+
+    `captions` needs the columns caption_id and text. Rows keep their order. A caption of stop words
+    alone stays, with no content tokens.
+    """
+    ids: list[str] = []
+    tokens: list[list[str]] = []
+    content: list[list[str]] = []
+    empty: list[str] = []
+    for step in captions.select("caption_id", "text").iter_slices(_ROWS_A_STEP):
+        for caption_id, text in step.iter_rows():
+            words = tokenize(text)
+            if words:
+                ids.append(caption_id)
+                tokens.append(words)
+                content.append([word for word in words if word not in stopwords])
+            else:
+                empty.append(text)
+        advance(step.height)
+    table = pl.DataFrame(
+        {"caption_id": ids, "tokens": tokens, "content_tokens": content}, schema=TOKENS_DTYPES
+    )
+    return table, _rejects(empty)
+
+
+def _rejects(texts: Sequence[str]) -> pl.DataFrame:
+    rows = [
+        ("captions", "caption", text[:_NAME_LENGTH], "empty_caption", "no letter and no digit is in this caption")
+        for text in texts
+    ]
+    return pl.DataFrame(rows, schema=REJECTS_DTYPES, orient="row")
+
+
+def load_stopwords(setting: str) -> frozenset[str]:
+    """The stop words that `setting` names: a language, or a file with a word a line.
+
+    A language is looked up in NLTK's own lists where its `stopwords` corpus is installed (in the
+    folders that `nltk.data.path` begins with; NLTK itself, slow to import, stays out); for English
+    a list of ours steps in. A file is UTF-8, and `#` begins a comment. Words are brought into the
+    spelling of tokens; where one holds an apostrophe, its parts count too (don't: do, n't).
+
+    Raises UsageError if there is no such list, or if it is not of that form.
+    """
+    language = setting.strip().lower()
+    if language.isidentifier():
+        text = _nltk_list(language)
+        if text is None and language == "english":
+            text = Path(__file__).with_name("stopwords.txt").read_text(encoding="utf-8")
+        if text is not None:
+            return _words_of_list(text, setting)
+    return _words_of_list(_read_list(setting), setting)
+
+
+def _words_of_list(text: str, source: str) -> frozenset[str]:
+    words: set[str] = set()
+    for number, line in enumerate(text.splitlines(), start=1):
+        entry = line.partition("#")[0].split()
+        if len(entry) > 1:
+            raise UsageError(
+                f"stop words '{source}', line {number}: expected one word a line, "
+                f"found {len(entry)}: '{line.strip()[:60]}'"
+            )
+        for word in entry:
+            words |= _as_tokens(word)
+    return frozenset(words)
+
+
+def _as_tokens(word: str) -> set[str]:
+    """A listed word as the tokens that it can appear as."""
+    whole = unicodedata.normalize("NFC", word.lower()).replace("’", "'")
+    stem, apostrophe, _ = whole.partition("'")
+    if not apostrophe:
+        return {whole}
+    # Contractions come apart before n't and before the apostrophe; NLTK is not imported for this.
+    if whole.endswith("n't"):
+        return {whole, whole[:-3], "n't"} - {""}
+    return {whole, stem, whole[len(stem) :]} - {"", "'"}
+
+
+def _read_list(setting: str) -> str:
+    path = Path(setting).expanduser()
+    if not path.is_file():
+        known = ", ".join(sorted({"english", *_nltk_languages()}))
+        raise UsageError(
+            f"captions.stopwords='{setting}': neither a file nor a language whose stop words are here "
+            f"({known}); give the path of a file with a word a line, or install NLTK's lists with "
+            "'python -m nltk.downloader stopwords'"
+        )
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"captions.stopwords='{setting}': expected a text file in UTF-8; {error}") from None
+
+
+def _nltk_folders() -> Iterable[Path]:
+    """Where NLTK looks for its data, in its order."""
+    named = [folder for folder in os.environ.get("NLTK_DATA", "").split(os.pathsep) if folder]
+    yield from (Path(folder).expanduser() for folder in named)
+    yield Path("~/nltk_data").expanduser()
+    yield from (Path(sys.prefix, inner) for inner in ("nltk_data", "share/nltk_data", "lib/nltk_data"))
+    yield from (Path(root, "nltk_data") for root in ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib"))
+
+
+def _nltk_list(language: str) -> str | None:
+    """NLTK's list of a language, from its folder or the archive it came in; None where there is none."""
+    for folder in _nltk_folders():
+        plain, archive = folder / "corpora/stopwords" / language, folder / "corpora/stopwords.zip"
+        try:
+            if plain.is_file():
+                return plain.read_text(encoding="utf-8")
+            if archive.is_file():
+                with zipfile.ZipFile(archive) as lists:
+                    return lists.read(f"stopwords/{language}").decode("utf-8")
+        except (OSError, KeyError, zipfile.BadZipFile, UnicodeDecodeError):
+            continue  # a damaged or foreign corpus is as good as none
+    return None
+
+
+def _nltk_languages() -> set[str]:
+    folders = [folder / "corpora/stopwords" for folder in _nltk_folders()]
+    names = (path.name for folder in folders if folder.is_dir() for path in folder.iterdir())
+    return {name for name in names if name.isidentifier() and name.islower()}
