@@ -1,0 +1,98 @@
+"""The digest of code sees what computes, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tasks import code
+
+SOURCE = '''
+"""A stage."""
+import math
+from tasks.helper import double
+from tasks import other
+
+FACTOR = 3
+
+def make(rows):
+    """Make it."""
+    from tasks.late import late
+    return double(rows) * FACTOR + other.shift(rows) + late(rows)
+
+def unrelated():
+    return 1
+'''
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small project of its own, in the place of Cutline's."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    files = {
+        "stage": SOURCE,
+        "helper": "def double(x):\n    return x + x\n",
+        "other": "def shift(x):\n    return x + 1\n\ndef unused(x):\n    return x\n",
+        "late": "def late(x):\n    return x\n",
+    }
+    for name, source in files.items():
+        (folder / f"{name}.py").write_text(source)
+    monkeypatch.setattr(code, "REPOSITORY", tmp_path)
+    return folder
+
+
+def digest() -> dict[str, str]:
+    code.code_of.cache_clear()
+    code._Module.of.cache_clear()
+    return code.code_of("tasks.stage:make")
+
+
+def edit(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
+def test_all_definitions_that_a_stage_reaches_are_in_its_code(project: Path) -> None:
+    assert set(digest()) == {
+        "tasks/stage.py make",
+        "tasks/stage.py FACTOR",
+        "tasks/helper.py double",
+        "tasks/other.py shift",
+        "tasks/late.py late",
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("stage", '"""Make it."""', '"""Make it well."""'),
+        ("stage", "FACTOR = 3", "# three\nFACTOR  =  3  # of course"),
+        ("stage", "return 1", "return 2"),
+        ("other", "return x\n", "return -x\n"),
+        ("stage", "import math", "import math, os"),
+    ],
+    ids=["docstring", "comment and layout", "a function it does not use", "unused import", "an import"],
+)
+def test_what_does_not_compute_changes_nothing(project: Path, file: str, before: str, after: str) -> None:
+    earlier = digest()
+    edit(project / f"{file}.py", before, after)
+    assert digest() == earlier
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "named"),
+    [
+        ("stage", "* FACTOR +", "* FACTOR -", "tasks/stage.py make"),
+        ("stage", "FACTOR = 3", "FACTOR = 4", "tasks/stage.py FACTOR"),
+        ("helper", "x + x", "2 * x", "tasks/helper.py double"),
+        ("other", "x + 1", "x + 2", "tasks/other.py shift"),
+        ("late", "return x", "return x + 0", "tasks/late.py late"),
+    ],
+)
+def test_a_changed_line_is_seen_and_named(project: Path, file: str, before: str, after: str, named: str) -> None:
+    earlier = digest()
+    edit(project / f"{file}.py", before, after)
+    assert code.changed_definitions(earlier, digest()) == [named]

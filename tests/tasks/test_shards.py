@@ -1,0 +1,59 @@
+"""Rows are cut into shards by their content, and a shard says why it has to be made."""
+
+from __future__ import annotations
+
+import hashlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.shards import cut, overlaps
+
+MOST = 64
+
+
+def ids_of(numbers: list[int]) -> list[str]:
+    return sorted(hashlib.blake2b(str(number).encode(), digest_size=16).hexdigest() for number in numbers)
+
+
+def shards_of(numbers: list[int]) -> set[tuple[str, ...]]:
+    ids = ids_of(numbers)
+    return {tuple(ids[one.start : one.stop]) for one in cut(ids, "train", MOST)}
+
+
+@given(st.integers(0, 700))
+def test_every_row_is_in_exactly_one_shard_and_in_order(count: int) -> None:
+    ids = ids_of(list(range(count)))
+    cuts = cut(ids, "train", MOST, offset=5)
+    assert [row for one in cuts for row in range(one.start, one.stop)] == list(range(5, 5 + count))
+    assert all(one.stop - one.start <= MOST for one in cuts)
+
+
+@given(st.integers(0, 700), st.integers(1000, 100_000))
+def test_one_row_more_touches_one_shard_wherever_it_falls(count: int, new: int) -> None:
+    before, after = shards_of(list(range(count))), shards_of([*range(count), new])
+    gone, made = before - after, after - before
+    assert len(gone) <= 1
+    rows_made = sum(len(shard) for shard in made)
+    assert rows_made <= MOST + 1
+    # A full shard splits in two; otherwise just the one that the row falls into is made.
+    assert len(made) == 1 or (len(gone) == 1 and len(next(iter(gone))) == MOST)
+
+
+def test_shards_are_even_in_size() -> None:
+    sizes = [one.stop - one.start for one in cut(ids_of(list(range(20_000))), "train", 256)]
+    assert min(sizes) > 256 / 4
+    assert sum(sizes) / len(sizes) > 256 / 2
+
+
+def test_ids_that_are_all_alike_at_the_front_are_still_cut() -> None:
+    ids = [f"{'0' * 30}{number:02x}" for number in range(200)]
+    cuts = cut(ids, "train", MOST)
+    assert [one.stop - one.start for one in cuts] == [64, 64, 64, 8]
+
+
+def test_rows_can_be_taken_over_from_places_that_share_ids() -> None:
+    assert overlaps("train/01", "train/0110")
+    assert overlaps("unlabelled/0110", "train/01")
+    assert overlaps("train/", "test/111")
+    assert not overlaps("train/00", "train/01")

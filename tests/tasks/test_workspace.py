@@ -1,0 +1,86 @@
+"""What is under its name in a workspace is whole, and a lookup notices what is not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from schemas.records import Record
+from tasks.workspace import Workspace
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Workspace, Record]:
+    """A workspace with one shard of one file."""
+    workspace = Workspace(tmp_path)
+    with workspace.scratch() as folder:
+        (folder / "images.parquet").write_bytes(b"0123456789")
+        outputs = workspace.publish(folder, "shards/images/k.")
+    record = Record(
+        stage="images", key="k", place="train/", inputs={}, settings={}, code="", lineage="", outputs=outputs,
+        rows_in=1, rows_out=1, rejected=0, took_s=0.0, made_at="", versions={},
+    )  # fmt: skip
+    workspace.write_record(record)
+    return workspace, record
+
+
+def test_a_shard_that_is_whole_is_found(made: tuple[Workspace, Record]) -> None:
+    workspace, record = made
+    assert workspace.lookup("images", "k") == (record, "")
+    assert workspace.lookup("images", "k", deep=True) == (record, "")
+    assert workspace.lookup("images", "other") == (None, "")
+
+
+def test_a_deleted_output_is_noticed(made: tuple[Workspace, Record]) -> None:
+    workspace, record = made
+    (workspace.root / record.outputs[0].path).unlink()
+    assert workspace.lookup("images", "k") == (None, "output missing: shards/images/k.images.parquet")
+
+
+@pytest.mark.parametrize("content", [b"012", b"0123456780", b""])
+def test_a_damaged_output_is_noticed(made: tuple[Workspace, Record], content: bytes) -> None:
+    workspace, record = made
+    (workspace.root / record.outputs[0].path).write_bytes(content)
+    assert workspace.lookup("images", "k") == (None, "output damaged: shards/images/k.images.parquet")
+
+
+def test_a_bit_that_flipped_unseen_is_found_by_a_deep_look(made: tuple[Workspace, Record]) -> None:
+    workspace, record = made
+    path, time = workspace.root / record.outputs[0].path, record.outputs[0].mtime_ns
+    path.write_bytes(b"0123456780")
+    os.utime(path, ns=(time, time))
+    assert workspace.lookup("images", "k")[0] == record
+    assert workspace.lookup("images", "k", deep=True)[0] is None
+
+
+def test_a_copy_with_other_times_is_trusted_after_one_comparison(made: tuple[Workspace, Record]) -> None:
+    workspace, record = made
+    path = workspace.root / record.outputs[0].path
+    os.utime(path, ns=(1, 1))
+    found, _ = workspace.lookup("images", "k")
+    assert found is not None
+    assert found.outputs[0].mtime_ns == path.stat().st_mtime_ns
+    assert workspace.read_record("images", "k") == found
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"stage": "images"}'])
+def test_a_damaged_record_counts_as_not_made(made: tuple[Workspace, Record], text: str) -> None:
+    workspace, _ = made
+    (workspace.root / "shards/images/k.json").write_text(text)
+    assert workspace.lookup("images", "k") == (None, "its record is damaged")
+
+
+def test_a_shard_with_rows_that_may_be_back_is_tried_again(made: tuple[Workspace, Record]) -> None:
+    workspace, record = made
+    workspace.write_record(record.model_copy(update={"passing": 2, "rejected": 2}))
+    assert workspace.lookup("images", "k") == (None, "2 rows could not be read last time")
+
+
+def test_scratch_is_gone_also_after_a_failure(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with pytest.raises(RuntimeError), workspace.scratch() as folder:
+        (folder / "half").write_bytes(b"x")
+        raise RuntimeError
+    assert list((tmp_path / "tmp").iterdir()) == []
