@@ -176,12 +176,12 @@ def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
 def check(frame: pl.DataFrame, table: str, **sizes: int) -> pl.DataFrame:
     """Return `frame` if it is a valid `table`, else raise SchemaMismatch with counts and ten rows.
 
-    Checked whatever PANDERA_VALIDATION_ENABLED says.
+    Checked whatever pandera's environment variables say.
     """
     import pandera.errors
-    from pandera.config import config_context
+    from pandera.config import ValidationDepth, config_context
 
-    with config_context(validation_enabled=True):
+    with config_context(validation_enabled=True, validation_depth=ValidationDepth.SCHEMA_AND_DATA):
         try:
             schema(table, **sizes).validate(frame, lazy=True)
         except pandera.errors.SchemaErrors as error:
@@ -192,7 +192,9 @@ def check(frame: pl.DataFrame, table: str, **sizes: int) -> pl.DataFrame:
 def _explain(table: str, cases: pl.DataFrame) -> str:
     counts = cases.group_by("column", "check", maintain_order=True).len()
     lines = [f"table '{table}' breaks its schema:"]
-    lines += [f"  {column or 'table'}: {check_} fails in {n} rows" for column, check_, n in counts.iter_rows()]
+    lines += [
+        f"  {column or 'table'}: {check_} fails in {n} rows" for column, check_, n in counts.iter_rows()
+    ]
     lines.append("  first rows:")
     for case in cases.head(10).iter_rows(named=True):
         lines.append(f"    row {case['index']}: {case['column']} = {str(case['failure_case'])[:80]}")

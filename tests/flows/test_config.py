@@ -1,0 +1,55 @@
+"""Settings come from defaults, a file and the command line, in that order, and mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.config import read_settings
+from schemas.errors import UsageError
+from schemas.settings import Settings
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    assert read_settings(None, []) == Settings()
+
+
+def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "cutline.yaml"
+    config.write_text("images: {crop: pad, side_px: 128}\nfusion:\n  kind: concat\n")
+    settings = read_settings(config, ["images.crop=squash", "caption.beam=5"])
+    assert settings.images.crop == "squash"
+    assert settings.images.side_px == 128
+    assert settings.fusion.kind == "concat"
+    assert settings.caption.beam == 5
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("images.crp=pad", "did you mean images.crop"),
+        ("image.crop=pad", "did you mean images"),
+        ("images.crop=round", "'centre', 'pad' or 'squash'"),
+        ("caption.beam=many", "caption.beam"),
+        ("caption.beam=0", "greater than or equal to 1"),
+        ("crop=pad", "expected STAGE.KEY=VALUE"),
+        ("images.crop", "expected STAGE.KEY=VALUE"),
+    ],
+)
+def test_a_mistake_is_named_with_what_was_expected(assignment: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_settings(None, [assignment])
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "images: pad", "images: {crop: [", "\xff\xfe"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "cutline.yaml"
+    config.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError):
+        read_settings(config, [])
+
+
+def test_settings_cannot_change_under_a_run() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().images.crop = "pad"  # type: ignore[misc]
