@@ -17,22 +17,36 @@ class IngestSettings(StageSettings):
     layout: Literal[
         "auto", "flickr8k", "kaggle", "karpathy", "coco", "imagefolder", "webdataset", "parquet", "folder"
     ] = Field("auto", description="how the data set is laid out; `auto` finds out from its files")
-    dev_share: float = Field(0.1, ge=0, lt=0.5, description="share of photographs for dev, where the data set has no splits")
-    test_share: float = Field(0.1, ge=0, lt=0.5, description="share of photographs for test, where the data set has no splits")
-    max_pixels: int = Field(100_000_000, ge=1, description="a photograph that declares more is rejected before it is decoded")
+    dev_share: float = Field(
+        0.1, ge=0, lt=0.5, description="share of photographs for dev, where the data set has no splits"
+    )
+    test_share: float = Field(
+        0.1, ge=0, lt=0.5, description="share of photographs for test, where the data set has no splits"
+    )
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="a photograph that declares more is rejected before it is decoded"
+    )
     max_file_bytes: int = Field(256 * 2**20, ge=1, description="a larger file is rejected unread")
     max_caption_words: int = Field(100, ge=1, description="a longer caption is rejected")
-    max_reject_rate: float = Field(0.05, ge=0, le=1, description="above this share of rejected rows a run ends with exit code 3")
+    max_reject_rate: float = Field(
+        0.05, ge=0, le=1, description="above this share of rejected rows a run ends with exit code 3"
+    )
 
 
 class ImagesSettings(StageSettings):
     side_px: int = Field(224, ge=32, le=1024, description="width and height of the square")
-    crop: Literal["centre", "pad", "squash"] = Field("centre", description="cut the longer side, add grey borders, or change the aspect")
-    interpolation: Literal["area", "linear", "cubic", "lanczos"] = Field("area", description="OpenCV's resampling; `area` only when shrinking, else cubic")
+    crop: Literal["centre", "pad", "squash"] = Field(
+        "centre", description="cut the longer side, add grey borders, or change the aspect"
+    )
+    interpolation: Literal["area", "linear", "cubic", "lanczos"] = Field(
+        "area", description="OpenCV's resampling; `area` only when shrinking, else cubic"
+    )
 
 
 class CaptionsSettings(StageSettings):
-    stopwords: str = Field("english", description="a language of NLTK's lists, or the path of a file with a word a line")
+    stopwords: str = Field(
+        "english", description="a language of NLTK's lists, or the path of a file with a word a line"
+    )
 
 
 class VocabularySettings(StageSettings):
@@ -42,8 +56,14 @@ class VocabularySettings(StageSettings):
 
 class ImageFeaturesSettings(StageSettings):
     network: str = Field("VGG16", description="a network of keras.applications by its name")
-    weights: str = Field("bundled", description="`bundled` (VGG16 only), `imagenet` (downloaded by Keras), or a path")
-    batch_size: int = Field(32, ge=1, description="photographs a pass; the last batch of a shard is filled up, so a row never depends on its neighbours")
+    weights: str = Field(
+        "bundled", description="`bundled` (VGG16 only), `imagenet` (downloaded by Keras), or a path"
+    )
+    batch_size: int = Field(
+        32,
+        ge=1,
+        description="photographs a pass; the last batch of a shard is filled up, so a row never depends on its neighbours",
+    )
 
 
 class LanguageModelSettings(StageSettings):
@@ -63,12 +83,16 @@ class TextFeaturesSettings(StageSettings):
 
 
 class FusionSettings(StageSettings):
-    kind: Literal["attention", "concat"] = Field("attention", description="the state asks the regions, or pooled and state side by side")
+    kind: Literal["attention", "concat"] = Field(
+        "attention", description="the state asks the regions, or pooled and state side by side"
+    )
     hidden_size: int = Field(512, ge=1)
+    heads: int = Field(4, ge=1, description="questions asked of the regions at once; divides hidden_size")
     dropout: float = Field(0.5, ge=0, lt=1)
     batch_size: int = Field(64, ge=1, description="captions a step")
     learning_rate: float = Field(1e-3, gt=0)
     epochs: int = Field(30, ge=1, description="at most; ends early when the dev split's CIDEr stops rising")
+    dev_beam: int = Field(3, ge=1, le=64, description="beam for the dev split's captions after each epoch")
     patience: int = Field(5, ge=1)
     seed: int = 1
 

@@ -1,0 +1,134 @@
+"""Captions for photographs: the trained model, searched; and where it looks while it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from schemas.errors import UsageError
+from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
+from tasks.beam_search import IMPOSSIBLE, BeamSearch, Hypotheses, Words
+from tasks.fusion import Fusion, load_fusion, photo_tensor
+from tasks.language_model import LanguageModel, load_language_model
+from tasks.training import encode
+from tasks.vocabulary import START, UNK
+
+CHANNELS_OF_NOTHING = 1
+
+
+@dataclass
+class Captioner:
+    """A trained model that writes captions; the search is compiled once and kept."""
+
+    language_model: LanguageModel
+    fusion: Fusion
+    vocabulary: list[str]
+    _searches: dict[tuple[int, int, int], Any] = field(default_factory=dict)
+
+    @staticmethod
+    def load(
+        language_model: Path,
+        fusion: Path,
+        vocabulary: pl.DataFrame,
+        lm_settings: LanguageModelSettings,
+        fusion_settings: FusionSettings,
+        channels: int,
+    ) -> Captioner:
+        """From the two files of weights, for features of `channels` numbers a region (512 for VGG-16).
+
+        Raises StaleModel where a file does not fit.
+        """
+        return Captioner(
+            load_language_model(language_model, vocabulary.height, lm_settings),
+            load_fusion(fusion, vocabulary.height, channels, fusion_settings, lm_settings),
+            vocabulary.sort("id")["token"].to_list(),
+        )
+
+    def caption_photos(
+        self, features: pl.DataFrame, settings: CaptionSettings, advance: Callable[[int], None]
+    ) -> pl.DataFrame:
+        """The `predictions` of the photographs in the `image_features` table, in its order.
+
+        `score` is the log-probability a token, <end> counted; `alternatives` are the best
+        captions with their scores, best first, itself among them. A row does not depend on the
+        others: the last batch is filled up.
+        """
+        photos = photo_tensor(features, self.fusion.settings.kind)
+        found: list[list[dict[str, Any]]] = []
+        for place in range(0, len(photos), settings.batch_size):
+            batch = photos[place : place + settings.batch_size]
+            found += self._alternatives(self.search(batch, settings), len(batch), settings.alternatives)
+            advance(len(batch))
+        return pl.DataFrame(
+            {
+                "photo_id": features["photo_id"],
+                "caption": [captions[0]["caption"] for captions in found],
+                "score": [captions[0]["score"] for captions in found],
+                "alternatives": found,
+            },
+            schema={
+                "photo_id": pl.String,
+                "caption": pl.String,
+                "score": pl.Float32,
+                "alternatives": pl.List(pl.Struct({"caption": pl.String, "score": pl.Float32})),
+            },
+        )
+
+    def search(self, photos: np.ndarray, settings: CaptionSettings) -> Hypotheses:
+        """The best captions of at most `settings.batch_size` photographs, (B, R, C)."""
+        full = np.zeros((settings.batch_size, *photos.shape[1:]), np.float32)
+        full[: len(photos)] = photos
+        key = (settings.beam, settings.max_tokens, settings.batch_size)
+        if key not in self._searches:
+            words = Words.of(self.vocabulary)
+            self._searches[key] = BeamSearch(self.language_model, self.fusion, words, *key).compiled()
+        return Hypotheses(*(np.asarray(values)[: len(photos)] for values in self._searches[key](full)))
+
+    def attention_maps(self, features: pl.DataFrame, captions: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Where the model looks while it writes these captions, one a row of `features`.
+
+        For each caption (T, R) float32: the share of attention on each region (row by row from
+        the top left) just before each of its T tokens, the mean of all heads; each row sums to 1.
+        Raises UsageError for a model without attention.
+        """
+        if self.fusion.settings.kind != "attention":
+            raise UsageError(
+                "a model of the kind 'concat' does not look at regions: train with fusion.kind=attention"
+            )
+        photos = photo_tensor(features, "attention")
+        tokens = pl.Series(captions, dtype=pl.List(pl.String))
+        words = encode(tokens, pl.DataFrame({"token": self.vocabulary, "id": range(len(self.vocabulary))}))
+        return [
+            self._attention_map(photos[i : i + 1], words.ids[words.starts[i] : words.starts[i + 1]])
+            for i in range(len(photos))
+        ]
+
+    def _attention_map(self, photo: np.ndarray, words: np.ndarray) -> np.ndarray:
+        read = np.concatenate([[START], words[:-1]]).astype(np.int32)[None, : len(words)]
+        states = self.language_model.lstm(self.language_model.embedding(read))
+        keys, _ = self.fusion.encode(photo.astype(np.float32))
+        return np.asarray(self.fusion.attend(keys, states))[0].mean(0)
+
+    def _alternatives(self, found: Hypotheses, photos: int, count: int) -> list[list[dict[str, Any]]]:
+        return [
+            self._distinct(found.tokens[i], found.score[i], found.log_probability[i] > IMPOSSIBLE / 10, count)
+            for i in range(photos)
+        ]
+
+    def _distinct(
+        self, tokens: np.ndarray, scores: np.ndarray, real: np.ndarray, count: int
+    ) -> list[dict[str, Any]]:
+        captions: dict[str, float] = {}
+        for ids, score in zip(tokens[real], scores[real], strict=True):
+            captions.setdefault(self.text(ids), min(float(score), 0.0))
+        return [{"caption": caption, "score": score} for caption, score in list(captions.items())[:count]]
+
+    def text(self, ids: np.ndarray) -> str:
+        """A caption's words with spaces between; a clitic joins the word before: man 's → man's."""
+        words = " ".join(self.vocabulary[i] for i in ids if i > UNK)
+        return words.replace(" 's", "'s").replace(" n't", "n't")

@@ -1,0 +1,245 @@
+"""The LSTM that learns the language of the captions, from every training caption, photographed or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from schemas.errors import UsageError
+from schemas.settings import LanguageModelSettings
+from tasks.training import (
+    Checkpoint,
+    Progress,
+    Ragged,
+    curve_table,
+    dropout,
+    encode,
+    fingerprint,
+    load_weights,
+    make_repeatable,
+    save_weights,
+)
+from tasks.vocabulary import END, PAD, START
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+WEIGHTS = "language_model.weights.h5"
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The layers of the language model, and the Keras model that owns their weights.
+
+    Tokens are embedded, read by the LSTM, projected to the embedding's size and compared with
+    every embedding: one matrix serves both ends (Press and Wolf 2017).
+    """
+
+    model: keras.Model  # (B, T) int32 -> logits (B, T, V)
+    embedding: keras.layers.ReversibleEmbedding
+    lstm: keras.layers.LSTM
+    projection: keras.layers.Dense
+
+    def step(self, tokens: tf.Tensor, state: tf.Tensor, cell: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Read one token each: (B,) int32 and (B, state_size) twice -> the new state and cell."""
+        _, (state, cell) = self.lstm.cell(self.embedding(tokens), [state, cell])
+        return state, cell
+
+
+def build_language_model(vocabulary_size: int, settings: LanguageModelSettings) -> LanguageModel:
+    """A language model with random weights for `vocabulary_size` tokens."""
+    import keras
+
+    embedding = keras.layers.ReversibleEmbedding(vocabulary_size, settings.embedding_size, name="embedding")
+    lstm = keras.layers.LSTM(settings.state_size, return_sequences=True, use_cudnn=False, name="lstm")
+    projection = keras.layers.Dense(settings.embedding_size, name="projection")
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    logits = embedding(projection(lstm(embedding(tokens))), reverse=True)
+    return LanguageModel(keras.Model(tokens, logits, name="language_model"), embedding, lstm, projection)
+
+
+def load_language_model(path: Path, vocabulary_size: int, settings: LanguageModelSettings) -> LanguageModel:
+    """The trained language model in `path`. Raises StaleModel where the file does not fit."""
+    language_model = build_language_model(vocabulary_size, settings)
+    load_weights(language_model.model, path)
+    return language_model
+
+
+def train_language_model(
+    train: pl.DataFrame,
+    dev: pl.DataFrame,
+    vocabulary: pl.DataFrame,
+    settings: LanguageModelSettings,
+    out: Path,
+    scratch: Path,
+    advance: Callable[[int], None],
+) -> pl.DataFrame:
+    """Train on the `tokens` tables `train` and `dev`; write `language_model.weights.h5` to `out`.
+
+    Returns the `curve` table; a dev loss is the mean of -ln p a token, so perplexity is its
+    exponential. A checkpoint an epoch in `scratch` makes an interrupted training go on where it
+    was, to the same bytes. `advance` is told the captions done, `settings.epochs` times each.
+    Raises UsageError where there is nothing to learn from.
+    """
+    captions, held_out = encode(train["tokens"], vocabulary), encode(dev["tokens"], vocabulary)
+    if not len(captions):
+        raise UsageError("no training caption is left for the language model: check the data set's splits")
+    make_repeatable(settings.seed)
+    trainer = _Trainer(captions, build_language_model(vocabulary.height, settings), settings)
+    made_from = fingerprint(
+        settings.model_dump_json(), *_parts(captions), *_parts(held_out), str(vocabulary.height)
+    )
+    checkpoint = Checkpoint(scratch / "language_model.npz", made_from)
+    progress = Progress([*trainer.model.variables, *trainer.optimizer.variables], [], [])
+    progress.load(checkpoint)
+    advance(len(captions) * len(progress.curve))
+    for epoch in range(len(progress.curve) + 1, settings.epochs + 1):
+        if progress.stopped:
+            break
+        train_loss = trainer.epoch(epoch, advance)
+        dev_loss = trainer.loss(held_out) if len(held_out) else None
+        progress.add(
+            epoch, train_loss, -epoch if dev_loss is None else dev_loss, trainer.model, dev_loss=dev_loss
+        )
+        progress.stopped = progress.epochs_since_best() >= settings.patience
+        progress.save(checkpoint)
+    progress.restore_best(trainer.model)
+    save_weights(trainer.model, out / WEIGHTS)
+    return curve_table(progress.curve)
+
+
+def perplexity(
+    language_model: LanguageModel, tokens: pl.Series, vocabulary: pl.DataFrame, batch_size: int = 64
+) -> float:
+    """exp of the mean of -ln p over all tokens of the captions `tokens` and their ends; <unk> counts as a word."""
+    return float(np.exp(_mean_loss(language_model, encode(tokens, vocabulary), batch_size)))
+
+
+def _parts(captions: Ragged) -> tuple[bytes, bytes]:
+    return captions.ids.tobytes(), captions.starts.tobytes()
+
+
+@dataclass
+class _Batch:
+    """Captions of about one length: what is read, `inputs`, and what is to be foretold, `targets`, (B, T) int32."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    captions: int
+
+
+def _batches(
+    captions: Ragged, batch_size: int, max_tokens: int, rng: np.random.Generator | None
+) -> Iterator[_Batch]:
+    """All captions once, those of about one length together; in random order where there is an `rng`.
+
+    Each batch has `batch_size` rows; the last is filled up with empty ones, which weigh nothing.
+    """
+    lengths = np.minimum(captions.lengths, max_tokens)
+    ties = rng.random(len(captions)) if rng else np.zeros(len(captions))
+    order = np.lexsort((ties, lengths))
+    places = np.arange(0, len(order), batch_size)
+    for place in rng.permutation(places) if rng else places:
+        rows = order[place : place + batch_size]
+        width = int(lengths[rows].max())
+        words = captions.padded(rows, width)
+        inputs = np.full((batch_size, width + 1), PAD, np.int32)
+        targets = inputs.copy()
+        inputs[: len(rows), 0] = START
+        inputs[: len(rows), 1:] = words
+        targets[: len(rows), :-1] = words
+        targets[np.arange(len(rows)), lengths[rows]] = END
+        yield _Batch(inputs, targets, len(rows))
+
+
+def _token_losses(logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The sum of -ln p over the targets that are no padding, and how many they are."""
+    import tensorflow as tf
+
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+    real = tf.cast(targets != PAD, losses.dtype)
+    return tf.reduce_sum(losses * real), tf.reduce_sum(real)
+
+
+def _mean_loss(language_model: LanguageModel, captions: Ragged, batch_size: int) -> float:
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec((batch_size, None), tf.int32)] * 2)
+    def losses(inputs: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return _token_losses(language_model.model(inputs), targets)
+
+    longest = int(captions.lengths.max(initial=1))
+    sums = [losses(batch.inputs, batch.targets) for batch in _batches(captions, batch_size, longest, None)]
+    return float(sum(float(loss) for loss, _ in sums) / sum(float(count) for _, count in sums))
+
+
+class _Trainer:
+    """One language model in training: its optimizer and the compiled step."""
+
+    def __init__(
+        self, captions: Ragged, language_model: LanguageModel, settings: LanguageModelSettings
+    ) -> None:
+        import keras
+
+        self.captions, self.settings = captions, settings
+        self.language_model, self.model = language_model, language_model.model
+        steps = -(-len(captions) // settings.batch_size)
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0, steps * settings.epochs, warmup_target=settings.learning_rate, warmup_steps=steps // 2
+        )
+        self.optimizer = keras.optimizers.Adam(rate, global_clipnorm=1.0)
+        self.optimizer.build(self.model.trainable_variables)
+        self._step = self._compiled_step()
+        self._losses = None
+
+    def epoch(self, epoch: int, advance: Callable[[int], None]) -> float:
+        """One pass over the captions; returns the mean loss a token."""
+        rng = np.random.default_rng((self.settings.seed, epoch))
+        total = count = 0.0
+        for batch in _batches(self.captions, self.settings.batch_size, self.settings.max_tokens, rng):
+            seed = rng.integers(2**31, size=2, dtype=np.int32)
+            loss, tokens = self._step(batch.inputs, batch.targets, seed)
+            total, count = total + float(loss), count + float(tokens)
+            advance(batch.captions)
+        return total / count
+
+    def loss(self, captions: Ragged) -> float:
+        return _mean_loss(self.language_model, captions, self.settings.batch_size)
+
+    def _compiled_step(self) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+        import tensorflow as tf
+
+        rows = tf.TensorSpec((self.settings.batch_size, None), tf.int32)
+
+        @tf.function(input_signature=[rows, rows, tf.TensorSpec((2,), tf.int32)])
+        def step(inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            variables = self.model.trainable_variables
+            with tf.GradientTape() as tape:
+                loss, count = _token_losses(self._logits(inputs, seed), targets)
+                mean = loss / count
+            self.optimizer.apply_gradients(zip(tape.gradient(mean, variables), variables, strict=True))
+            return loss, count
+
+        return step
+
+    def _logits(self, inputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """The model's logits with dropout on words, states and their projection, one mask a caption."""
+        net, rate, batch = self.language_model, self.settings.dropout, self.settings.batch_size
+        words = dropout(
+            net.embedding(inputs), rate * EMBEDDED, seed, (batch, 1, self.settings.embedding_size)
+        )
+        states = dropout(net.lstm(words), rate, seed + 1, (batch, 1, self.settings.state_size))
+        projected = dropout(
+            net.projection(states), rate * PROJECTED, seed + 2, (batch, 1, self.settings.embedding_size)
+        )
+        return net.embedding(projected, reverse=True)
+
+
+EMBEDDED = 0.5
+PROJECTED = 0.5

@@ -1,0 +1,258 @@
+"""What both trainings share: repeatable TensorFlow, checkpoints that survive `kill -9`, weight files, scratch rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from schemas.errors import StaleModel
+from tasks.tables import tensor
+from tasks.vocabulary import PAD, UNK
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+
+def make_repeatable(seed: int) -> None:
+    """Make TensorFlow in this process give the same bits for the same work, and seed Keras's initial weights."""
+    import keras
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(seed)
+
+
+def fingerprint(*parts: str | bytes) -> str:
+    """A digest of `parts`, in order: what a checkpoint must agree with to be resumed."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sequences of token ids laid end to end: `ids` (N,) int32 and where each begins, `starts` (rows + 1,) int64."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+    def padded(self, rows: np.ndarray, width: int) -> np.ndarray:
+        """The sequences of `rows` as (len(rows), width) int32, cut at `width` and filled up with <pad>."""
+        places = self.starts[rows][:, None] + np.arange(width)
+        inside = np.arange(width) < self.lengths[rows][:, None]
+        if not len(self.ids):
+            return np.full(inside.shape, PAD, np.int32)
+        return np.where(inside, self.ids[np.minimum(places, len(self.ids) - 1)], PAD).astype(np.int32)
+
+
+def encode(tokens: pl.Series, vocabulary: pl.DataFrame) -> Ragged:
+    """The ids of each list of `tokens`; what the vocabulary lacks, or reserves, becomes <unk>."""
+    words = vocabulary.filter(pl.col("id") > UNK)
+    lengths = tokens.list.len().to_numpy().astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    flat = tokens.filter(tokens.list.len() > 0).explode()
+    ids = flat.replace_strict(words["token"], words["id"], default=UNK, return_dtype=pl.Int32)
+    return Ragged(ids.to_numpy(), starts)
+
+
+@dataclass
+class Checkpoint:
+    """One file that holds all that a training needs to go on; whole or absent, whenever the process dies."""
+
+    path: Path
+    made_from: str
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """The arrays last saved, or None where there are none or they belong to another training."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        except (FileNotFoundError, zipfile.BadZipFile, ValueError, EOFError, OSError):
+            return None
+        return arrays if str(arrays.pop("made_from", "")) == self.made_from else None
+
+    def save(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace the file; when this returns the new one is on the disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(self.path.name + ".part")
+        with beside.open("wb") as file:
+            np.savez(file, made_from=np.array(self.made_from), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self.path)
+
+
+@dataclass
+class Progress:
+    """What is carried from epoch to epoch: variables, the best weights so far, the rows of the curve."""
+
+    variables: Sequence[keras.Variable]
+    best: list[np.ndarray]
+    curve: list[dict[str, Any]]
+    stopped: bool = False
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        arrays = {f"variable.{i}": np.asarray(v) for i, v in enumerate(self.variables)}
+        arrays |= {f"best.{i}": value for i, value in enumerate(self.best)}
+        checkpoint.save(
+            arrays | {"curve": np.array(json.dumps(self.curve)), "stopped": np.array(self.stopped)}
+        )
+
+    def add(
+        self, epoch: int, train_loss: float, badness: float, model: keras.Model, **values: float | None
+    ) -> None:
+        """Note the end of an epoch; the model's weights are kept if `badness` is the least so far."""
+        best = all(badness < row["badness"] for row in self.curve)
+        if best:
+            self.best = [np.array(v) for v in model.variables]
+        self.curve.append(
+            {"epoch": epoch, "train_loss": train_loss, "badness": badness, "best": best, **values}
+        )
+
+    def epochs_since_best(self) -> int:
+        return len(self.curve) - max(row["epoch"] for row in self.curve if row["best"])
+
+    def restore_best(self, model: keras.Model) -> None:
+        for variable, value in zip(model.variables, self.best, strict=True):
+            variable.assign(value)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take up where `checkpoint` ends; leaves everything as it is where there is none."""
+        arrays = checkpoint.load()
+        if arrays is None:
+            return
+        for i, variable in enumerate(self.variables):
+            variable.assign(arrays[f"variable.{i}"])
+        self.best = [arrays[f"best.{i}"] for i in range(sum(name.startswith("best.") for name in arrays))]
+        self.curve = json.loads(str(arrays["curve"]))
+        self.stopped = bool(arrays["stopped"])
+
+
+def curve_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """The `curve` table from the rows of a Progress; `best` marks the one epoch whose weights were kept."""
+    kept = max((row["epoch"] for row in rows if row["best"]), default=0)
+    return pl.DataFrame(
+        [
+            {
+                "epoch": row["epoch"],
+                "train_loss": row["train_loss"],
+                "dev_loss": row.get("dev_loss"),
+                "dev_cider": row.get("dev_cider"),
+                "best": row["epoch"] == kept,
+            }
+            for row in rows
+        ],
+        schema={
+            "epoch": pl.Int32,
+            "train_loss": pl.Float64,
+            "dev_loss": pl.Float64,
+            "dev_cider": pl.Float64,
+            "best": pl.Boolean,
+        },
+    )
+
+
+def save_weights(model: keras.Model, path: Path) -> None:
+    """Write the weights of `model` to `path` (Keras's HDF5 layout, float16), whole or not at all.
+
+    Half the size; every later stage reads this file, so all of them see the same rounded weights.
+    """
+    import h5py
+
+    beside = path.with_name(f".{path.name.removesuffix('.weights.h5')}.part.weights.h5")
+    model.save_weights(beside)
+    with h5py.File(beside, "r") as full, h5py.File(path.with_name(beside.name + ".half"), "w") as half:
+
+        def copy(name: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset):
+                half.create_dataset(name, data=np.asarray(item).astype(np.float16))
+            else:
+                half.require_group(name)
+            for key, value in item.attrs.items():
+                half[name].attrs[key] = value
+
+        full.visititems(copy)
+        for key, value in full.attrs.items():
+            half.attrs[key] = value
+    finished = path.with_name(beside.name + ".half")
+    with finished.open("rb+") as file:
+        os.fsync(file.fileno())
+    finished.replace(path)
+    beside.unlink()
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Fill `model` with the weights in `path`. Raises StaleModel where the file does not fit it."""
+    try:
+        model.load_weights(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StaleModel(
+            f"'{path}' does not hold the weights of a {model.name} of the expected size: "
+            f"{str(error).splitlines()[0][:200]}; train it again or give the settings it was trained with"
+        ) from None
+
+
+def dropout(values: tf.Tensor, rate: float, seed: tf.Tensor, shape: Sequence[Any] | None = None) -> tf.Tensor:
+    """Zero a share `rate` of `values` and scale up the rest; the mask, of `shape`, depends on `seed` (2,) alone.
+
+    A mask of length 1 along time is the same at each step (Gal and Ghahramani 2016).
+    """
+    import tensorflow as tf
+
+    if not rate:
+        return values
+    kept = tf.random.stateless_uniform(tf.shape(values) if shape is None else shape, seed) >= rate
+    return values * tf.cast(kept, values.dtype) / (1 - rate)
+
+
+class ScratchRows:
+    """Rows of one shape and dtype in a file: read by row number, never held in memory as a whole."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: str = "float16") -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.shape, self.dtype, self.rows = shape, np.dtype(dtype), 0
+        self.row_bytes = int(np.prod(shape)) * self.dtype.itemsize
+        self._file = path.open("wb+", buffering=0)
+        path.unlink()  # the open file stays; the disk is given back however this process ends
+
+    def append(self, values: np.ndarray) -> None:
+        """Add (n, *shape) rows at the end."""
+        data = np.ascontiguousarray(values, self.dtype)
+        view = memoryview(data.reshape(-1)).cast("B")
+        while view:
+            view = view[self._file.write(view) :]
+        self.rows += len(data)
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Rows first … first + count - 1 as (count, *shape)."""
+        data = os.pread(self._file.fileno(), count * self.row_bytes, first * self.row_bytes)
+        return np.frombuffer(data, self.dtype).reshape(count, *self.shape)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def flat_states(states: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """A `states` column as all rows end to end (N, state_size) float16, and where each caption's begin (rows + 1,)."""
+    lengths = states.list.len().to_numpy().astype(np.int64)
+    return tensor(states.explode()), np.concatenate([[0], np.cumsum(lengths)])
