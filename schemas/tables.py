@@ -72,6 +72,7 @@ def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
     some_text = pa.Check.str_length(min_value=1)
     positive, not_negative = pa.Check.gt(0), pa.Check.ge(0)
 
+    tensors = tensor_dtypes(table, **sizes)
     columns: dict[str, pa.Column]
     match table:
         case "files":
@@ -118,10 +119,9 @@ def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
                 "detail": column(pl.String, some_text),
             }
         case "images":
-            side_px = sizes["side_px"]
             columns = {
                 "photo_id": column(pl.String, a_photo_id, unique=True),
-                "square": column(pl.Array(pl.UInt8, side_px * side_px * 3)),
+                "square": column(tensors["square"]),
             }
         case "tokens":
             columns = {
@@ -138,14 +138,14 @@ def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
         case "image_features":
             columns = {
                 "photo_id": column(pl.String, a_photo_id, unique=True),
-                "regions": column(pl.Array(pl.Float16, (sizes["regions"], sizes["channels"]))),
-                "pooled": column(pl.Array(pl.Float16, sizes["channels"])),
+                "regions": column(tensors["regions"]),
+                "pooled": column(tensors["pooled"]),
             }
         case "text_features":
             columns = {
                 "caption_id": column(pl.String, a_photo_id, unique=True),
-                "states": column(pl.List(pl.Array(pl.Float16, sizes["state_size"]))),
-                "vector": column(pl.Array(pl.Float16, sizes["state_size"])),
+                "states": column(tensors["states"]),
+                "vector": column(tensors["vector"]),
             }
         case "curve":
             columns = {
@@ -173,6 +173,23 @@ def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
     return pa.DataFrameSchema(columns, strict=True, name=table)
 
 
+def tensor_dtypes(table: str, **sizes: int) -> dict[str, pl.DataType]:
+    """The dtypes of a table's tensors, shapes included."""
+    match table:
+        case "images":
+            return {"square": pl.Array(pl.UInt8, sizes["side_px"] ** 2 * 3)}
+        case "image_features":
+            regions, channels = sizes["regions"], sizes["channels"]
+            return {
+                "regions": pl.Array(pl.Float16, (regions, channels)),
+                "pooled": pl.Array(pl.Float16, channels),
+            }
+        case "text_features":
+            vector = pl.Array(pl.Float16, sizes["state_size"])
+            return {"states": pl.List(vector), "vector": vector}
+    return {}
+
+
 def check(frame: pl.DataFrame, table: str, **sizes: int) -> pl.DataFrame:
     """Return `frame` if it is a valid `table`, else raise SchemaMismatch with counts and ten rows.
 
@@ -181,6 +198,12 @@ def check(frame: pl.DataFrame, table: str, **sizes: int) -> pl.DataFrame:
     import pandera.errors
     from pandera.config import ValidationDepth, config_context
 
+    # Of nested arrays pandera 0.35 compares the innermost size only.
+    for name, dtype in tensor_dtypes(table, **sizes).items():
+        if name in frame.columns and frame.schema[name] != dtype:
+            raise SchemaMismatch(
+                f"table '{table}' breaks its schema:\n  {name}: expected {dtype}, found {frame.schema[name]}"
+            )
     with config_context(validation_enabled=True, validation_depth=ValidationDepth.SCHEMA_AND_DATA):
         try:
             schema(table, **sizes).validate(frame, lazy=True)
