@@ -193,67 +193,70 @@ def scan(dataset: Path) -> Files:
         found = "a file" if dataset.exists() else "nothing"
         raise UnknownDataset(f"a data set is a folder; found {found} at '{dataset}'")
     root = os.path.realpath(dataset)
-    rows: list[tuple[str, int, int, int]] = []
+    rows: list[_FileRow] = []
     problems: list[Problem] = []
+    for found in _walk(root):
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            rows.append(found)
+    rows.sort()
+    problems.sort()
+    sizes = array("q", [row[1] for row in rows])
+    mtimes_ns = array("q", [row[2] for row in rows])
+    inodes = array("q", [row[3] for row in rows])
+    return Files(Path(root), [row[0] for row in rows], sizes, mtimes_ns, inodes, problems)
+
+
+_FileRow = tuple[str, int, int, int]  # path, size, mtime_ns, inode
+
+
+def _walk(root: str) -> Iterator[_FileRow | Problem]:
     pending = [""]
     while pending:
         folder = pending.pop()
         try:
-            with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118 (a million joins)
+            with os.scandir(f"{root}/{folder}") as entries:
                 for entry in entries:
-                    if not _is_passed_over(entry.name):
-                        _sort_in(
-                            entry,
-                            f"{folder}/{entry.name}" if folder else entry.name,
-                            root,
-                            rows,
-                            pending,
-                            problems,
-                        )
+                    if _is_passed_over(entry.name):
+                        continue
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(path)
+                    found = _file_row(entry, path, root)
+                    if found is not None:
+                        yield found
         except OSError as error:
-            problems.append(Problem("file", printable(folder or "."), _reason(error), _cause(error)))
-    rows.sort()
-    problems.sort()
-    sizes, mtimes_ns, inodes = (array("q", [row[i] for row in rows]) for i in (1, 2, 3))
-    return Files(Path(root), [row[0] for row in rows], sizes, mtimes_ns, inodes, problems)
+            yield Problem("file", printable(folder or "."), _reason(error), _cause(error))
 
 
-def _sort_in(
-    entry: os.DirEntry[str],
-    path: str,
-    root: str,
-    rows: list[tuple[str, int, int, int]],
-    pending: list[str],
-    problems: list[Problem],
-) -> None:
-    """Put one directory entry where it belongs: a row, a folder to list, or a problem."""
+def _file_row(entry: os.DirEntry[str], path: str, root: str) -> _FileRow | Problem | None:
+    """The row of a file; a problem where it cannot be read, but None if nobody would read it."""
     ending = ending_of(entry.name)
     kind = "photo" if ending in PHOTO_ENDINGS else "file"
-    reads = kind == "photo" or ending in TEXT_ENDINGS
+    wanted = kind == "photo" or ending in TEXT_ENDINGS
     try:
         is_link = entry.is_symlink()
         status = entry.stat()
-    except OSError as error:
-        if reads:
-            problems.append(Problem(kind, printable(path), _reason(error), _cause(error)))
-        return
+    except OSError as error:  # also a link whose target is gone
+        return Problem(kind, printable(path), _reason(error), _cause(error)) if wanted else None
     is_folder = stat.S_ISDIR(status.st_mode)
-    problem: tuple[str, str] | None = None
     if is_link and not _is_inside(os.path.realpath(entry.path), root):
-        problem = "outside_dataset", "the link leads out of the data set's folder; copy what it points to"
-        reads = reads or is_folder
-    elif is_folder:
-        pending.extend([] if is_link else [path])
-        problem = "unreadable", "a folder, not a file"
-        reads = kind == "photo"
-    elif not stat.S_ISREG(status.st_mode):
-        problem = "unreadable", "not a regular file (a pipe, a socket or a device)"
-    elif not is_valid(path):
-        problem = "bad_name", "the path is not UTF-8; rename it"
-    if problem is None:
-        rows.append((path, status.st_size, status.st_mtime_ns, status.st_ino))
-    elif reads:
-        problems.append(Problem(kind, printable(path), *problem))
+        detail = "the link leads out of the data set's folder; put what it points to in its place"
+        return Problem(kind, printable(path), "outside_dataset", detail) if wanted or is_folder else None
+    if is_folder:
+        return (
+            Problem(kind, printable(path), "unreadable", "a folder, not a file") if kind == "photo" else None
+        )
+    if not stat.S_ISREG(status.st_mode):
+        detail = "not a regular file (a pipe, a socket or a device)"
+        return Problem(kind, printable(path), "unreadable", detail) if wanted else None
+    if not is_valid(path):
+        return (
+            Problem(kind, printable(path), "bad_name", "the path is not UTF-8; rename it") if wanted else None
+        )
+    # Some file systems number up to 2**64; the tables have 63 bits.
+    return path, status.st_size, status.st_mtime_ns, status.st_ino & (2**63 - 1)
 
 
 def ending_of(path: str) -> str:
@@ -948,6 +951,7 @@ class _Sample:
 
     photos: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    has_reject: bool = False  # a photograph of it, so that it is not missed
 
 
 def _read_webdataset(source: Source) -> Iterator[Item]:
@@ -979,16 +983,17 @@ def _read_members(source: Source, path: str, file: BinaryIO, samples: dict[str, 
             continue
         kind = "photo" if ending in PHOTO_ENDINGS else "caption"
         name = posixpath.normpath(member.name)
+        folder, slash, last = name.rpartition("/")
+        key, _, rest = last.partition(".")
+        sample = samples.setdefault(folder + slash + key, _Sample())
         wrong = _what_is_wrong(member, name, end, kind, source.max_file_bytes)
         if wrong is None and name in seen:
             wrong = "malformed", "the tar has two members of this name; the first is taken"
         if wrong is not None:
+            sample.has_reject |= kind == "photo"
             yield Problem(kind, printable(f"{path}/{name}"), *wrong)
             continue
         seen.add(name)
-        folder, slash, last = name.rpartition("/")
-        key, _, rest = last.partition(".")
-        sample = samples.setdefault(folder + slash + key, _Sample())
         if kind == "photo":
             photo = source.files.part(path, name, path, member.offset_data, member.size)
             sample.photos[rest.lower()] = photo.path
@@ -1045,34 +1050,29 @@ def _read_sample(place: str, sample: _Sample, split: str | None) -> Iterator[Ite
     Further photographs of the sample ("key.left.jpg" beside "key.jpg") have the captions that are
     named like them ("key.left.txt"), if any.
     """
-    main = next(
-        (rest for rest in sample.photos if "." + rest in PHOTO_ENDINGS), next(iter(sample.photos), None)
-    )
-    texts: dict[str, list[str]] = {}  # by the part of the ending that photographs and texts share
-    for rest in sample.texts:
-        texts.setdefault(rest.rpartition(".")[0], []).append(rest)
-    for rest in sample.photos:
-        own = texts.pop(rest.rpartition(".")[0], [])
-        if rest == main:
-            own += texts.pop("", [])
-        captions, problems = _captions_of_texts(place, {name: sample.texts[name] for name in own})
+    plain = (rest for rest in sample.photos if "." + rest in PHOTO_ENDINGS)
+    main = next(plain, next(iter(sample.photos), None))
+    texts: dict[str, dict[str, str]] = {}  # by the part of the ending that photographs and texts share
+    for rest, text in sample.texts.items():
+        texts.setdefault("" if len(sample.photos) == 1 else rest.rpartition(".")[0], {})[rest] = text
+    for rest, photo in sample.photos.items():
+        own = texts.pop(rest.rpartition(".")[0], {}) | (texts.pop("", {}) if rest == main else {})
+        captions, problems = _captions_of_texts(place, own)
         yield from problems
-        yield Entry(sample.photos[rest], captions, split)
-    for names in texts.values():
-        captions, problems = _captions_of_texts(place, {name: sample.texts[name] for name in names})
+        yield Entry(photo, captions, split)
+    for own in texts.values():
+        captions, problems = _captions_of_texts(place, own)
         yield from problems
-        if captions:
-            yield Problem(
-                "photo", printable(place), "missing_photo", "the sample has captions and no photograph"
-            )
-            yield Entry(None, captions, split)
+        if captions and not sample.has_reject:
+            yield Problem("photo", printable(place), "missing_photo", "captions without a photograph")
+        yield Entry(None, captions, split)
 
 
 def _captions_of_texts(place: str, texts: dict[str, str]) -> tuple[list[tuple[str, str]], list[Problem]]:
     """Captions in a sample's `.json` and `.txt`, once where both hold the same."""
     captions: list[tuple[str, str]] = []
     problems: list[Problem] = []
-    for rest, text in sorted(texts.items()):  # json first: it tells where one caption has several lines
+    for rest, text in sorted(texts.items(), key=_json_first):  # it tells where one caption has several lines
         at = f"{place}.{rest}"
         if rest.endswith("json"):
             more, problem = _captions_in_json(at, text)
@@ -1083,6 +1083,10 @@ def _captions_of_texts(place: str, texts: dict[str, str]) -> tuple[list[tuple[st
         if text.strip() not in held:
             captions += [one for one in _caption_lines(at, text) if one[1].strip() not in held]
     return captions, problems
+
+
+def _json_first(text: tuple[str, str]) -> tuple[bool, str]:
+    return not text[0].endswith("json"), text[0]
 
 
 def _captions_in_json(at: str, text: str) -> tuple[list[tuple[str, str]], list[Problem]]:
@@ -1359,8 +1363,8 @@ def _packed(source: Source, path: str, parquet: Any, columns: _Columns) -> _Pack
             offsets, sizes = np.load(index, allow_pickle=False)
             if len(offsets) == parquet.metadata.num_rows and pack.stat().st_size == _end(offsets, sizes):
                 return _Pack(os.fspath(pack), offsets, sizes)
-        except (OSError, ValueError):
-            pass
+        except (OSError, ValueError, EOFError):
+            pass  # there is none, or what is there is not whole
         folder.mkdir(parents=True, exist_ok=True)
         _write_pack(parquet, columns, source.max_file_bytes, pack, index)
     raise OSError(f"the pack '{pack}' cannot be read back")
