@@ -50,7 +50,7 @@ STYLE = {
 
 
 def draw_curve(curve: pl.DataFrame, title: str) -> str:
-    """Draw a `curve` table as SVG: training and dev loss, below them the dev split's CIDEr, the best epoch marked.
+    """Draw a `curve` table as SVG: training and dev loss, below them dev CIDEr, the best epoch marked.
 
     Values that are null or not finite are left out, and so is a panel without any. The picture
     changes its colours where the reader prefers dark. The same curve gives the same text.
@@ -89,8 +89,9 @@ def _draw_losses(axes: Axes, curve: pl.DataFrame) -> None:
 
     axes.set_facecolor(PAPER)
     axes.set_ylabel("loss")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     if curve.is_empty():
+        axes.set_axis_off()
         axes.text(0.5, 0.5, "no epoch yet", transform=axes.transAxes, ha="center", color=AXES)
         return
     train, dev = _points(curve, "train_loss"), _points(curve, "dev_loss")
@@ -111,7 +112,7 @@ def _draw_cider(axes: Axes, curve: pl.DataFrame) -> None:
 
 
 def _mark_best(axes: Axes, curve: pl.DataFrame) -> None:
-    for epoch in curve.filter("best")["epoch"]:
+    for epoch in curve.filter("best")["epoch"].head(1):
         axes.axvline(epoch, color=INK, linewidth=1.0, linestyle=":", label=f"best: epoch {epoch}")
 
 
@@ -120,7 +121,7 @@ def _points(curve: pl.DataFrame, column: str) -> pl.DataFrame:
 
 
 def _printable(title: str) -> str:
-    """The first 60 letters of `title`, without the control characters and lone surrogates that no XML may hold."""
+    """The first 60 letters of `title`, those that no XML may hold (controls, lone surrogates) replaced."""
     letters = title if len(title) <= 60 else title[:59] + "…"
     return "".join(
         "�" if unicodedata.category(letter) in {"Cc", "Cs"} or letter in "\ufffe\uffff" else letter

@@ -34,7 +34,7 @@ HEADLINE_METRICS = ("Bleu_4", "ROUGE_L", "CIDEr")
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown: `form` is score (0.123), share (of 1, shown in percent) or count."""
+    """How a metric is shown: `form` is score (0.123), mean (1.2), share (of 1, in percent) or count."""
 
     label: str
     reading: str
@@ -45,41 +45,23 @@ QUALITY: dict[str, Metric] = {
     "Bleu_1": Metric("BLEU-1", "Words that a reference has too, as a share of the words written."),
     "Bleu_2": Metric("BLEU-2", "The same for words and pairs of words."),
     "Bleu_3": Metric("BLEU-3", "The same for up to three words in a row."),
-    "Bleu_4": Metric(
-        "BLEU-4", "The same for up to four words in a row: 0 is no such run, 1 a reference itself."
-    ),
+    "Bleu_4": Metric("BLEU-4", "The same for up to four in a row: 0 is no such run, 1 a reference itself."),
     "METEOR": Metric("METEOR", "Words matched by form, stem and synonym, in order."),
     "ROUGE_L": Metric("ROUGE-L", "The longest run of words in common with a reference, gaps allowed."),
-    "CIDEr": Metric(
-        "CIDEr", "Agreement in telling words; common ones count little. From 0 to 10, 1 is very good."
-    ),
+    "CIDEr": Metric("CIDEr", "Agreement in telling words, from 0 to 10; common words count little."),
 }
 COLLAPSE: dict[str, Metric] = {
-    "captions": Metric("captions written", "The photographs that were scored.", "count"),
-    "distinct_captions": Metric(
-        "distinct captions", "Different sentences among them; a collapsed model says a few to all.", "count"
-    ),
-    "distinct_share": Metric(
-        "distinct captions, share",
-        "Different sentences among all; a collapsed model comes near 0 %.",
-        "share",
-    ),
+    "photos": Metric("photographs scored", "Those of the split that have references and a caption.", "count"),
+    "unpredicted": Metric("left out", "Photographs with references that were rejected before.", "count"),
+    "distinct": Metric("distinct captions", "Near 0 % a model says the same few things to all.", "share"),
     "vocabulary_used": Metric(
         "vocabulary used", "Different words written; a few dozen mean that it plays safe.", "count"
     ),
-    "vocabulary_share": Metric(
-        "vocabulary used, share", "Of the words that it knows, those that it wrote.", "share"
+    "copied": Metric("copied", "Word for word from the training split; near 100 % it recalls.", "share"),
+    "shared": Metric(
+        "shared", "Photographs whose caption another has too; if most, it hardly looks.", "count"
     ),
-    "copied_share": Metric(
-        "copied from training",
-        "Captions that stand word for word in the training split; near 100 % it recalls.",
-        "share",
-    ),
-    "shared_share": Metric(
-        "shared captions",
-        "Photographs whose caption another one has too; high means that it hardly looks.",
-        "share",
-    ),
+    "mean_length": Metric("words a caption", "Much shorter than the references is a way out.", "mean"),
 }
 
 
@@ -169,7 +151,7 @@ def write_report(report: ReportInput, path: Path) -> None:
 
 
 def heat_map(square: np.ndarray, weights: np.ndarray, side_px: int) -> np.ndarray:
-    """Show on a photograph where the model looked: (H, W, 3) and (rows, columns) → (side_px, side_px, 3) uint8.
+    """Show where the model looked: (H, W, 3) uint8 and (rows, columns) → (side_px, side_px, 3) uint8, RGB.
 
     The weights are brought to the picture's size bilinearly; where they are high the photograph keeps
     its light under a warm tint, elsewhere it is grey and dim. Weights that are nearly even stay pale
@@ -182,7 +164,7 @@ def heat_map(square: np.ndarray, weights: np.ndarray, side_px: int) -> np.ndarra
     grey = photo.mean(axis=2, keepdims=True)
     dim = 0.45 * grey + 30.0
     warm = 0.70 * photo + 0.36 * np.array([255.0, 150.0, 20.0], np.float32)
-    return np.clip((1.0 - heat) * dim + heat * warm, 0, 255).astype(np.uint8)
+    return np.clip(np.rint((1.0 - heat) * dim + heat * warm), 0, 255).astype(np.uint8)
 
 
 def thumbnail(picture: np.ndarray, longest_px: int, quality: int = 82) -> Markup:
@@ -213,7 +195,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"clip": _clip, "number": _number, "decimal": _decimal, "sha256": _sha256}
+    environment.filters |= {"clip": _clip, "number": _number, "count_of": _count_of}
+    environment.filters |= {"decimal": _decimal, "sha256": _sha256}
     return environment
 
 
@@ -233,6 +216,10 @@ def _clip(text: str, longest: int = LONGEST_TEXT) -> str:
 
 def _number(value: int) -> str:
     return f"{value:,}"
+
+
+def _count_of(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _decimal(value: float | None, places: int = 2) -> str:
@@ -306,9 +293,9 @@ def _score_tables(scores: pl.DataFrame) -> dict[str, Any]:
 def _in_form(value: float | None, form: str) -> str:
     if value is None or not math.isfinite(value):
         return "–"
-    if form == "count":
-        return _decimal(value, 0)
-    return f"{value:.1%}".replace("%", " %") if form == "share" else _decimal(value, 3)
+    if form == "share":
+        return f"{value:.1%}".replace("%", " %")
+    return _decimal(value, {"count": 0, "mean": 1, "score": 3}[form])
 
 
 def _curve(name: str, curve: pl.DataFrame) -> dict[str, Any]:
@@ -348,11 +335,11 @@ def _examples(
     """The first few of `rejects`, those with a picture before the others."""
     with_picture = pl.col("name").is_in([name for name in thumbnails if _is_unicode(name)])
     first = rejects.sort(with_picture, descending=True, maintain_order=True).head(EXAMPLES_A_REASON)
-    return [
-        row
-        | {"picture": thumbnail(thumbnails[row["name"]], thumbnail_px) if row["name"] in thumbnails else None}
-        for row in first.iter_rows(named=True)
-    ]
+    examples = []
+    for row in first.iter_rows(named=True):
+        picture = thumbnails.get(row["name"])
+        examples.append(row | {"picture": None if picture is None else thumbnail(picture, thumbnail_px)})
+    return examples
 
 
 def _is_unicode(text: str) -> bool:

@@ -1,0 +1,533 @@
+"""The report page, read as a browser's parser reads it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from schemas.settings import CaptionsSettings, ImagesSettings, ReportSettings, Settings
+from schemas.tables import REASONS, REJECTS_DTYPES, check
+from tasks.report import (
+    COLLAPSE,
+    QUALITY,
+    Counts,
+    GalleryItem,
+    ReportInput,
+    heat_map,
+    thumbnail,
+    write_report,
+)
+
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """The tags, attributes and text of a page; fails where a tag is not closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.style = ""
+        self.sections: dict[str, str] = {"": ""}
+        self._open: list[str] = []
+        self._section = ""
+        self.source = path.read_bytes().decode()
+        self.feed(self.source)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag == "section":
+            self._section = dict(attrs)["id"] or ""
+            self.sections[self._section] = ""
+        self.sections[self._section] += " "
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "style":
+            self.style += data
+            return
+        self.texts.append(data)
+        self.sections[self._section] += data
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def section(self, name: str) -> str:
+        return " ".join(self.sections[name].split())
+
+    def all(self, tag: str, attribute: str) -> list[str]:
+        return [
+            attributes[attribute] for name, attributes in self.tags if name == tag and attribute in attributes
+        ]
+
+
+def scores(**by_split: dict[str, float]) -> pl.DataFrame:
+    rows = [(split, metric, value) for split, values in by_split.items() for metric, value in values.items()]
+    schema = {"split": pl.String, "metric": pl.String, "value": pl.Float64}
+    return check(pl.DataFrame(rows, schema=schema, orient="row"), "scores")
+
+
+def rejects(*rows: tuple[str, str, str]) -> pl.DataFrame:
+    """A rejects table from (name, reason, detail)."""
+    full = [("ingest", "file", *row) for row in rows]
+    return check(pl.DataFrame(full, schema=REJECTS_DTYPES, orient="row"), "rejects")
+
+
+def a_photo(seed: int = 0, side_px: int = 224) -> np.ndarray:
+    """A smooth coloured picture with some grain, about as hard to compress as a photograph."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    grain = rng.normal(0, 6, (side_px, side_px, 3))
+    return np.clip(
+        cv2.resize(coarse, (side_px, side_px), interpolation=cv2.INTER_CUBIC) + grain, 0, 255
+    ).astype(np.uint8)
+
+
+def an_item(caption: str = "a dog runs", **fields: Any) -> GalleryItem:
+    alternatives = [{"caption": caption, "score": -0.5}, {"caption": "two dogs play", "score": -0.75}]
+    values: dict[str, Any] = {
+        "path": "images/1.jpg",
+        "split": "test",
+        "square": a_photo(),
+        "caption": caption,
+        "score": -0.5,
+        "alternatives": alternatives,
+        "references": ["A brown dog runs .", "The dog is running ."],
+    } | fields
+    return GalleryItem(**values)
+
+
+CURVE = pl.DataFrame(
+    {
+        "epoch": [1, 2],
+        "train_loss": [4.0, 3.0],
+        "dev_loss": [4.5, None],
+        "dev_cider": [0.125, 0.25],
+        "best": [False, True],
+    },
+    schema_overrides={"epoch": pl.Int32},
+)
+STAGE = {
+    "name": "images",
+    "made": 3,
+    "reused": 1,
+    "rows_in": 1200,
+    "rows_out": 1199,
+    "rejected": 1,
+    "took_s": 4.25,
+    "why": "1 photo added",
+}
+
+
+def a_report(**fields: Any) -> ReportInput:
+    values: dict[str, Any] = {
+        "dataset": "flickr8k",
+        "settings": Settings(),
+        "counts": Counts({"train": 6, "test": 2}, {"train": 30, "test": 10}, captioned=2),
+        "scores": scores(test={"Bleu_4": 0.1564, "CIDEr": 0.357}, dev={"Bleu_4": 0.2, "CIDEr": 0.4}),
+        "curves": {},
+        "stages": [STAGE],
+        "rejects": rejects(("a.jpg", "truncated", "ends after 10 of 20 bytes")),
+        "gallery": [an_item()],
+    } | fields
+    return ReportInput(**values)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Writes a report and reads it back."""
+
+    def write_and_read(report: ReportInput) -> Page:
+        path = tmp_path / "report.html"
+        write_report(report, path)
+        return Page(path)
+
+    return write_and_read
+
+
+# ── it holds what it should ─────────────────────────────────────────────────────────────────────────
+
+
+def test_the_scores_of_the_test_split_are_the_headline(read):
+    page = read(a_report())
+    assert "0.156 " in page.section("") + " "
+    assert "0.357" in page.section("")
+    assert "on the test split" in page.section("")
+    assert "0.400" not in page.section("")
+
+
+def test_without_a_test_split_the_headline_is_of_dev_and_says_so(read):
+    head = read(a_report(scores=scores(dev={"Bleu_4": 0.2, "CIDEr": 0.4}))).section("")
+    assert "0.400" in head
+    assert "on the dev split" in head
+    assert "No scores" in read(a_report(scores=scores())).section("")
+
+
+def test_the_score_table_has_every_metric_of_every_split_even_unknown_ones(read):
+    by_metric = {f"Bleu_{n}": n / 100 for n in (1, 2, 3, 4)} | {"ROUGE_L": 0.4321, "CIDEr": 1.2345}
+    signs = {"vocabulary_used": 1234, "copied": 0.071, "mean_length": 9.25, "an_index_of_mine": 0.5}
+    table = read(a_report(scores=scores(dev=by_metric, test=by_metric | signs))).section("scores")
+    for label, value in [("BLEU-1", "0.010"), ("BLEU-4", "0.040"), ("ROUGE-L", "0.432"), ("CIDEr", "1.234")]:
+        assert re.search(rf"{label} .*? {value} {value}", table), label
+    assert "1,234 –" in table, "a count, and nothing measured on dev"
+    assert "7.1 %" in table
+    assert "9.2 –" in table
+    assert "an_index_of_mine 0.500 –" in table
+
+
+def test_every_metric_that_is_measured_has_a_name_and_a_reading():
+    from tasks.evaluate import collapse, score
+
+    measured = score({"1": "a dog"}, {"1": ["a dog runs"]}) | collapse({"1": "a dog"}, [["a", "dog"]])
+    known = QUALITY | COLLAPSE
+    assert measured.keys() <= known.keys()
+    assert all(metric.label and metric.reading for metric in known.values())
+
+
+def test_photographs_and_captions_are_counted_by_split(read):
+    counts = Counts({"train": 6000, "unlabelled": 7}, {"train": 30000}, 9, 1234, 7, 3, 2)
+    head = read(a_report(counts=counts)).section("")
+    assert "train 6,000 30,000" in head
+    assert "unlabelled 7 0" in head
+    assert "9 photographs captioned" in head
+    assert "alone: 1,234." in head
+    assert "Duplicates: 3. Leaks between splits: 2." in head
+
+
+def test_each_curve_is_a_picture_with_its_numbers_beside_it(read):
+    page = read(a_report(curves={"language_model": CURVE, "fusion": CURVE}))
+    pictures = [
+        source for source in page.all("img", "src") if source.startswith("data:image/svg+xml;base64,")
+    ]
+    assert len(pictures) == 2
+    assert b"best: epoch 2" in base64.b64decode(pictures[0].split(",")[1])
+    assert "1 4.000 4.500 0.125" in page.section("curves")
+    assert "2 3.000 – 0.250" in page.section("curves")
+
+
+def test_the_stage_table_says_what_was_made_and_why(read):
+    assert "images 3 1 1,200 1,199 1 4.2 1 photo added" in read(a_report()).section("stages")
+
+
+def test_rejects_are_grouped_by_reason_with_its_meaning_losses_before_notices(read):
+    rows = [(f"missing{i}.jpg", "missing_photo", "not there") for i in range(12)]
+    rows += [(f"short{i}.jpg", "truncated", f"ends after {i} bytes") for i in range(3)]
+    text = read(a_report(rejects=rejects(*rows))).section("rejects")
+    assert "3 rows could not be used; 12 notices describe the data set" in text
+    assert 0 < text.index("3 × truncated") < text.index("12 × missing_photo notice")
+    for reason in ("truncated", "missing_photo"):
+        assert REASONS[reason][1:] in text
+    assert "short2.jpg ingest, file: ends after 2 bytes" in text
+    assert "missing9.jpg" in text
+    assert "missing10.jpg" not in text
+    assert text.endswith("and 2 more")
+
+
+def test_a_rejected_file_that_can_be_shown_is_shown_before_those_that_cannot(read):
+    rows = [(f"copy{i}.jpg", "leak", "also in test") for i in range(15)]
+    before = read(a_report(rejects=rejects(*rows)))
+    page = read(a_report(rejects=rejects(*rows), thumbnails={"copy14.jpg": a_photo(3)}))
+    assert len(page.all("img", "src")) == len(before.all("img", "src")) + 1
+    text = page.section("rejects")
+    assert 0 < text.index("copy14.jpg") < text.index("copy0.jpg")
+    assert "copy9.jpg" not in text
+
+
+def test_the_gallery_shows_captions_beside_references_and_alternatives_with_scores(read):
+    text = read(a_report()).section("gallery")
+    assert "a dog runs images/1.jpg · test · −0.50" in text
+    assert "two dogs play −0.75" in text
+    assert "People wrote A brown dog runs . The dog is running ." in text
+    assert text.count("a dog runs") == 1, "the caption itself is no alternative to itself"
+
+
+def test_for_attention_each_word_has_a_picture(read):
+    weights = np.eye(7, dtype=np.float16) / 7
+    attention = [("a", weights), ("dog", weights.T), ("runs", np.full((7, 7), 1 / 49, np.float32))]
+    without = read(a_report())
+    page = read(a_report(gallery=[an_item(attention=attention)]))
+    assert len(page.all("img", "src")) == len(without.all("img", "src")) + 3
+    assert page.section("gallery").endswith("a dog runs")
+    assert "where the model looked" in page.section("gallery")
+    assert "where the model looked" not in without.section("gallery")
+
+
+def test_settings_that_differ_from_their_default_stand_out(read):
+    page = read(a_report(settings=Settings(images=ImagesSettings(crop="pad", side_px=96))))
+    text = page.section("settings")
+    assert "2 of " in text
+    assert "images.side_px 96 224" in text
+    assert "images.crop pad centre" in text
+    assert text.count("images.crop") == 2, "once among those that differ, once among all"
+    assert "fusion.patience 5 5" in text
+    assert "Every setting has its default." in read(a_report()).section("settings")
+
+
+def test_a_run_with_nothing_in_it_still_has_a_page(read):
+    empty = a_report(
+        counts=Counts({}, {}), scores=scores(), curves={}, stages=[], rejects=rejects(), gallery=[]
+    )
+    page = read(empty)
+    assert "Nothing was rejected." in page.text
+    assert page.all("img", "src") == []
+
+
+# ── it is safe ──────────────────────────────────────────────────────────────────────────────────────
+
+HOSTILE = [
+    "<script>alert(1)</script>.jpg",
+    '"><img src=x onerror=alert(1)>',
+    "'><svg/onload=alert(1)>",
+    "</title></style><script>alert(1)</script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "javascript:alert(1)",
+    "<!-- ",
+    "&lt;b&gt;",
+]
+
+
+def a_report_full_of(text: str) -> ReportInput:
+    """A report whose every text is `text`."""
+    row = ("ingest", "caption", text, "truncated", text)
+    item = an_item(
+        text,
+        path=text,
+        split=text,
+        alternatives=[{"caption": text + "2", "score": -1.0}],
+        references=[text],
+        attention=[(text, np.ones((7, 7)))],
+    )
+    return a_report(
+        dataset=text,
+        settings=Settings(captions=CaptionsSettings(stopwords=text)),
+        counts=Counts({text: 1}, {}),
+        scores=scores(test={text: 0.5}),
+        curves={text: CURVE.clear()},
+        stages=[STAGE | {"name": text, "why": text}],
+        rejects=pl.DataFrame([row], schema=REJECTS_DTYPES, orient="row"),
+        gallery=[item],
+        thumbnails={text: a_photo()},
+        written=text,
+    )
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_markup_in_any_text_is_shown_and_does_nothing(read, text):
+    page, harmless = read(a_report_full_of(text)), read(a_report_full_of("harmless"))
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in harmless.tags]
+    assert page.text.count(text) == harmless.text.count("harmless") == 18
+    only_data_and_anchors(page)
+
+
+def only_data_and_anchors(page: Page) -> None:
+    names = {name for _, attributes in page.tags for name in attributes}
+    assert not {name for name in names if name.startswith("on")} | names & {"style", "srcset", "action"}
+    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "embed", "base", "form"}
+    assert all(source.startswith("data:image/") for source in page.all("img", "src"))
+    assert all(target.startswith("#") for target in page.all("a", "href"))
+    assert page.all("link", "href") == ["data:,"]
+    assert "url(" not in page.style
+    assert "@import" not in page.style
+
+
+def test_the_page_asks_the_network_for_nothing(read):
+    only_data_and_anchors(read(a_report(curves={"fusion": CURVE})))
+
+
+def test_every_link_leads_to_a_section_of_the_page(read):
+    page = read(a_report())
+    assert {link.removeprefix("#") for link in page.all("a", "href")} == set(page.all("section", "id"))
+
+
+def test_the_policy_allows_this_style_and_inlined_pictures_and_nothing_else(read):
+    page = read(a_report())
+    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    digest = base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
+    assert set(policy.split("; ")) == {
+        "default-src 'none'",
+        "img-src data:",
+        f"style-src 'sha256-{digest}'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    }
+    assert page.source.index("Content-Security-Policy") < page.source.index("<style>")
+
+
+def test_control_characters_and_names_that_are_not_utf8_are_written_out(read):
+    path = "a\x00b\x1b[31m" + b"\xff.jpg".decode("utf-8", "surrogateescape")
+    page = read(a_report(gallery=[an_item(path=path)], thumbnails={path: a_photo()}))
+    assert r"a\x00b\x1b[31m\udcff.jpg" in page.text
+    assert not re.search("[\x00-\x08\x0b-\x1f]", page.source)
+
+
+def test_text_of_any_direction_is_set_in_its_own(read):
+    page = read(
+        a_report(
+            gallery=[an_item("كلب بني يركض", references=["רץ על הדשא"], attention=[("كلب", np.ones((7, 7)))])]
+        )
+    )
+    assert "كلب بني يركض" in page.text
+    assert page.source.count('dir="auto">كلب بني يركض') == 2, "on the front and in the gallery"
+    assert 'dir="auto">רץ על הדשא' in page.source
+    assert '<ul class="strip" dir="auto">' in page.source
+
+
+# ── it stays small, and the same ────────────────────────────────────────────────────────────────────
+
+
+def test_the_gallery_stops_at_the_set_number_and_says_so(read):
+    settings = Settings(report=ReportSettings(gallery=2))
+    text = read(a_report(settings=settings, gallery=[an_item(f"caption {i}") for i in range(5)])).section(
+        "gallery"
+    )
+    assert "2 of 5 photographs" in text
+    assert "caption 1" in text
+    assert "caption 2" not in text
+
+
+def test_a_page_of_24_photographs_with_attention_stays_under_three_megabytes(tmp_path):
+    weights = np.random.default_rng(0).dirichlet(np.ones(49), 20).reshape(20, 7, 7)
+    words = [(f"word{i}", weights[i]) for i in range(20)]
+    write_report(
+        a_report(gallery=[an_item(square=a_photo(i), attention=words) for i in range(24)]),
+        tmp_path / "r.html",
+    )
+    assert (tmp_path / "r.html").stat().st_size < 3_000_000
+
+
+@pytest.mark.real_data
+def test_a_page_of_24_real_photographs_with_attention_stays_under_three_megabytes(tmp_path, real_data):
+    weights = np.random.default_rng(0).dirichlet(np.ones(49), 20).reshape(20, 7, 7)
+    files = sorted((real_data / "data/coco-mini/train2017").glob("*.jpg"))[:24]
+    squares = [
+        cv2.resize(cv2.imread(str(file))[..., ::-1], (224, 224), interpolation=cv2.INTER_AREA)
+        for file in files
+    ]
+    words = [(f"word{i}", weights[i]) for i in range(20)]
+    gallery = [an_item(square=square, attention=words) for square in squares]
+    write_report(a_report(gallery=gallery), tmp_path / "r.html")
+    assert len(squares) == 24
+    assert (tmp_path / "r.html").stat().st_size < 3_000_000
+
+
+def test_a_flood_of_long_texts_does_not_make_a_long_page(tmp_path):
+    long = "word " * 10_000
+    table = pl.DataFrame(
+        [("ingest", "caption", long, "caption_too_long", long)], schema=REJECTS_DTYPES, orient="row"
+    )
+    words = [("w" * 5000, np.ones((7, 7)))] * 1000
+    item = an_item(long, path="p" * 5000, references=[long] * 1000, attention=words)
+    curve = pl.concat([CURVE] * 2000).with_columns(epoch=pl.int_range(1, 4001, dtype=pl.Int32))
+    flood = a_report(
+        dataset="d" * 5000,
+        rejects=pl.concat([table] * 1000),
+        gallery=[item],
+        stages=[STAGE | {"why": long}],
+        curves={"fusion": curve},
+    )
+    write_report(flood, tmp_path / "r.html")
+    page = Page(tmp_path / "r.html")
+    assert len(page.text) < 50_000
+    assert "and 990 more" in page.section("rejects")
+    assert "and 992 more" in page.section("gallery"), "references"
+    assert "and 976 more" in page.section("gallery"), "words"
+    assert "and 3,900 more" in page.section("curves")
+    assert "(50,000 letters in all)" in page.section("gallery")
+
+
+def test_the_same_report_gives_the_same_bytes_and_the_input_stays_as_it_was(tmp_path):
+    square, weights = a_photo(), np.random.default_rng(0).random((7, 7))
+    kept = square.copy(), weights.copy()
+    gallery = [an_item(square=square, attention=[("a", weights)])]
+    report = a_report(curves={"fusion": CURVE}, gallery=gallery)
+    write_report(report, tmp_path / "one.html")
+    write_report(report, tmp_path / "two.html")
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+    np.testing.assert_array_equal(square, kept[0])
+    np.testing.assert_array_equal(weights, kept[1])
+
+
+def test_the_time_is_printed_only_when_it_is_given(read):
+    assert "2 January, noon" in read(a_report(written="2 January, noon")).text
+    assert not re.search(r"\b20\d\d-\d\d", read(a_report()).text)
+
+
+# ── its pictures ────────────────────────────────────────────────────────────────────────────────────
+
+
+def opened(uri: str) -> Image.Image:
+    assert uri.startswith("data:image/jpeg;base64,")
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(224, 224, (200, 200)), (50, 100, (100, 50)), (1, 4000, (200, 1)), (900, 300, (67, 200))],
+)
+def test_a_thumbnail_keeps_the_aspect_and_is_never_enlarged(height, width, expected):
+    assert opened(thumbnail(np.zeros((height, width, 3), np.uint8), 200)).size == expected
+
+
+def test_a_red_photograph_has_a_red_thumbnail(read):
+    red = np.zeros((224, 224, 3), np.uint8)
+    red[..., 0] = 250
+    page = read(
+        a_report(settings=Settings(report=ReportSettings(thumbnail_px=64)), gallery=[an_item(square=red)])
+    )
+    photo = opened(next(source for source in page.all("img", "src") if "jpeg" in source))
+    assert photo.size == (64, 64)
+    np.testing.assert_allclose(photo.getpixel((32, 32)), (250, 0, 0), atol=6)
+
+
+def heat_of(picture: np.ndarray) -> np.ndarray:
+    """How warm each pixel is, 0 to 1, on a photograph of even grey 100 (dim is 75; red of warm is 161.8)."""
+    return (picture[..., 0].astype(float) - 75.0) / (161.8 - 75.0)
+
+
+GREY = np.full((224, 224, 3), 100, np.uint8)
+
+
+def test_the_heat_is_the_bilinear_enlargement_of_the_weights():
+    weights = np.random.default_rng(1).random((7, 7)).astype(np.float32) ** 6
+    full = max(weights.max(), 3 * weights.mean())
+    expected = Image.fromarray(weights / full).resize((112, 112), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(heat_of(heat_map(GREY, weights, 112)), np.asarray(expected), atol=0.015)
+
+
+def test_the_photograph_is_lit_where_the_model_looked():
+    weights = np.zeros((7, 7))
+    weights[1, 5] = 1.0
+    heat = heat_of(heat_map(GREY, weights, 140))
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    assert (row // 20, column // 20) == (1, 5)
+    assert heat.max() > 0.9
+    assert abs(heat[100:, :60]).max() < 0.01
+
+
+def test_even_weights_stay_pale_everywhere():
+    heat = heat_of(heat_map(GREY, np.full((14, 10), 1 / 140), 96))
+    np.testing.assert_allclose(heat, 1 / 3, atol=0.01)
+
+
+@pytest.mark.parametrize("weights", [np.zeros((7, 7)), np.full((7, 7), np.nan), np.full((7, 7), -np.inf)])
+def test_weights_that_say_nothing_leave_the_photograph_dim(weights):
+    np.testing.assert_allclose(heat_of(heat_map(GREY, weights, 96)), 0, atol=0.01)
