@@ -10,13 +10,14 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from schemas.errors import UsageError
 from schemas.tables import REJECTS_DTYPES
 
-TOKENS_DTYPES = {
+TOKENS_DTYPES: dict[str, Any] = {
     "caption_id": pl.String,
     "tokens": pl.List(pl.String),
     "content_tokens": pl.List(pl.String),
@@ -26,18 +27,19 @@ _NAME_LENGTH = 200  # characters of a rejected caption that its row shows
 _REMEMBERED_LENGTH = 64  # a longer run of characters is no word that comes back
 
 # Abbreviations whose period belongs to the word, as in the Treebank: "st.", but "dog" and ".".
-_ABBREVIATIONS = frozenset(
+_ABBREVIATED = (
     "mr mrs ms dr prof rev hon gov gen col maj capt lt sgt cpl sen rep pres jr sr bros "
     "st ave blvd rd mt ft ct bldg inc co corp ltd dept univ est tel etc vs cf al ph.d "
     "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri "
-    "calif conn fla ga ky va ind ariz colo minn mo okla tenn wis".split()
+    "calif conn fla ga ky va ind ariz colo minn mo okla tenn wis"
 )
+_ABBREVIATIONS = frozenset(_ABBREVIATED.split())
 _INITIALS = re.compile(r"[a-z](?:\.[a-z])+")  # u.s, d.c
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&#39;": "'"}
 _ENTITY = re.compile("|".join(_ENTITIES))
 
 # Words of letters alone that NLTK's tokenizer takes apart.
-_TWO_WORDS = frozenset("cannot gimme gonna gotta lemme wanna".split())
+_TWO_WORDS = frozenset(["cannot", "gimme", "gonna", "gotta", "lemme", "wanna"])
 
 # Characters that are not seen: soft hyphen, direction marks, word joiner, byte order mark,
 # variation selectors, tags. The two joiners mean something between letters of Arabic and Indic
@@ -62,7 +64,10 @@ _SPACING: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\ud800-\udfff]"), " "),
     (re.compile(r"\"|''+"), " "),
     # Chinese and Japanese put no space between words: each character is a token.
-    (re.compile(r"[々\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"), r" \g<0> "),
+    (
+        re.compile(r"[々\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"),
+        r" \g<0> ",
+    ),
     (re.compile(r"\.{2,}"), " ... "),
     (re.compile(r"-{2,}"), " -- "),
     (re.compile(r"[=~|^\\]|\+(?!\d)"), r" \g<0> "),
@@ -197,7 +202,13 @@ def tokenize_captions(
 
 def _rejects(texts: Sequence[str]) -> pl.DataFrame:
     rows = [
-        ("captions", "caption", text[:_NAME_LENGTH], "empty_caption", "no letter and no digit is in this caption")
+        (
+            "captions",
+            "caption",
+            text[:_NAME_LENGTH],
+            "empty_caption",
+            "no letter and no digit is in this caption",
+        )
         for text in texts
     ]
     return pl.DataFrame(rows, schema=REJECTS_DTYPES, orient="row")
@@ -270,7 +281,9 @@ def _nltk_folders() -> Iterable[Path]:
     yield from (Path(folder).expanduser() for folder in named)
     yield Path("~/nltk_data").expanduser()
     yield from (Path(sys.prefix, inner) for inner in ("nltk_data", "share/nltk_data", "lib/nltk_data"))
-    yield from (Path(root, "nltk_data") for root in ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib"))
+    yield from (
+        Path(root, "nltk_data") for root in ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")
+    )
 
 
 def _nltk_list(language: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 
@@ -9,7 +11,7 @@ from schemas.settings import VocabularySettings
 
 PAD, START, END, UNK = range(4)
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
-VOCABULARY_DTYPES = {"token": pl.String, "id": pl.Int32, "count": pl.Int64}
+VOCABULARY_DTYPES: dict[Any, Any] = {"token": pl.String, "id": pl.Int32, "count": pl.Int64}
 
 
 def make_vocabulary(tokens: pl.DataFrame, settings: VocabularySettings) -> pl.DataFrame:
