@@ -189,9 +189,10 @@ def caption(
 @click.option("--json", "as_json", is_flag=True, help="The scores as one JSON object on standard output.")
 def evaluate(predictions: Path, references: Path, meteor: bool, as_json: bool) -> None:
     """Score PREDICTIONS against REFERENCES: BLEU, ROUGE-L, CIDEr."""
-    from tasks.evaluate import read_predictions, read_references, score
+    from tasks.evaluate import read_pair, score
 
-    scores = score(read_predictions(predictions), read_references(references), meteor)
+    said, known = read_pair(predictions, references)
+    scores = score(said, known, meteor)
     if as_json:
         click.echo(json.dumps(scores))
     else:

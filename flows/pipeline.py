@@ -8,19 +8,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
-from tasks.ingest import listing_digest
-from tasks.networks import weights_digest
 
 from schemas.records import Record
 from schemas.settings import Settings, StageSettings
 from tasks import stages
+from tasks.bundle import Bundle
 from tasks.captions import load_stopwords
-from tasks.shards import Cut, Shard, Stage, cut, lineage_of
+from tasks.ingest import listing_digest
+from tasks.networks import weights_digest
+from tasks.shards import Cut, Shard, Stage, changed_files, cut, in_place, lineage_of, path_of
 from tasks.walk import Walk, Walked
-from tasks.workspace import digest_of
+from tasks.workspace import digest_of, digest_of_file
 
 PHOTOS_A_SHARD = 256
 CAPTIONS_A_SHARD = 4096
@@ -28,6 +29,13 @@ PAIRED = ("train", "dev", "test")  # families of captions that have a photograph
 LEARNED_FROM = ("train", "train-text")  # families whose words a model may see
 
 Known = Record | None  # None: not made yet
+
+
+class Source(NamedTuple):
+    """A file that a stage reads: its digest is part of the key, its path is not."""
+
+    digest: str
+    path: str
 
 
 def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
@@ -43,17 +51,27 @@ def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
     model = {"language_model": language_model, "fusion": fusion, "vocabulary": vocabulary}
     captioned = wiring.caption(features, model)
     scores = wiring.evaluate(ingest, tokens, captioned)
-    bundle = wiring.bundle(ingest, model, scores)
+    bundle = wiring.bundle(ingest, features, model, scores)
     wiring.report(ingest, captioned, model, scores, bundle)
+
+
+def caption_stages(
+    walk: Walk, dataset: Path, settings: Settings, bundle: Bundle, only: Sequence[str]
+) -> None:
+    """From photographs to captions by a trained bundle."""
+    wiring = Wiring(walk, dataset, settings, only)
+    features = wiring.image_features(wiring.images(wiring.ingest()))
+    wiring.caption_with(bundle, features)
 
 
 class Wiring:
     """Builds the shards of each stage from the records of the stages before it."""
 
-    def __init__(self, walk: Walk, dataset: Path, settings: Settings) -> None:
+    def __init__(self, walk: Walk, dataset: Path, settings: Settings, only: Sequence[str] = ()) -> None:
         self.walk = walk
         self.dataset = dataset
         self.settings = settings
+        self.only = tuple(only)
         self.shared_sources = {"settings": settings.model_dump(), "dataset": str(dataset)}
 
     # -- one shard from whole tables, or from many shards ----------------------------------------
@@ -113,14 +131,14 @@ class Wiring:
         settings: StageSettings,
         before: Sequence[Known],
         source: str,
-        others: Mapping[str, tuple[Known, str]],
+        others: Mapping[str, Source | None],
         **inputs: str,
     ) -> Walked:
         """A stage with a shard for each shard of the stage before it.
 
-        `others` are single records that every shard needs too: name -> (record, output).
+        `others` are single files that every shard needs too.
         """
-        single = {name: record.output(output) for name, (record, output) in others.items() if record}
+        single = {name: file for name, file in others.items() if file}
         if len(single) < len(others):
             return self.walk.stage(stage, [None] * len(before))
         inputs = {**inputs, **{name: output.digest for name, output in single.items()}}
@@ -150,18 +168,27 @@ class Wiring:
     # -- the stages --------------------------------------------------------------------------------
 
     def ingest(self) -> Walked:
-        place = str(self.dataset.resolve())
+        """Read what is new or changed in the data set; a walk that only looks reads it aside."""
+        place = str(self.dataset.resolve()) + (f" ({digest_of(self.only)[:8]})" if self.only else "")
         known = next(
             (record for record in self.walk.workspace.records("ingest") if record.place == place), None
         )
-        return self._whole(
+        files = str(path_of(self.walk.workspace, known, "files.parquet")) if known else None
+        ingest = self._whole(
             stages.INGEST,
             self.settings.ingest,
-            {"files": listing_digest(self.dataset)},
-            {"known": known.output("files.parquet").path if known else None},
+            {"files": listing_digest(self.dataset, self.only)},
+            {"known": files, "only": self.only},
             needs=[],
             place=place,
         )
+        if ingest.one is None and known and self.walk.preview and ingest.shards[0]:
+            made = stages.make_shard(ingest.shards[0], self.walk.preview, lambda _rows: None)
+            ingest.records[0] = in_place(made, self.walk.preview)
+        if ingest.one and files and ingest.whys == ["input: files"]:
+            new = path_of(self.walk.workspace, ingest.one, "files.parquet")
+            ingest.whys[0] = changed_files(Path(files), new)
+        return ingest
 
     def images(self, ingest: Walked) -> Walked:
         return self._cut(stages.IMAGES, self.settings.images, "photos", ingest)
@@ -207,8 +234,8 @@ class Wiring:
             tokens.of(*PAIRED),
             "tokens",
             {
-                "vocabulary": (vocabulary.one, "vocabulary.parquet"),
-                "language_model": (language_model.one, "language_model.weights.h5"),
+                "vocabulary": _output(vocabulary.one, "vocabulary.parquet"),
+                "language_model": _output(language_model.one, "language_model.weights.h5"),
             },
         )
 
@@ -255,8 +282,16 @@ class Wiring:
             self.settings.caption,
             features.records,
             "image_features",
-            {name: (walked.one, MODEL_FILES[name]) for name, walked in model.items()},
+            {name: _output(walked.one, MODEL_FILES[name]) for name, walked in model.items()},
         )
+
+    def caption_with(self, bundle: Bundle, features: Walked) -> Walked:
+        """As `caption`, with the files of a bundle: the same bytes make the same shards."""
+        files = {
+            name: Source(digest_of_file(bundle.folder / file), str((bundle.folder / file).absolute()))
+            for name, file in MODEL_FILES.items()
+        }
+        return self._follow(stages.CAPTION, self.settings.caption, features.records, "image_features", files)
 
     def evaluate(self, ingest: Walked, tokens: Walked, captioned: Walked) -> Walked:
         scored, train = captioned.of("dev", "test"), tokens.of("train")
@@ -274,7 +309,7 @@ class Wiring:
             needs=[ingest.one, *scored, *train, *references],
         )
 
-    def bundle(self, ingest: Walked, model: Mapping[str, Walked], scores: Walked) -> Walked:
+    def bundle(self, ingest: Walked, features: Walked, model: Mapping[str, Walked], scores: Walked) -> Walked:
         files = {name: walked.one for name, walked in model.items()}
         made_with = {
             name: getattr(self.settings, name).model_dump()
@@ -294,6 +329,7 @@ class Wiring:
                 "scores": _path(scores.one, "scores.parquet"),
                 "photos": _path(ingest.one, "photos.parquet"),
                 "captions": _path(ingest.one, "captions.parquet"),
+                "features": next(iter(_paths(features.records, "image_features")), ""),
             },
             needs=[ingest.one, scores.one, *files.values()],
         )
@@ -321,6 +357,7 @@ class Wiring:
                 **{f"curve {name}": _digest(record, "curve.parquet") for name, record in curves.items()},
                 "scores": _digest(scores.one, "scores.parquet"),
                 "settings": digest_of(self.settings.model_dump()),
+                **{name: _digest(walked.one, MODEL_FILES[name]) for name, walked in model.items()},
             },
             {
                 "photos": _path(ingest.one, "photos.parquet"),
@@ -333,7 +370,7 @@ class Wiring:
                 },
                 "curves": {name: _path(record, "curve.parquet") for name, record in curves.items()},
                 "scores": _path(scores.one, "scores.parquet"),
-                "bundle": _path(bundle.one, "bundle.json"),
+                **{name: _path(walked.one, MODEL_FILES[name]) for name, walked in model.items()},
                 "stages": [stage.summary().model_dump() for stage in walked],
             },
             needs=[ingest.one, scores.one, bundle.one, *captioned.records, *curves.values()],
@@ -378,6 +415,10 @@ def _digest_of_pairs(captions: Path) -> str:
     frame = pl.read_parquet(captions, columns=["caption_id", "photo_id", "split"])
     pairs = frame.filter(pl.col("photo_id").is_not_null() & pl.col("split").is_in(["train", "dev"]))
     return _digest_of_ids(pairs.select(pl.concat_str(pl.all())).to_series().to_list())
+
+
+def _output(record: Known, output: str) -> Source | None:
+    return Source(record.output(output).digest, record.output(output).path) if record else None
 
 
 def _digest(record: Known, output: str) -> str:

@@ -7,24 +7,27 @@ stage table, the scores, the rejects and a link to the report as artifacts.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.pipeline import run_stages
+from flows.captioning import settings_with
+from flows.config import Tree
+from flows.pipeline import caption_stages, run_stages
 from flows.progress import display
 from flows.run import WORKSPACE, RunMarker, existing, finish, last_run
 from schemas.records import RunRecord
 from schemas.settings import Settings
+from tasks.bundle import load_bundle
 from tasks.prefect_tasks import PrefectMaker
 from tasks.walk import Walk
 from tasks.workspace import Workspace
 
 # A shard uses all cores by itself (OpenCV's threads, TensorFlow's), so one is made at a time.
-ONE_SHARD_AT_A_TIME = ThreadPoolTaskRunner(max_workers=1)
+ONE_SHARD_AT_A_TIME: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
 
 
 @flow(
@@ -44,6 +47,31 @@ def run_dataset(
         walk = Walk(store, PrefectMaker(store, show), last_run(store, "run", dataset), retry=retry)
         run_stages(walk, dataset, settings)
         record = finish(walk, "run", dataset, settings)
+    leave_artifacts(record)
+    return record
+
+
+@flow(
+    name="caption",
+    flow_run_name="caption {dataset}",
+    task_runner=ONE_SHARD_AT_A_TIME,
+    persist_result=False,
+)
+def caption_photos(
+    dataset: Path, model: Path, tree: Tree, only: list[str], workspace: Path = WORKSPACE
+) -> RunRecord:
+    """Caption the photographs of a folder with a trained bundle; makes only what is missing.
+
+    `tree` overrides the settings of ingest and caption; `only` names files below `dataset`, all if
+    empty.
+    """
+    store = Workspace(workspace)
+    bundle = load_bundle(model)
+    settings = settings_with(bundle, tree)
+    with RunMarker(store), display() as show:
+        walk = Walk(store, PrefectMaker(store, show), last_run(store, "caption", dataset))
+        caption_stages(walk, dataset, settings, bundle, only)
+        record = finish(walk, "caption", dataset, settings)
     leave_artifacts(record)
     return record
 
@@ -69,8 +97,3 @@ def leave_artifacts(record: RunRecord) -> None:
             key="files",
             description="Where the files of the run lie",
         )
-
-
-def without_heartbeat():
-    """For runs in a terminal: the heartbeat's thread costs a second at the end of each flow."""
-    return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})

@@ -162,6 +162,16 @@ def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
                 "score": column(pl.Float32, pa.Check.le(0)),
                 "alternatives": column(pl.List(pl.Struct({"caption": pl.String, "score": pl.Float32}))),
             }
+        case "captioned":
+            columns = {
+                "path": column(pl.String, some_text, unique=True),
+                "photo_id": column(pl.String, a_photo_id),
+                "source_id": column(pl.String, nullable=True),
+                "split": column(pl.String, a_split),
+                "caption": column(pl.String, some_text),
+                "score": column(pl.Float32, pa.Check.le(0)),
+                "alternatives": column(pl.List(pl.Struct({"caption": pl.String, "score": pl.Float32}))),
+            }
         case "scores":
             columns = {
                 "split": column(pl.String, pa.Check.isin(list(SPLITS))),

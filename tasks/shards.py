@@ -117,6 +117,31 @@ def path_of(workspace: Workspace, record: Record, name: str) -> Path:
     return workspace.root / record.output(name).path
 
 
+def in_place(record: Record, workspace: Workspace) -> Record:
+    """The record with absolute paths, so that it can be read from another workspace."""
+    outputs = [
+        output.model_copy(update={"path": str(workspace.root / output.path)}) for output in record.outputs
+    ]
+    return record.model_copy(update={"outputs": outputs})
+
+
+def changed_files(before: Path, after: Path) -> str:
+    """Which files of a data set are new, changed or gone between two `files` tables, for people."""
+    columns = ["path", "size", "mtime_ns", "inode"]
+    old, new = pl.read_parquet(before, columns=columns), pl.read_parquet(after, columns=columns)
+    counts = {
+        "new": new.join(old, on="path", how="anti")["path"],
+        "changed": new.join(old, on="path", how="semi").join(old, on=columns, how="anti")["path"],
+        "gone": old.join(new, on="path", how="anti")["path"],
+    }
+    told = [
+        f"{paths.len()} {what} ({_few([repr(path) for path in paths.head(4)])})"
+        for what, paths in counts.items()
+        if paths.len()
+    ]
+    return f"files: {', '.join(told)}" if told else "files: captions or lists changed"
+
+
 def why_made(shard: Shard, earlier: Record | None, workspace: Workspace, found: str) -> str:
     """Which setting, code, rows or input differ from `earlier`, for people.
 

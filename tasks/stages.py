@@ -9,20 +9,30 @@ from __future__ import annotations
 import importlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from schemas.records import Record
-from schemas.settings import Settings
-from schemas.tables import PASSING, REJECTS_DTYPES
+from schemas.settings import FusionSettings, LanguageModelSettings, Settings
+from schemas.tables import PASSING, UNLABELLED, check
 from tasks.code import code_digest
 from tasks.shards import Advance, Shard, Stage
-from tasks.tables import read_table, write_table
+from tasks.tables import empty_table, read_table, write_table
 from tasks.workspace import Workspace, library_versions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tasks.caption import Captioner
+    from tasks.report import GalleryItem, ReportInput
+
+MAX_THUMBNAIL_BYTES = 64 * 2**20
 
 INGEST = Stage("ingest", "tasks.stages:make_ingest")
 IMAGES = Stage("images", "tasks.stages:make_images_shard")
@@ -169,17 +179,11 @@ def _sizes(frame: pl.DataFrame) -> dict[str, int]:
     return sizes
 
 
-def _no_rejects() -> pl.DataFrame:
-    return pl.DataFrame(schema=REJECTS_DTYPES)
-
-
 def _rows_by_id(path: Path, table: str, ids: pl.Series) -> pl.DataFrame:
     """The rows of a shard that `ids` name, checked."""
     frame = pl.read_parquet(path)
     if ids.len() < frame.height:
         frame = frame.filter(pl.col(ids.name).is_in(ids.implode()))
-    from schemas.tables import check
-
     return check(frame, table, **_sizes(frame))
 
 
@@ -195,7 +199,12 @@ def make_ingest(work: Work) -> Made:
     if known is not None and sources.get("again"):
         known = known.filter(pl.col("reason").is_null())
     found = ingest(
-        Path(sources["dataset"]), work.settings.ingest, work.workspace.root / "packs", known, work.advance
+        Path(sources["dataset"]),
+        work.settings.ingest,
+        work.workspace.root / "packs",
+        known,
+        work.advance,
+        sources["only"],
     )
     for table in ("photos", "captions", "files"):
         write_table(getattr(found, table), work.out / f"{table}.parquet", table)
@@ -234,8 +243,6 @@ def make_tokens_shard(work: Work) -> Made:
 def _slice(work: Work, table: str) -> pl.DataFrame:
     """The rows of an ingest table that are the shard's; the table was checked when written."""
     rows = pl.scan_parquet(work.path("rows")).slice(work.shard.sources["start"], work.shard.rows).collect()
-    from schemas.tables import check
-
     return check(rows, table)
 
 
@@ -310,3 +317,265 @@ def make_text_features_shard(work: Work) -> Made:
         return features, None
 
     return _make_rows(work, "text_features", ids, compute)
+
+
+def make_fusion(work: Work) -> Made:
+    """The fusion's weights, trained from the Parquet features alone, stopped by dev CIDEr."""
+    from tasks.evaluate import score
+    from tasks.fusion import train_fusion
+
+    settings = work.settings
+    captions = read_table(work.path("captions"), "captions")
+    tokens = read_table(work.paths("tokens"), "tokens").select("caption_id", "tokens")
+    pairs = captions.drop_nulls("photo_id").join(tokens, on="caption_id").sort("split", "caption_id")
+    dev = pairs.filter(pl.col("split") == "dev").group_by("photo_id", maintain_order=True).agg("text")
+    curve = train_fusion(
+        pairs.select("caption_id", "photo_id", "split", "tokens"),
+        work.paths("image_features"),
+        work.paths("text_features"),
+        read_table(work.path("vocabulary"), "vocabulary"),
+        work.path("language_model"),
+        settings.language_model,
+        settings.fusion,
+        dict(dev.iter_rows()),
+        score,
+        work.out,
+        work.partial,
+        work.advance,
+    )
+    _write_curve(work, curve, f"Fusion by {settings.fusion.kind}")
+    return Made(pairs.height, curve.height)
+
+
+def make_predictions_shard(work: Work) -> Made:
+    """Captions of a shard's photographs."""
+    settings = work.settings
+    ids = pl.read_parquet(work.path("image_features"), columns=["photo_id"])["photo_id"]
+
+    def compute(missing: pl.Series) -> tuple[pl.DataFrame, None]:
+        features = _rows_by_id(work.path("image_features"), "image_features", missing)
+        captioner = _captioner(work, features)
+        return captioner.caption_photos(features, settings.caption, work.advance), None
+
+    return _make_rows(work, "predictions", ids, compute)
+
+
+def _captioner(work: Work, features: pl.DataFrame) -> Captioner:
+    settings = work.settings
+    return _load_captioner(
+        work.path("language_model"),
+        work.path("fusion"),
+        work.path("vocabulary"),
+        settings.language_model,
+        settings.fusion,
+        _sizes(features)["channels"],
+    )
+
+
+@lru_cache(maxsize=1)
+def _load_captioner(
+    language_model: Path,
+    fusion: Path,
+    vocabulary: Path,
+    lm_settings: LanguageModelSettings,
+    fusion_settings: FusionSettings,
+    channels: int,
+) -> Captioner:
+    """Loaded once, so that the search is compiled once for all shards."""
+    from tasks.caption import Captioner
+
+    words = read_table(vocabulary, "vocabulary")
+    return Captioner.load(language_model, fusion, words, lm_settings, fusion_settings, channels)
+
+
+def make_scores(work: Work) -> Made:
+    """Scores of the dev and test splits, with the signs of collapse."""
+    from tasks.evaluate import evaluate
+
+    predictions = _all_rows(work.paths("predictions"), "predictions")
+    photos = read_table(work.path("photos"), "photos")
+    captions = read_table(work.path("captions"), "captions")
+    train = _all_rows(work.paths("train"), "tokens")
+    with_split = predictions.join(photos.select("photo_id", "split"), on="photo_id")
+    scores = evaluate(with_split, captions, train, work.settings.evaluate)
+    write_table(scores, work.out / "scores.parquet", "scores")
+    work.advance(predictions.height)
+    return Made(predictions.height, scores.height)
+
+
+def _all_rows(paths: Sequence[Path], table: str) -> pl.DataFrame:
+    """The rows of several shards; of none, an empty table of the right columns."""
+    return read_table(paths, table) if paths else empty_table(table)
+
+
+def make_bundle(work: Work) -> Made:
+    """The trained model with all that captioning needs, in a folder that can be carried away."""
+    from tasks.bundle import FeatureOrigin, write_bundle
+    from tasks.networks import weights_digest
+
+    settings = work.settings
+    photos = read_table(work.path("photos"), "photos")
+    captions = read_table(work.path("captions"), "captions")
+    train, is_paired = pl.col("split") == "train", pl.col("photo_id").is_not_null()
+    channels = _sizes(pl.scan_parquet(work.path("features")).head(0).collect())["channels"]
+    scores = read_table(work.path("scores"), "scores")
+    by_split: dict[str, dict[str, float]] = {}
+    for split, metric, value in scores.iter_rows():
+        by_split.setdefault(split, {})[metric] = value
+    folder = work.out / "bundle"
+    write_bundle(
+        folder,
+        work.path("language_model"),
+        work.path("fusion"),
+        read_table(work.path("vocabulary"), "vocabulary"),
+        features=FeatureOrigin.of(
+            settings.images, settings.image_features, weights_digest(settings.image_features), channels
+        ),
+        lm_settings=settings.language_model,
+        fusion_settings=settings.fusion,
+        caption_settings=settings.caption,
+        scores=by_split,
+        sizes={
+            "training photographs": photos.filter(train).height,
+            "training captions": captions.filter(train & is_paired).height,
+            "text-only captions": captions.filter(train & ~is_paired).height,
+        },
+        versions=library_versions(),
+        about=f"Trained on the data set `{Path(work.shard.sources['dataset']).name}`.",
+    )
+    for file in folder.iterdir():
+        file.rename(work.out / file.name)
+    folder.rmdir()
+    return Made(scores.height, 1)
+
+
+def make_report(work: Work) -> Made:
+    """The page of a run, with its captions, rejects and scores in files beside."""
+    from tasks.export import captioned, write_captions
+    from tasks.report import write_report
+
+    photos = read_table(work.path("photos"), "photos")
+    predictions = read_table(work.paths("predictions"), "predictions")
+    found = captioned(photos, predictions)
+    rejects = _all_rows(work.paths("rejects"), "rejects")
+    scores = read_table(work.path("scores"), "scores")
+    write_captions(found, work.out / "captions.parquet")
+    write_captions(found, work.out / "captions.csv")
+    write_table(rejects, work.out / "rejects.parquet", "rejects")
+    rejects.write_csv(work.out / "rejects.csv")
+    scores.write_csv(work.out / "scores.csv")
+    write_report(_report_input(work, photos, predictions, rejects, scores), work.out / "report.html")
+    work.advance(found.height)
+    return Made(predictions.height, found.height)
+
+
+def _report_input(
+    work: Work, photos: pl.DataFrame, predictions: pl.DataFrame, rejects: pl.DataFrame, scores: pl.DataFrame
+) -> ReportInput:
+    from tasks.report import Counts, ReportInput
+
+    captions = read_table(work.path("captions"), "captions")
+    paired = captions.drop_nulls("photo_id")
+    reasons = rejects["reason"]
+    return ReportInput(
+        dataset=Path(work.shard.sources["dataset"]).name,
+        settings=work.settings,
+        counts=Counts(
+            photos=_by_split(photos),
+            captions=_by_split(paired),
+            captioned=predictions.height,
+            text_only_captions=captions.height - paired.height,
+            unlabelled_photos=photos.filter(pl.col("split") == UNLABELLED).height,
+            duplicates=int((reasons == "duplicate").sum()),
+            leaks=int((reasons == "leak").sum()),
+        ),
+        scores=scores,
+        curves={
+            name: read_table(work.workspace.root / path, "curve")
+            for name, path in work.shard.sources["curves"].items()
+        },
+        stages=work.shard.sources["stages"],
+        rejects=rejects,
+        gallery=_gallery(work, photos, predictions, paired),
+        thumbnails=_reject_thumbnails(work, rejects),
+    )
+
+
+def _by_split(frame: pl.DataFrame) -> dict[str, int]:
+    return dict(frame.group_by("split").len().iter_rows())
+
+
+def _gallery(
+    work: Work, photos: pl.DataFrame, predictions: pl.DataFrame, paired: pl.DataFrame
+) -> list[GalleryItem]:
+    """Photographs of the held-out split with what was written and, for attention, where it looked."""
+
+    from tasks.captions import tokenize
+    from tasks.report import GalleryItem
+
+    settings = work.settings
+    split, images = _gallery_shards(work, "images")
+    _, features = _gallery_shards(work, "features")
+    images = images.head(settings.report.gallery)
+    features = images.select("photo_id").join(features, on="photo_id", how="inner", maintain_order="left")
+    rows = images.join(photos, on="photo_id", maintain_order="left").join(
+        predictions, on="photo_id", maintain_order="left"
+    )
+    references = dict(paired.group_by("photo_id", maintain_order=True).agg("text").iter_rows())
+    words = [tokenize(caption) for caption in rows["caption"]]
+    maps: list[np.ndarray | None] = [None] * rows.height
+    if settings.fusion.kind == "attention" and rows.height:
+        maps = list(_captioner(work, features).attention_maps(features, words))
+    side = settings.images.side_px
+    squares = rows["square"].to_numpy().reshape(-1, side, side, 3)
+    items = []
+    for row, square, tokens, weights in zip(
+        rows.drop("square").iter_rows(named=True), squares, words, maps, strict=True
+    ):
+        grid = round(weights.shape[1] ** 0.5) if weights is not None else 0
+        items.append(
+            GalleryItem(
+                path=row["path"],
+                split=split,
+                square=square,
+                caption=row["caption"],
+                score=row["score"],
+                alternatives=row["alternatives"],
+                references=references.get(row["photo_id"], []),
+                attention=None
+                if weights is None
+                else [(token, one.reshape(grid, grid)) for token, one in zip(tokens, weights, strict=True)],
+            )
+        )
+    return items
+
+
+def _gallery_shards(work: Work, source: str) -> tuple[str, pl.DataFrame]:
+    """The first shards of the best held-out split that there is, enough of them for the gallery."""
+    wanted = work.settings.report.gallery
+    by_place: dict[str, str] = work.shard.sources[source]
+    for split in ("test", "dev", UNLABELLED, "train"):
+        frames: list[pl.DataFrame] = []
+        for place, path in sorted(by_place.items()):
+            if place.partition("/")[0] == split and sum(frame.height for frame in frames) < wanted:
+                frames.append(pl.read_parquet(work.workspace.root / path))
+        if sum(frame.height for frame in frames):
+            return split, pl.concat(frames)
+    return "train", pl.read_parquet(work.workspace.root / next(iter(by_place.values())))
+
+
+def _reject_thumbnails(work: Work, rejects: pl.DataFrame) -> dict[str, np.ndarray]:
+    """Pictures of rejected files that can be shown all the same, a few a reason."""
+    from schemas.errors import BadPhoto
+    from tasks.images import decode
+    from tasks.photos import read_bytes
+
+    thumbnails = {}
+    shown = rejects.filter(pl.col("kind") == "photo").group_by("reason", maintain_order=True).head(10)
+    for name in shown["name"]:
+        try:
+            data = read_bytes(Path(work.shard.sources["dataset"]), name, None, None, MAX_THUMBNAIL_BYTES)
+            thumbnails[name] = decode(data, work.settings.report.thumbnail_px)
+        except BadPhoto:
+            continue
+    return thumbnails

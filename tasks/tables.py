@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from schemas.tables import check
+from schemas.tables import check, schema
 
 
 def write_table(frame: pl.DataFrame, path: Path, table: str, **sizes: int) -> None:
@@ -32,6 +32,11 @@ def read_table(
     frames = [pl.read_parquet(file, columns=list(columns) if columns else None) for file in files]
     frame = pl.concat(frames) if frames else pl.DataFrame()
     return frame if columns or not files else check(frame, table, **sizes)
+
+
+def empty_table(table: str) -> pl.DataFrame:
+    """A table without rows, of the columns that its schema has; for tables without tensors."""
+    return pl.DataFrame(schema={name: column.dtype.type for name, column in schema(table).columns.items()})
 
 
 def tensor(column: pl.Series) -> np.ndarray:

@@ -118,7 +118,8 @@ class Walk:
                 continue
             record, found = self.workspace.lookup(stage.name, shard.key, self.deep)
             if record and record.rejected and self.retry:
-                record, found = None, f"{record.rejected} rejects are tried again"
+                found = f"{record.rejected} rejects are tried again"
+                record = None
                 shard = replace(shard, sources=shard.sources | {"again": True})
             walked.records[place] = record
             if record is None:

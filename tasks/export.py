@@ -1,0 +1,71 @@
+"""Captions in files for people and other programs: Parquet, JSON lines, CSV, COCO results."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+
+import polars as pl
+
+from schemas.errors import UsageError
+from schemas.tables import check
+from tasks.tables import write_table
+
+ENDINGS = (".parquet", ".jsonl", ".csv", ".json")
+
+
+def captioned(photos: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
+    """The `captioned` table: a row for each file of a captioned photograph, sorted by path.
+
+    A photograph that lies in several files has a row for each.
+    """
+    paths = photos.with_columns(path=pl.concat_list(pl.concat_list("path"), "other_paths")).explode("path")
+    rows = paths.join(predictions, on="photo_id", how="inner").sort("path", "photo_id")
+    columns = ["path", "photo_id", "source_id", "split", "caption", "score", "alternatives"]
+    return check(rows.select(columns), "captioned")
+
+
+def write_captions(frame: pl.DataFrame, path: Path) -> None:
+    """Write the `captioned` table to `path`, whole or not at all, in the form of its ending.
+
+    `.json` is COCO results: a list of {image_id, caption}, where image_id is the data set's own
+    number of the photograph, else the number that is its file's name, else the path.
+    Raises UsageError for another ending.
+    """
+    check_ending(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    try:
+        if path.suffix == ".parquet":
+            write_table(frame, beside, "captioned")
+        elif path.suffix == ".jsonl":
+            frame.write_ndjson(beside)
+        elif path.suffix == ".csv":
+            frame.drop("alternatives").write_csv(beside)
+        else:
+            beside.write_text(_coco_results(frame), encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check_ending(path: Path) -> None:
+    """Raise UsageError where captions cannot be written in the form of a file's ending."""
+    if path.suffix not in ENDINGS:
+        raise UsageError(
+            f"'{path}': expected a name that ends in {', '.join(ENDINGS)}, found '{path.suffix}'"
+        )
+
+
+def _coco_results(frame: pl.DataFrame) -> str:
+    rows = frame.select("source_id", "path", "caption").iter_rows()
+    results = [
+        {"image_id": _coco_id(source_id, path), "caption": caption} for source_id, path, caption in rows
+    ]
+    return json.dumps(results, ensure_ascii=False)
+
+
+def _coco_id(source_id: str | None, path: str) -> int | str:
+    name = source_id if source_id is not None else Path(path).stem
+    return int(name) if name.isascii() and name.isdigit() else (source_id or path)
