@@ -55,10 +55,10 @@ def caption(
 def common_folder(photos: Sequence[Path]) -> tuple[Path, list[str]]:
     """The folder that holds all of `photos`, and what of it is meant; all of it if that is empty.
 
-    A single folder, or a single Parquet file, is a data set by itself.
+    A single folder is a data set by itself.
     """
     paths = [existing(path) for path in photos]
-    if len(paths) == 1 and (paths[0].is_dir() or paths[0].suffix == ".parquet"):
+    if len(paths) == 1 and paths[0].is_dir():
         return paths[0], []
     folder = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths]))
     return folder, sorted({path.relative_to(folder).as_posix() for path in paths})

@@ -10,7 +10,7 @@ import hashlib
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,13 +63,13 @@ class Ingested:
     also_fit: tuple[str, ...] = ()
 
 
-def listing_digest(dataset: Path) -> str:
+def listing_digest(dataset: Path, only: Sequence[str] = ()) -> str:
     """Digest of path, size, time and inode of every file under `dataset`, 32 hexadecimal digits.
 
     The same for the same files in whatever order the file system lists them. Hidden files, which are
     never read, are left out. Raises UnknownDataset where there is no such folder.
     """
-    files = scan(dataset)
+    files = scan(dataset, only)
     digest = hashlib.blake2b(digest_size=16)
     for row in zip(files.paths, files.sizes, files.mtimes_ns, files.inodes, strict=True):
         digest.update("{}\0{} {} {}\n".format(*row).encode())
@@ -84,14 +84,15 @@ def ingest(
     packs: Path,
     known: pl.DataFrame | None,
     advance: Callable[[int], None],
+    only: Sequence[str] = (),
 ) -> Ingested:
-    """Read a data set of any layout.
+    """Read a data set of any layout; with `only`, just these files and folders of it.
 
     `known` is the `files` table of an earlier ingest of the same folder: a file with the same path,
     size, time and inode is not read again. `packs` is a folder for copies of image bytes (Parquet
     only). `advance` is told of photographs. Raises UnknownDataset.
     """
-    files = scan(dataset)
+    files = scan(dataset, only)
     detected = detect(files, settings.layout)
     heard = _Heard(settings)
     for item in read_layout(files, detected, packs, settings.max_file_bytes):

@@ -184,9 +184,11 @@ def is_valid(text: str) -> bool:
     return True
 
 
-def scan(dataset: Path) -> Files:
+def scan(dataset: Path, only: Sequence[str] = ()) -> Files:
     """List every file under `dataset`, in the same order whatever order the file system has.
 
+    With `only`, paths below `dataset`, just those files and what lies in those folders; a Parquet
+    file among them may name any photograph of the data set, so then all photographs are listed.
     Raises UnknownDataset where there is no such folder.
     """
     if not dataset.is_dir():
@@ -195,7 +197,10 @@ def scan(dataset: Path) -> Files:
     root = os.path.realpath(dataset)
     rows: list[_FileRow] = []
     problems: list[Problem] = []
-    for found in _walk(root):
+    has_manifest = any(ending_of(name) == ".parquet" for name in only)
+    for found in _walk(root, () if has_manifest else only):
+        if has_manifest and not isinstance(found, Problem) and not _is_meant(found[0], only):
+            continue
         if isinstance(found, Problem):
             problems.append(found)
         else:
@@ -211,14 +216,24 @@ def scan(dataset: Path) -> Files:
 _FileRow = tuple[str, int, int, int]  # path, size, mtime_ns, inode
 
 
-def _walk(root: str) -> Iterator[_FileRow | Problem]:
-    pending = [""]
+def _is_meant(path: str, only: Sequence[str]) -> bool:
+    return path in only or ending_of(path) in PHOTO_ENDINGS
+
+
+def _walk(root: str, only: Sequence[str] = ()) -> Iterator[_FileRow | Problem]:
+    pending = [path for path in only if os.path.isdir(f"{root}/{path}")] if only else [""]
+    files: dict[str, set[str]] = {}  # the names that are meant in folders of which not all is
+    for path in set(only) - set(pending):
+        folder, _, name = path.rpartition("/")
+        files.setdefault(folder, set()).add(name)
+    pending += sorted(files.keys() - set(pending))
     while pending:
         folder = pending.pop()
+        names = files.get(folder)
         try:
             with os.scandir(f"{root}/{folder}") as entries:
                 for entry in entries:
-                    if _is_passed_over(entry.name):
+                    if _is_passed_over(entry.name) or (names and entry.name not in names):
                         continue
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     if entry.is_dir(follow_symlinks=False):
