@@ -42,6 +42,8 @@ class Metric:
 
 
 QUALITY: dict[str, Metric] = {
+    "photos": Metric("photographs scored", "Those of the split that have references and a caption.", "count"),
+    "unpredicted": Metric("left out", "Photographs with references that were rejected before.", "count"),
     "Bleu_1": Metric("BLEU-1", "Words that a reference has too, as a share of the words written."),
     "Bleu_2": Metric("BLEU-2", "The same for words and pairs of words."),
     "Bleu_3": Metric("BLEU-3", "The same for up to three words in a row."),
@@ -51,8 +53,6 @@ QUALITY: dict[str, Metric] = {
     "CIDEr": Metric("CIDEr", "Agreement in telling words, from 0 to 10; common words count little."),
 }
 COLLAPSE: dict[str, Metric] = {
-    "photos": Metric("photographs scored", "Those of the split that have references and a caption.", "count"),
-    "unpredicted": Metric("left out", "Photographs with references that were rejected before.", "count"),
     "distinct": Metric("distinct captions", "Near 0 % a model says the same few things to all.", "share"),
     "vocabulary_used": Metric(
         "vocabulary used", "Different words written; a few dozen mean that it plays safe.", "count"
@@ -200,11 +200,11 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff\ufffe\uffff]")
 
 
 def _visible(value: Any) -> Any:
-    """Write out the control characters and lone surrogates of a text; markup is left as it is."""
+    """Write out what a text may hide: control characters, overrides of direction, lone surrogates."""
     if type(value) is not str:
         return value
     return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
