@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from schemas.errors import MissingWeights, UsageError
+from schemas.settings import ImageFeaturesSettings
+from tasks import networks
+from tasks.networks import IMAGENET_HASHES, Network, load_network, weights_digest
+
+SIDE_PX = 64  # small, so that these tests are quick; real photographs are tested at 224
+
+
+def settings(**values: object) -> ImageFeaturesSettings:
+    return ImageFeaturesSettings(**{"batch_size": 4, **values})  # type: ignore[arg-type]
+
+
+def some_squares(n: int, side_px: int = SIDE_PX) -> np.ndarray:
+    squares = np.random.default_rng(0).integers(0, 256, (n, side_px, side_px, 3), np.uint8)
+    squares[0] = 0  # black all over: shows at once what the padded border stands for
+    return squares
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (a, b))
+    return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def same_bytes(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]) -> bool:
+    return all(np.array_equal(x.view(np.uint16), y.view(np.uint16)) for x, y in zip(a, b, strict=True))
+
+
+# -- names, and what can go wrong with weights ---------------------------------------------------
+
+
+def test_every_network_of_keras_has_its_name_and_published_hash_here() -> None:
+    import inspect
+
+    import keras
+
+    builders = {n: f for n in dir(keras.applications) if callable(f := getattr(keras.applications, n))}
+    assert set(IMAGENET_HASHES) == set(builders)
+    for name, published in IMAGENET_HASHES.items():
+        module = inspect.getmodule(inspect.unwrap(builders[name]))
+        source = inspect.getsource(module) + inspect.getsource(sys.modules["keras.src.applications.resnet"])
+        if published is None:
+            assert "file_hash" not in inspect.getsource(module), f"Keras now publishes a hash for {name}"
+        else:
+            assert published in source, f"Keras checks {name} by another hash"
+
+
+def test_a_mistyped_network_is_answered_with_the_near_names() -> None:
+    with pytest.raises(UsageError, match=r"network=vgg-16: .* did you mean VGG16"):
+        load_network(settings(network="vgg-16"), SIDE_PX)
+    with pytest.raises(UsageError, match=r"choose one of ConvNeXtBase, .*Xception"):
+        weights_digest(settings(network="?"))
+
+
+def test_squares_too_small_for_a_network_are_wrong_usage() -> None:
+    with pytest.raises(UsageError, match=r"Xception cannot take squares of images.side_px=64: .*71"):
+        load_network(settings(network="Xception", weights="imagenet"), SIDE_PX)
+
+
+def test_bundled_weights_are_for_vgg16_only() -> None:
+    with pytest.raises(UsageError, match="ResNet50; choose imagenet or the path"):
+        load_network(settings(network="ResNet50"), SIDE_PX)
+
+
+def test_a_download_that_nobody_could_check_is_refused() -> None:
+    with pytest.raises(MissingWeights, match=r"publishes no hash for MobileNet, .* give the path"):
+        load_network(settings(network="MobileNet", weights="imagenet"), SIDE_PX)
+
+
+def test_imagenet_weights_offline_fail_and_name_the_other_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # nothing downloaded yet
+    with pytest.raises(MissingWeights, match=r"VGG16 cannot be downloaded .*bundled .*path of an \.h5 file"):
+        load_network(settings(weights="imagenet"), SIDE_PX)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "other ending"])
+def test_a_weights_path_must_be_an_h5_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("weights.npz" if kind == "other ending" else "weights.h5")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "other ending":
+        path.write_bytes(b"PK")
+    found = {"missing": "no such file", "folder": "a folder", "other ending": "another kind of file"}[kind]
+    for call in (weights_digest, lambda s: load_network(s, SIDE_PX)):
+        with pytest.raises(
+            MissingWeights, match=rf"expected the path of an \.h5 file, found {found}; choose"
+        ):
+            call(settings(weights=str(path)))
+
+
+@pytest.mark.parametrize("damage", [slice(100, 101), slice(-1, None)])
+def test_a_damaged_bundled_file_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: slice
+) -> None:
+    data = bytearray(networks.BUNDLED.read_bytes())
+    data[damage] = b"" if damage.stop is None else bytes([data[100] ^ 1])
+    (tmp_path / "vgg16.npz").write_bytes(data)
+    monkeypatch.setattr(networks, "BUNDLED", tmp_path / "vgg16.npz")
+    monkeypatch.setattr(networks, "_load", networks._load.__wrapped__)  # not the one loaded before
+    with pytest.raises(MissingWeights, match=r"expected (SHA-256 9bb28|12,124,154 bytes).*found .*restore"):
+        load_network(settings(), 32)
+
+
+def test_digests_need_no_tensorflow() -> None:
+    code = (
+        "import sys; from schemas.settings import ImageFeaturesSettings as S;"
+        "from tasks.networks import weights_digest as d;"
+        "print(d(S()), d(S(weights='imagenet')));"
+        "assert not {'tensorflow', 'keras', 'h5py'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [networks.BUNDLED_SHA256, "imagenet-6d6bbae143d832006294945121d1f1fc"]
+
+
+# -- the bundled weights -------------------------------------------------------------------------
+
+
+def test_the_bundled_weights_are_vgg16s() -> None:
+    """Against the published facts: 14,714,688 parameters, the first biases, the last bias's moments."""
+    with np.load(networks.BUNDLED, allow_pickle=False) as arrays:
+        parts = {name: arrays[name] for name in arrays.files}
+    kernels = {name: part for name, part in parts.items() if name.endswith(".kernel")}
+    assert len(kernels) == 13
+    assert all(kernel.dtype == np.int8 for kernel in kernels.values())
+    biases = {name: part for name, part in parts.items() if name.endswith(".bias")}
+    assert sum(part.size for part in [*kernels.values(), *biases.values()]) == 14_714_688
+    assert biases["block1_conv1.bias"][:3] == pytest.approx([0.73429835, 0.09340367, 0.06775674], abs=1e-8)
+    last = biases["block5_conv3.bias"].astype(np.float64)
+    assert [last.mean(), last.std(), last.min(), last.max()] == pytest.approx(
+        [0.14986369, 0.4928213, -0.50036746, 9.431553], abs=1e-6
+    )
+
+
+def test_features_are_those_of_keras_own_vgg16_with_its_preprocessing() -> None:
+    import keras
+
+    model = keras.applications.VGG16(include_top=False, weights=None, input_shape=(SIDE_PX, SIDE_PX, 3))
+    with np.load(networks.BUNDLED, allow_pickle=False) as arrays:
+        for layer in (layer for layer in model.layers if layer.weights):
+            kernel = arrays[f"{layer.name}.kernel"] * arrays[f"{layer.name}.scale"]
+            layer.set_weights([kernel, arrays[f"{layer.name}.bias"]])
+    squares = some_squares(6)
+    maps = model.predict(keras.applications.vgg16.preprocess_input(squares.astype(np.float32)), verbose=0)
+
+    network = load_network(settings(), SIDE_PX)
+    regions, pooled = network.features(squares)
+
+    assert (network.regions, network.channels) == (4, 512)
+    assert regions.dtype == pooled.dtype == np.float16
+    np.testing.assert_allclose(regions, maps.reshape(6, 4, 512), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(pooled, maps.mean(axis=(1, 2)), rtol=1e-3, atol=1e-3)
+
+
+def test_a_photos_features_do_not_depend_on_its_neighbours_place_or_batch() -> None:
+    squares = some_squares(11)
+    network = load_network(settings(), SIDE_PX)
+    all_at_once = network.features(squares)
+    order = np.random.default_rng(1).permutation(11)
+
+    assert same_bytes(network.features(squares[order]), tuple(part[order] for part in all_at_once))
+    assert same_bytes(network.features(squares[7:8]), tuple(part[7:8] for part in all_at_once))
+    other_batches = load_network(settings(batch_size=3), SIDE_PX)
+    assert same_bytes(other_batches.features(squares), all_at_once)
+
+
+def test_a_network_is_loaded_once_a_process() -> None:
+    assert load_network(settings(), SIDE_PX) is load_network(settings(), SIDE_PX)
+
+
+# -- other networks, and weights from a file -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable[[np.ndarray], np.ndarray], Path]:
+    """A MobileNet with random weights, and the folder in which it is saved in Keras's two formats."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNet(include_top=False, weights=None, input_shape=(SIDE_PX, SIDE_PX, 3))
+    folder = tmp_path_factory.mktemp("mobilenet")
+    model.save_weights(folder / "new.weights.h5")
+    model.save(folder / "old.h5")
+    preprocess = keras.applications.mobilenet.preprocess_input
+    return lambda squares: model.predict(preprocess(squares.astype(np.float32)), verbose=0), folder
+
+
+@pytest.mark.parametrize("name", ["new.weights.h5", "old.h5"])
+def test_another_network_by_name_with_weights_from_a_file(
+    mobilenet: tuple[Callable[[np.ndarray], np.ndarray], Path], name: str
+) -> None:
+    predict, folder = mobilenet
+    network = load_network(settings(network="MobileNet", weights=str(folder / name)), SIDE_PX)
+    squares = some_squares(5)
+    regions, pooled = network.features(squares)
+    maps = predict(squares)
+    assert regions.shape == (5, network.regions, network.channels) == (5, 4, 1024)
+    assert maps.std() > 0
+    np.testing.assert_allclose(regions, maps.reshape(5, 4, 1024), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(pooled, maps.mean(axis=(1, 2)), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_of_another_network_or_with_its_top_do_not_fit(
+    mobilenet: tuple[Callable[[np.ndarray], np.ndarray], Path], tmp_path: Path
+) -> None:
+    import keras
+
+    _, folder = mobilenet
+    with pytest.raises(
+        MissingWeights,
+        match=r"MobileNetV2: expected 260 arrays of 2,257,984 numbers in all, found 135 of 3,2",
+    ):
+        load_network(settings(network="MobileNetV2", weights=str(folder / "new.weights.h5")), SIDE_PX)
+
+    with_top = keras.applications.MobileNet(weights=None, input_shape=(SIDE_PX, SIDE_PX, 3), classes=3)
+    with_top.save_weights(tmp_path / "top.weights.h5")
+    with pytest.raises(MissingWeights, match="include_top=False"):
+        load_network(settings(network="MobileNet", weights=str(tmp_path / "top.weights.h5")), SIDE_PX)
+
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with pytest.raises(MissingWeights, match="found a file that is not HDF5"):
+        load_network(settings(network="MobileNet", weights=str(tmp_path / "text.h5")), SIDE_PX)
+
+
+def test_weights_that_were_replaced_change_the_digest_and_are_loaded_again(
+    mobilenet: tuple[Callable[[np.ndarray], np.ndarray], Path], tmp_path: Path
+) -> None:
+    import h5py
+
+    path = tmp_path / "w.h5"
+    path.write_bytes((mobilenet[1] / "old.h5").read_bytes())
+    asked = settings(network="MobileNet", weights=str(path))
+    digest, first = weights_digest(asked), load_network(asked, SIDE_PX)
+    with h5py.File(path, "r+") as file:
+        file.visititems(lambda _, item: item.write_direct(item[()] * 0) if "kernel" in item.name else None)
+    assert weights_digest(asked) != digest
+    assert load_network(asked, SIDE_PX) is not first
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1e6, 65504.0), (-1e6, -65504.0)])
+def test_features_too_large_for_float16_are_clipped(value: float, expected: float) -> None:
+    regions, pooled = network_of_constant(value).features(some_squares(2))
+    assert (regions == expected).all()
+    assert (pooled == expected).all()
+
+
+def test_weights_that_yield_no_numbers_are_named() -> None:
+    with pytest.raises(MissingWeights, match="found NaN in 2 of 2 photos"):
+        network_of_constant(float("nan")).features(some_squares(2))
+
+
+def network_of_constant(value: float) -> Network:
+    import keras
+
+    model = keras.Sequential(
+        [
+            keras.Input((SIDE_PX, SIDE_PX, 3)),
+            keras.layers.Conv2D(2, 3, strides=32, bias_initializer=keras.initializers.Constant(value)),
+        ]
+    )
+    return Network(model, "VGG16", 4, SIDE_PX)
+
+
+# -- real photographs ----------------------------------------------------------------------------
+
+
+def real_squares(folder: Path, n: int) -> np.ndarray:
+    paths = sorted((folder / "data/flickr8k/images").glob("*.jpg"))
+    squares = []
+    for path in paths[:: len(paths) // n][:n]:
+        image_rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        side = min(image_rgb.shape[:2])
+        squares.append(cv2.resize(image_rgb[:side, :side], (224, 224), interpolation=cv2.INTER_AREA))
+    return np.stack(squares)
+
+
+@pytest.mark.real_data
+def test_bundled_features_of_real_photographs_are_close_to_those_of_the_float32_weights(
+    real_data: Path,
+) -> None:
+    import keras
+
+    squares = real_squares(real_data, 104)
+    weights = str(real_data / "weights/vgg16_notop.weights.h5")
+    exact = load_network(settings(weights=weights, batch_size=8), 224).features(squares)
+    bundled = load_network(settings(batch_size=8), 224).features(squares)
+    for name, a, b in zip(("regions", "pooled"), bundled, exact, strict=True):
+        found = cosines(a, b)
+        print(f"{name}: cosine {found.mean():.6f} on average, {found.min():.6f} at worst")
+        assert found.mean() >= 0.999
+        assert found.min() >= 0.99
+
+    model = keras.applications.VGG16(include_top=False, weights=None, input_shape=(224, 224, 3))
+    model.load_weights(weights)
+    maps = model.predict(keras.applications.vgg16.preprocess_input(squares[:8].astype(np.float32)), verbose=0)
+    np.testing.assert_allclose(exact[0][:8], maps.reshape(8, 49, 512), rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(exact[1][:8], maps.mean(axis=(1, 2)), rtol=1e-3, atol=2e-3)
