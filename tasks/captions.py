@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -104,7 +104,7 @@ def tokenize(text: str) -> list[str]:
     ``一只狗。``                 [一, 只, 狗]                       [一, 只, 狗]
     =========================  ===============================  ========================
     """
-    return [token for token in split(text) if is_word(token)]
+    return [token for word in text.split() for token in _parts(word).words]
 
 
 def is_word(token: str) -> bool:
@@ -118,10 +118,7 @@ def split(text: str) -> list[str]:
     Captions say the same words again and again; no rule of `split_plainly` looks past a space, so
     a text's tokens are those of its words, one after the other.
     """
-    tokens: list[str] = []
-    for word in text.split():
-        tokens += _split_word(word) if len(word) <= _REMEMBERED_LENGTH else split_plainly(word)
-    return tokens
+    return [token for word in text.split() for token in _parts(word).tokens]
 
 
 def split_plainly(text: str) -> list[str]:
@@ -130,12 +127,26 @@ def split_plainly(text: str) -> list[str]:
     return _tokenizer()(_prepare(text) + " .")[:-1]
 
 
-@lru_cache(maxsize=2**16)
-def _split_word(word: str) -> tuple[str, ...]:
+class Parts(NamedTuple):
+    """What a run of characters without a space consists of: all tokens, and those that are words."""
+
+    tokens: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+def _parts(word: str) -> Parts:
+    return _remembered_parts(word) if len(word) <= _REMEMBERED_LENGTH else _new_parts(word)
+
+
+def _new_parts(word: str) -> Parts:
     lower = word.lower()
     if word.isascii() and word.isalpha() and lower not in _TWO_WORDS:
-        return (lower,)  # no rule touches it
-    return tuple(split_plainly(word))
+        return Parts((lower,), (lower,))  # no rule touches it
+    tokens = tuple(split_plainly(word))
+    return Parts(tokens, tuple(filter(is_word, tokens)))
+
+
+_remembered_parts = lru_cache(maxsize=2**16)(_new_parts)
 
 
 @cache
