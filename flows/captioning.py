@@ -45,9 +45,9 @@ def caption(
         from flows.server import choose_server
 
         choose_server(workspace)
-        from flows.prefect_flows import caption_photos
+        from flows.prefect_flows import caption_photos, from_terminal
 
-        record = caption_photos(dataset, model.absolute(), tree, only, workspace)
+        record = from_terminal(caption_photos, dataset, model.absolute(), tree, only, workspace)
     write_captions(captions_of(store, record), out)
     return record.model_copy(update={"captions": str(out.absolute())}), settings.ingest.max_reject_rate
 

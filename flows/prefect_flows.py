@@ -6,12 +6,15 @@ stage table, the scores, the rejects and a link to the report as artifacts.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.captioning import settings_with
@@ -74,6 +77,16 @@ def caption_photos(
         record = finish(walk, "caption", dataset, settings)
     leave_artifacts(record)
     return record
+
+
+def from_terminal(flow: Callable[..., RunRecord], *args: Any, **kwargs: Any) -> RunRecord:
+    """Call a flow without its heartbeat, whose thread costs a second at the end.
+
+    A person watches; deployments keep it. Errors are shown by the command line, not by Prefect.
+    """
+    logging.getLogger("prefect").setLevel(logging.CRITICAL)
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        return flow(*args, **kwargs)
 
 
 def leave_artifacts(record: RunRecord) -> None:

@@ -41,9 +41,9 @@ def run(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: bo
     from flows.server import choose_server
 
     choose_server(workspace)
-    from flows.prefect_flows import run_dataset
+    from flows.prefect_flows import from_terminal, run_dataset
 
-    return run_dataset(existing(dataset), settings, workspace)
+    return from_terminal(run_dataset, existing(dataset), settings, workspace)
 
 
 def status(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: bool = False) -> RunRecord:
@@ -67,9 +67,11 @@ def retry_rejects(dataset: Path | None, workspace: Path = WORKSPACE) -> RunRecor
     from flows.server import choose_server
 
     choose_server(workspace)
-    from flows.prefect_flows import run_dataset
+    from flows.prefect_flows import from_terminal, run_dataset
 
-    return run_dataset(Path(last.dataset), Settings.model_validate(last.settings), workspace, retry=True)
+    return from_terminal(
+        run_dataset, Path(last.dataset), Settings.model_validate(last.settings), workspace, retry=True
+    )
 
 
 def last_rejects(dataset: Path | None, workspace: Path = WORKSPACE) -> pl.DataFrame:

@@ -24,8 +24,6 @@ ALWAYS = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_LOGGING_LEVEL": "WARNING",
-    # The thread behind it costs a second at the end of each flow; deployments switch it on.
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "",
 }
 
 
