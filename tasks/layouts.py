@@ -62,7 +62,10 @@ SPLIT_WORDS = {
 }
 # Keys and columns that hold captions, and those that name a photograph's file.
 CAPTION_NAME = re.compile(r"(caption|text|sentence|description|raw)s?(_?\d+)?", re.IGNORECASE)
-FILE_NAMES = ("file_name", "image_path", "filename", "file", "path", "image", "image_name", "key")
+FILE_NAMES = (
+    *("file_name", "image_path", "photo_path", "filename", "filepath", "file", "path"),
+    *("image", "photo", "image_name", "key"),
+)
 
 MAX_LINE_BYTES = 2**20
 MAX_TEXT_BYTES = 16 * 2**20  # of a text beside a photograph
@@ -115,6 +118,28 @@ Item = Photo | Entry | Problem
 
 
 @dataclass(frozen=True)
+class Meant:
+    """What of a data set is meant: all of it, or these files and folders."""
+
+    paths: frozenset[str] = frozenset()
+
+    @property
+    def has_manifest(self) -> bool:
+        """Whether a Parquet file is meant by itself: then the photographs that it names are, too."""
+        return any(ending_of(path) == ".parquet" for path in self.paths)
+
+    def holds(self, path: str) -> bool:
+        """Whether `path` is meant, by itself or with a folder that it lies in."""
+        everything = not self.paths or "." in self.paths
+        return everything or path in self.paths or any(parent in self.paths for parent in _parents(path))
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+@dataclass(frozen=True)
 class Files:
     """The regular files under `root`, sorted by path: slim columns, since there may be millions."""
 
@@ -124,6 +149,18 @@ class Files:
     mtimes_ns: array[int]
     inodes: array[int]
     problems: list[Problem]
+    meant: Meant = Meant()
+
+    def is_photo(self, path: str) -> bool:
+        """Whether `path` is a photograph, by its ending or since it is meant by itself.
+
+        With a manifest, only those are that are meant without being named in it.
+        """
+        if path in self.meant.paths:
+            return ending_of(path) not in (".tar", ".parquet")
+        if ending_of(path) not in PHOTO_ENDINGS:
+            return False
+        return not self.meant.has_manifest or self.meant.holds(path)
 
     @cached_property
     def rows(self) -> dict[str, int]:
@@ -195,52 +232,45 @@ def scan(dataset: Path, only: Sequence[str] = ()) -> Files:
         found = "a file" if dataset.exists() else "nothing"
         raise UnknownDataset(f"a data set is a folder; found {found} at '{dataset}'")
     root = os.path.realpath(dataset)
+    meant = Meant(frozenset(posixpath.normpath(path) for path in only))
     rows: list[_FileRow] = []
     problems: list[Problem] = []
-    has_manifest = any(ending_of(name) == ".parquet" for name in only)
-    for found in _walk(root, () if has_manifest else only):
-        if has_manifest and not isinstance(found, Problem) and not _is_meant(found[0], only):
-            continue
-        if isinstance(found, Problem):
-            problems.append(found)
-        else:
-            rows.append(found)
+    for listed in _walk(root, Meant() if meant.has_manifest else meant):
+        if isinstance(listed, Problem):
+            problems.append(listed)
+        elif not meant.has_manifest or listed[0] in meant.paths or ending_of(listed[0]) in PHOTO_ENDINGS:
+            rows.append(listed)
     rows.sort()
     problems.sort()
     sizes = array("q", [row[1] for row in rows])
     mtimes_ns = array("q", [row[2] for row in rows])
     inodes = array("q", [row[3] for row in rows])
-    return Files(Path(root), [row[0] for row in rows], sizes, mtimes_ns, inodes, problems)
+    return Files(Path(root), [row[0] for row in rows], sizes, mtimes_ns, inodes, problems, meant)
 
 
 _FileRow = tuple[str, int, int, int]  # path, size, mtime_ns, inode
 
 
-def _is_meant(path: str, only: Sequence[str]) -> bool:
-    return path in only or ending_of(path) in PHOTO_ENDINGS
-
-
-def _walk(root: str, only: Sequence[str] = ()) -> Iterator[_FileRow | Problem]:
-    pending = [path for path in only if os.path.isdir(f"{root}/{path}")] if only else [""]
-    files: dict[str, set[str]] = {}  # the names that are meant in folders of which not all is
-    for path in set(only) - set(pending):
-        folder, _, name = path.rpartition("/")
-        files.setdefault(folder, set()).add(name)
-    pending += sorted(files.keys() - set(pending))
+def _walk(root: str, meant: Meant) -> Iterator[_FileRow | Problem]:
+    on_the_way = {parent for path in meant.paths for parent in _parents(path)}
+    by_name = meant.paths | on_the_way
+    pending = [("", meant.holds("."))]
     while pending:
-        folder = pending.pop()
-        names = files.get(folder)
+        folder, is_whole = pending.pop()
         try:
             with os.scandir(f"{root}/{folder}") as entries:
                 for entry in entries:
-                    if _is_passed_over(entry.name) or (names and entry.name not in names):
-                        continue
                     path = f"{folder}/{entry.name}" if folder else entry.name
+                    is_meant = is_whole or path in meant.paths
+                    if _is_passed_over(entry.name) and path not in by_name:
+                        continue
+                    if not (is_meant or path in on_the_way):
+                        continue
                     if entry.is_dir(follow_symlinks=False):
-                        pending.append(path)
-                    found = _file_row(entry, path, root)
-                    if found is not None:
-                        yield found
+                        pending.append((path, is_meant))
+                    listed = _file_row(entry, path, root) if is_meant else None
+                    if listed is not None:
+                        yield listed
         except OSError as error:
             yield Problem("file", printable(folder or "."), _reason(error), _cause(error))
 
@@ -323,10 +353,13 @@ class Finder:
             return None, self._once(shown, "outside_dataset", "the path leads out of the data set's folder")
         path = self._match(inside, posixpath.normpath(name), hint)
         if path is None:
-            if inside in self._refused or posixpath.basename(inside) in self._refused:
+            refused = self._refused.get(inside) or self._refused.get(posixpath.basename(inside))
+            if refused is not None and self.files.meant.has_manifest:
+                return None, self._once(*refused[1:])
+            if refused is not None:
                 return None, None  # its file is in the rejects already
             return None, self._once(shown, "missing_photo", "named by the data set, not found in its folder")
-        if ending_of(path) in PHOTO_ENDINGS or path in self._known:
+        if path in self._known or self.files.is_photo(path):
             return path, None
         self._known.add(path)
         return path, self.files.photo(path)
@@ -375,9 +408,10 @@ class Finder:
         return {path[: path.rfind(".")]: path for path in photos}  # of "a.jpg" and "a.png" the first stays
 
     @cached_property
-    def _refused(self) -> set[str]:
-        names = {problem.name for problem in self.files.problems}
-        return names | {posixpath.basename(name) for name in names}
+    def _refused(self) -> dict[str, Problem]:
+        problems = self.files.problems
+        by_name = {posixpath.basename(problem.name): problem for problem in problems}
+        return by_name | {problem.name: problem for problem in problems}
 
 
 def _fold(name: str) -> str:
@@ -469,7 +503,7 @@ def find_markers(files: Files) -> dict[str, list[str]]:
     for path in files.paths:
         name = path[path.rfind("/") + 1 :].lower()
         ending = ending_of(name)
-        if ending in PHOTO_ENDINGS:
+        if files.is_photo(path):
             markers["folder"].append(path)
         elif ending not in TEXT_ENDINGS:
             continue
@@ -521,9 +555,10 @@ def read_layout(files: Files, detected: Detected, packs: Path, max_file_bytes: i
     Photographs under the root are all told of, named by an annotation or not. `packs` is a folder
     for the copies that only Parquet needs; bytes over `max_file_bytes` are not copied.
     """
-    yield from files.problems
+    has_manifest = files.meant.has_manifest
+    yield from (problem for problem in files.problems if not has_manifest or files.meant.holds(problem.name))
     for path in files.paths:
-        if ending_of(path) in PHOTO_ENDINGS:
+        if files.is_photo(path):
             yield files.photo(path)
     source = Source(files, detected.markers, packs, max_file_bytes, Finder(files))
     yield from READERS[detected.layout](source)
@@ -1193,7 +1228,8 @@ def _has_photos(files: Files, path: str) -> bool | None:
             columns = _columns_of(pq.read_schema(file))
     except (pa.ArrowException, OSError):
         return None
-    return bool(columns.bytes or (columns.name and columns.captions))
+    # Many a table has names and is no data set; one that is meant by itself is.
+    return bool(columns.bytes or (columns.name and (columns.captions or path in files.meant.paths)))
 
 
 def _read_parquet(source: Source) -> Iterator[Item]:
@@ -1328,7 +1364,7 @@ class _RowReader:
             shard = posixpath.splitext(self.path)[0]  # 00000.parquet stands beside the folder 00000
             for stem in (f"{shard}/{name}", posixpath.join(base, name)):
                 if stem in self.source.finder.by_stem:
-                    return self.source.finder.by_stem[stem], None
+                    return self.source.finder.find(self.source.finder.by_stem[stem])
         return self.source.finder.find(name, base)
 
 
@@ -1474,7 +1510,7 @@ def _read_folder(source: Source) -> Iterator[Item]:
             yield Problem("photo", path[:-4], "missing_photo", f"'{path}' has no photograph beside it")
         yield Entry(photo, captions, split_in(folder))
     for path in files.paths:
-        if ending_of(path) in PHOTO_ENDINGS:
+        if files.is_photo(path):
             yield Entry(path, (), split_in(posixpath.dirname(path)))
 
 
