@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class StageSettings(BaseModel):
@@ -89,12 +89,26 @@ class FusionSettings(StageSettings):
     hidden_size: int = Field(512, ge=1)
     heads: int = Field(4, ge=1, description="questions asked of the regions at once; divides hidden_size")
     dropout: float = Field(0.5, ge=0, lt=1)
+    feature_dropout: float = Field(0.3, ge=0, lt=1, description="share of the features' channels left out")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the goal spread over all tokens")
+    averaging: float = Field(
+        0.98, ge=0, lt=1, description="weights kept are a running mean over about 1 / (1 - averaging) steps"
+    )
+    emphasis: float = Field(
+        1.5, ge=0, le=10, description="weight, when captioning, of what the photograph changes in the text"
+    )
     batch_size: int = Field(64, ge=1, description="captions a step")
-    learning_rate: float = Field(1e-3, gt=0)
-    epochs: int = Field(30, ge=1, description="at most; ends early when the dev split's CIDEr stops rising")
-    dev_beam: int = Field(3, ge=1, le=64, description="beam for the dev split's captions after each epoch")
+    learning_rate: float = Field(2e-3, gt=0)
+    epochs: int = Field(12, ge=1, description="at most; ends early when the dev split's CIDEr stops rising")
     patience: int = Field(5, ge=1)
+    dev_beam: int = Field(3, ge=1, le=64, description="beam for the dev split's captions after each epoch")
     seed: int = 1
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> FusionSettings:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"heads={self.heads} must divide hidden_size={self.hidden_size}")
+        return self
 
 
 class CaptionSettings(StageSettings):

@@ -20,9 +20,66 @@ if TYPE_CHECKING:
 # A caption that ends in one of these has been cut off. Two of them in a row ("in a") may come
 # twice in a caption; any other pair of words that comes twice is a repeated phrase.
 NEEDS_MORE = frozenset(
-    """a an the this that these those his their its my your our 's of and or but with without at to from
-    by for in on into onto inside over under near behind between beside through during against toward
-    towards above below across around along as while who which whose where is are was were be being""".split()
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "his",
+        "their",
+        "its",
+        "my",
+        "your",
+        "our",
+        "'s",
+        "of",
+        "and",
+        "or",
+        "but",
+        "with",
+        "without",
+        "at",
+        "to",
+        "from",
+        "by",
+        "for",
+        "in",
+        "on",
+        "into",
+        "onto",
+        "inside",
+        "over",
+        "under",
+        "near",
+        "behind",
+        "between",
+        "beside",
+        "through",
+        "during",
+        "against",
+        "toward",
+        "towards",
+        "above",
+        "below",
+        "across",
+        "around",
+        "along",
+        "as",
+        "while",
+        "who",
+        "which",
+        "whose",
+        "where",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "being",
+    ]
 )
 RULE_BROKEN = 1_000.0  # nats: more than any caption's probability can make up for
 IMPOSSIBLE = -1e30
@@ -30,7 +87,7 @@ IMPOSSIBLE = -1e30
 
 @dataclass(frozen=True)
 class Words:
-    """What the search must know of each token: may it be written, does it need another after it; (V,) bool each."""
+    """What the search knows of each token: may it be written, must another follow; (V,) bool each."""
 
     written: np.ndarray
     needs_more: np.ndarray
@@ -82,7 +139,7 @@ class BeamSearch:
     batch_size: int
 
     def compiled(self) -> Any:
-        """The search as one graph: (batch_size, regions, channels) float32 -> tokens, log_probability, length."""
+        """The search as one graph: (batch_size, R, C) float32 -> tokens, log_probability, length."""
         import tensorflow as tf
 
         return tf.function(
@@ -162,7 +219,7 @@ class BeamSearch:
         )
 
     def _forbidden(self, step: tf.Tensor) -> tf.Tensor:
-        """What may never be written here: special tokens, an <end> first, and a word too many; (V,) 0 or IMPOSSIBLE."""
+        """(V,): IMPOSSIBLE for special tokens, an <end> at the start and a word too many, else 0."""
         import tensorflow as tf
 
         is_end = np.arange(len(self.words.written)) == END

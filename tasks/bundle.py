@@ -126,7 +126,7 @@ def write_bundle(
     versions: Mapping[str, str],
     about: str = "",
 ) -> Bundle:
-    """Put a trained model into `folder`, which appears whole or not at all and takes the place of an older one.
+    """Put a trained model into `folder`, which appears whole or not at all, in the place of an older one.
 
     `scores` are by split and metric, `sizes` counts such as {"training photographs": 600};
     `about` says in Markdown where the data came from. The same model gives the same bytes.

@@ -13,12 +13,11 @@ import polars as pl
 from schemas.errors import UsageError
 from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
 from tasks.beam_search import IMPOSSIBLE, BeamSearch, Hypotheses, Words
-from tasks.fusion import Fusion, load_fusion, photo_tensor
+from tasks.fusion import Fusion, load_fusion
 from tasks.language_model import LanguageModel, load_language_model
+from tasks.pairs import photo_tensor
 from tasks.training import encode
 from tasks.vocabulary import START, UNK
-
-CHANNELS_OF_NOTHING = 1
 
 
 @dataclass

@@ -117,7 +117,7 @@ def train_language_model(
 def perplexity(
     language_model: LanguageModel, tokens: pl.Series, vocabulary: pl.DataFrame, batch_size: int = 64
 ) -> float:
-    """exp of the mean of -ln p over all tokens of the captions `tokens` and their ends; <unk> counts as a word."""
+    """exp of the mean of -ln p over all tokens of these captions and their ends; <unk> counts as a word."""
     return float(np.exp(_mean_loss(language_model, encode(tokens, vocabulary), batch_size)))
 
 
@@ -127,7 +127,7 @@ def _parts(captions: Ragged) -> tuple[bytes, bytes]:
 
 @dataclass
 class _Batch:
-    """Captions of about one length: what is read, `inputs`, and what is to be foretold, `targets`, (B, T) int32."""
+    """Captions of about one length: what is read and what each token is to foretell, (B, T) int32."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -154,7 +154,8 @@ def _batches(
         inputs[: len(rows), 0] = START
         inputs[: len(rows), 1:] = words
         targets[: len(rows), :-1] = words
-        targets[np.arange(len(rows)), lengths[rows]] = END
+        whole = captions.lengths[rows] <= max_tokens  # a caption that was cut does not end there
+        targets[np.arange(len(rows)), lengths[rows]] = np.where(whole, END, PAD)
         yield _Batch(inputs, targets, len(rows))
 
 
@@ -196,7 +197,6 @@ class _Trainer:
         self.optimizer = keras.optimizers.Adam(rate, global_clipnorm=1.0)
         self.optimizer.build(self.model.trainable_variables)
         self._step = self._compiled_step()
-        self._losses = None
 
     def epoch(self, epoch: int, advance: Callable[[int], None]) -> float:
         """One pass over the captions; returns the mean loss a token."""
@@ -230,16 +230,9 @@ class _Trainer:
 
     def _logits(self, inputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """The model's logits with dropout on words, states and their projection, one mask a caption."""
-        net, rate, batch = self.language_model, self.settings.dropout, self.settings.batch_size
-        words = dropout(
-            net.embedding(inputs), rate * EMBEDDED, seed, (batch, 1, self.settings.embedding_size)
-        )
+        net, batch, rate = self.language_model, self.settings.batch_size, self.settings.dropout
+        embedded = (batch, 1, self.settings.embedding_size)
+        words = dropout(net.embedding(inputs), rate / 2, seed, embedded)
         states = dropout(net.lstm(words), rate, seed + 1, (batch, 1, self.settings.state_size))
-        projected = dropout(
-            net.projection(states), rate * PROJECTED, seed + 2, (batch, 1, self.settings.embedding_size)
-        )
+        projected = dropout(net.projection(states), rate / 2, seed + 2, embedded)
         return net.embedding(projected, reverse=True)
-
-
-EMBEDDED = 0.5
-PROJECTED = 0.5

@@ -1,4 +1,4 @@
-"""What both trainings share: repeatable TensorFlow, checkpoints that survive `kill -9`, weight files, scratch rows."""
+"""What both trainings share: repeatable TensorFlow, checkpoints that survive `kill -9`, weight files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import numpy as np
 import polars as pl
 
 from schemas.errors import StaleModel
-from tasks.tables import tensor
 from tasks.vocabulary import PAD, UNK
 
 if TYPE_CHECKING:
+    import h5py
     import keras
     import tensorflow as tf
 
 
 def make_repeatable(seed: int) -> None:
-    """Make TensorFlow in this process give the same bits for the same work, and seed Keras's initial weights."""
+    """Make TensorFlow here give the same bits for the same work, and seed Keras's initial weights."""
     import keras
     import tensorflow as tf
 
@@ -44,13 +44,16 @@ def fingerprint(*parts: str | bytes) -> str:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Sequences of token ids laid end to end: `ids` (N,) int32 and where each begins, `starts` (rows + 1,) int64."""
+    """Captions as token ids end to end, `ids` (N,) int32; each begins at its `starts` (captions + 1,)."""
 
     ids: np.ndarray
     starts: np.ndarray
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def __getitem__(self, caption: int) -> np.ndarray:
+        return self.ids[self.starts[caption] : self.starts[caption + 1]]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -94,9 +97,9 @@ class Checkpoint:
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace the file; when this returns the new one is on the disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(self.path.name + ".part")
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         with beside.open("wb") as file:
-            np.savez(file, made_from=np.array(self.made_from), **arrays)
+            np.savez(file, allow_pickle=False, **{"made_from": np.array(self.made_from), **arrays})
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self.path)
@@ -179,26 +182,29 @@ def save_weights(model: keras.Model, path: Path) -> None:
     """
     import h5py
 
-    beside = path.with_name(f".{path.name.removesuffix('.weights.h5')}.part.weights.h5")
-    model.save_weights(beside)
-    with h5py.File(beside, "r") as full, h5py.File(path.with_name(beside.name + ".half"), "w") as half:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    full, half = (path.with_name(f".{os.getpid()}.{part}.weights.h5") for part in ("full", "half"))
+    model.save_weights(full)
+    with h5py.File(full, "r") as source, h5py.File(half, "w") as target:
+        _copy_attributes(source, target)
 
-        def copy(name: str, item: Any) -> None:
+        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
             if isinstance(item, h5py.Dataset):
-                half.create_dataset(name, data=np.asarray(item).astype(np.float16))
+                target.create_dataset(name, data=np.asarray(item, np.float16))
             else:
-                half.require_group(name)
-            for key, value in item.attrs.items():
-                half[name].attrs[key] = value
+                target.require_group(name)
+            _copy_attributes(item, target[name])
 
-        full.visititems(copy)
-        for key, value in full.attrs.items():
-            half.attrs[key] = value
-    finished = path.with_name(beside.name + ".half")
-    with finished.open("rb+") as file:
+        source.visititems(copy)
+    with half.open("rb+") as file:
         os.fsync(file.fileno())
-    finished.replace(path)
-    beside.unlink()
+    half.replace(path)
+    full.unlink()
+
+
+def _copy_attributes(source: h5py.Group | h5py.Dataset, target: h5py.Group | h5py.Dataset) -> None:
+    for name, value in source.attrs.items():
+        target.attrs[name] = value
 
 
 def load_weights(model: keras.Model, path: Path) -> None:
@@ -212,47 +218,15 @@ def load_weights(model: keras.Model, path: Path) -> None:
         ) from None
 
 
-def dropout(values: tf.Tensor, rate: float, seed: tf.Tensor, shape: Sequence[Any] | None = None) -> tf.Tensor:
-    """Zero a share `rate` of `values` and scale up the rest; the mask, of `shape`, depends on `seed` (2,) alone.
+def dropout(values: tf.Tensor, rate: float, seed: tf.Tensor, shape: Any) -> tf.Tensor:
+    """Zero a share `rate` of `values` and scale up the rest.
 
-    A mask of length 1 along time is the same at each step (Gal and Ghahramani 2016).
+    The mask has `shape` and follows from `seed` (2,) alone, so a resumed training repeats it. A mask
+    of length 1 along time is the same at each step (Gal and Ghahramani 2016).
     """
     import tensorflow as tf
 
     if not rate:
         return values
-    kept = tf.random.stateless_uniform(tf.shape(values) if shape is None else shape, seed) >= rate
+    kept = tf.random.stateless_uniform(shape, seed) >= rate
     return values * tf.cast(kept, values.dtype) / (1 - rate)
-
-
-class ScratchRows:
-    """Rows of one shape and dtype in a file: read by row number, never held in memory as a whole."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: str = "float16") -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.shape, self.dtype, self.rows = shape, np.dtype(dtype), 0
-        self.row_bytes = int(np.prod(shape)) * self.dtype.itemsize
-        self._file = path.open("wb+", buffering=0)
-        path.unlink()  # the open file stays; the disk is given back however this process ends
-
-    def append(self, values: np.ndarray) -> None:
-        """Add (n, *shape) rows at the end."""
-        data = np.ascontiguousarray(values, self.dtype)
-        view = memoryview(data.reshape(-1)).cast("B")
-        while view:
-            view = view[self._file.write(view) :]
-        self.rows += len(data)
-
-    def read(self, first: int, count: int) -> np.ndarray:
-        """Rows first … first + count - 1 as (count, *shape)."""
-        data = os.pread(self._file.fileno(), count * self.row_bytes, first * self.row_bytes)
-        return np.frombuffer(data, self.dtype).reshape(count, *self.shape)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def flat_states(states: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """A `states` column as all rows end to end (N, state_size) float16, and where each caption's begin (rows + 1,)."""
-    lengths = states.list.len().to_numpy().astype(np.int64)
-    return tensor(states.explode()), np.concatenate([[0], np.cumsum(lengths)])

@@ -1,0 +1,186 @@
+"""Photographs and their captions side by side: features from Parquet as batches for the fusion."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from schemas.errors import UsageError
+from tasks.tables import tensor
+from tasks.training import Ragged, encode, fingerprint
+from tasks.vocabulary import END, PAD
+
+CAPTIONS_A_ROW = 5
+
+
+class ScratchRows:
+    """Rows of one shape, float16, in a nameless file: read by number, never in memory as a whole."""
+
+    def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.shape, self.rows = shape, 0
+        self._row_bytes = 2 * int(np.prod(shape))
+        # Nameless: the disk is given back however this process ends.
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+
+    def append(self, values: np.ndarray) -> None:
+        """Add (n, *shape) rows at the end."""
+        rest = np.ascontiguousarray(values, np.float16).reshape(-1).view(np.uint8)
+        while len(rest):
+            rest = rest[self._file.write(rest.data) :]
+        self.rows += len(values)
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Rows first … first + count - 1 as (count, *shape)."""
+        data = os.pread(self._file.fileno(), count * self._row_bytes, first * self._row_bytes)
+        return np.frombuffer(data, np.float16).reshape(count, *self.shape)
+
+
+class Batch(NamedTuple):
+    """What one step learns from; missing rows and positions are zeros, with the target <pad>.
+
+    photos (P, R, C) float16; states (P, Q, state_size) float16, those of all captions of a row end
+    to end; targets (P, Q) int32, the token that each state is to foretell.
+    """
+
+    photos: np.ndarray
+    states: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Training and dev captions with their features: tensors in scratch files, slim tables of their places.
+
+    A caption is its number here. A row is up to CAPTIONS_A_ROW captions of one photograph, so that
+    the photograph is projected once for all of them, and no position but the last is padding.
+    """
+
+    photos: ScratchRows  # (R, C)
+    states: ScratchRows  # (state_size,), those of all captions end to end
+    photo_ids: list[str]
+    captions: Ragged  # their tokens
+    first_state: np.ndarray  # (captions,) int64
+    photo_of: np.ndarray  # (captions,) int64
+    is_dev: np.ndarray  # (captions,) bool
+    digest: str  # of which captions, photographs and shards these are
+
+    @staticmethod
+    def read(
+        pairs: pl.DataFrame,
+        image_features: Sequence[Path],
+        text_features: Sequence[Path],
+        vocabulary: pl.DataFrame,
+        kind: str,
+        scratch: Path,
+    ) -> Pairs:
+        """Copy what `pairs` needs, shard by shard. Raises UsageError where no training caption is left."""
+        pairs = pairs.filter(pl.col("split").is_in(["train", "dev"]))
+        photos, photo_ids = _copy_photos(pairs, image_features, kind, scratch)
+        states, first_states = _copy_states(pairs, text_features, scratch)
+        numbers = pl.Series("photo_id", photo_ids, pl.String).to_frame().with_row_index("photo")
+        pairs = pairs.join(numbers, on="photo_id", maintain_order="left")
+        pairs = pairs.join(first_states, on="caption_id", maintain_order="left")
+        if photos is None or states is None or not (pairs["split"] == "train").any():
+            raise UsageError(
+                "no caption of the train split has both its photograph's features and its own: "
+                "nothing to learn captions from"
+            )
+        shards = [f"{path.name} {path.stat().st_size}" for path in [*image_features, *text_features]]
+        return Pairs(
+            photos,
+            states,
+            photo_ids,
+            encode(pairs["tokens"], vocabulary),
+            pairs["first_state"].to_numpy(),
+            pairs["photo"].to_numpy().astype(np.int64),
+            (pairs["split"] == "dev").to_numpy(),
+            fingerprint(kind, *pairs["caption_id"], *photo_ids, *shards),
+        )
+
+    @property
+    def dev_photos(self) -> np.ndarray:
+        """The numbers of the photographs that have a dev caption."""
+        return np.unique(self.photo_of[self.is_dev])
+
+    def rows(self, *, dev: bool) -> list[np.ndarray]:
+        """The numbers of the captions of one split, row by row."""
+        captions = np.flatnonzero(self.is_dev == dev)
+        captions = captions[np.argsort(self.photo_of[captions], kind="stable")]
+        next_photo = np.flatnonzero(np.diff(self.photo_of[captions])) + 1
+        of_photo = np.split(captions, next_photo) if len(captions) else []
+        return [
+            some[i : i + CAPTIONS_A_ROW] for some in of_photo for i in range(0, len(some), CAPTIONS_A_ROW)
+        ]
+
+    def batches(self, rows: Sequence[np.ndarray], size: int) -> Iterator[tuple[Batch, int]]:
+        """`rows`, in their order, `size` at a time: each batch with its number of captions."""
+        for place in range(0, len(rows), size):
+            some = rows[place : place + size]
+            yield self._batch(some, size), sum(map(len, some))
+
+    def _batch(self, rows: Sequence[np.ndarray], size: int) -> Batch:
+        lengths = self.captions.lengths + 1  # the <end> is foretold too
+        width = max(int(lengths[row].sum()) for row in rows)
+        photos = np.zeros((size, *self.photos.shape), np.float16)
+        states = np.zeros((size, width, *self.states.shape), np.float16)
+        targets = np.full((size, width), PAD, np.int32)
+        for i, row in enumerate(rows):
+            photos[i] = self.photos.read(int(self.photo_of[row[0]]), 1)[0]
+            ends = np.cumsum(lengths[row])
+            for caption, end in zip(row, ends, strict=True):
+                begin = end - lengths[caption]
+                states[i, begin:end] = self.states.read(int(self.first_state[caption]), int(end - begin))
+                targets[i, begin : end - 1] = self.captions[caption]
+                targets[i, end - 1] = END
+        return Batch(photos, states, targets)
+
+
+def photo_tensor(frame: pl.DataFrame, kind: str) -> np.ndarray:
+    """What a fusion of this kind sees of the photographs in `frame`: (rows, R, C) float16.
+
+    `attention` sees the regions; `concat` the pooled features, as one region.
+    """
+    return tensor(frame["regions"]) if kind == "attention" else tensor(frame["pooled"])[:, None]
+
+
+def _copy_photos(
+    pairs: pl.DataFrame, shards: Sequence[Path], kind: str, scratch: Path
+) -> tuple[ScratchRows | None, list[str]]:
+    wanted, rows, photo_ids = pairs.select("photo_id").unique(), None, []
+    for shard in shards:
+        frame = pl.read_parquet(shard, columns=["photo_id", "regions" if kind == "attention" else "pooled"])
+        frame = frame.join(wanted, on="photo_id", how="semi", maintain_order="left")
+        if frame.is_empty():
+            continue
+        values = photo_tensor(frame, kind)
+        rows = rows or ScratchRows(scratch, values.shape[1:])
+        rows.append(values)
+        photo_ids += frame["photo_id"].to_list()
+    return rows, photo_ids
+
+
+def _copy_states(
+    pairs: pl.DataFrame, shards: Sequence[Path], scratch: Path
+) -> tuple[ScratchRows | None, pl.DataFrame]:
+    wanted, rows = pairs.select("caption_id"), None
+    places = [pl.DataFrame(schema={"caption_id": pl.String, "first_state": pl.Int64})]
+    for shard in shards:
+        frame = pl.read_parquet(shard, columns=["caption_id", "states"])
+        frame = frame.join(wanted, on="caption_id", how="semi", maintain_order="left")
+        if frame.is_empty():
+            continue
+        values = tensor(frame["states"].explode(empty_as_null=False))
+        rows = rows or ScratchRows(scratch, values.shape[1:])
+        firsts = rows.rows + np.cumsum(frame["states"].list.len().to_numpy().astype(np.int64))
+        firsts -= frame["states"].list.len().to_numpy()
+        places.append(frame.select("caption_id", first_state=pl.Series(firsts, dtype=pl.Int64)))
+        rows.append(values)
+    return rows, pl.concat(places)
