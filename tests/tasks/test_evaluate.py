@@ -1,0 +1,430 @@
+"""Scores are those of pycocoevalcap with its Java tokenizer, and a bad input never makes them better."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from schemas.errors import UsageError
+from schemas.settings import EvaluateSettings
+from schemas.tables import check
+from tasks.captions import tokenize
+from tasks.evaluate import collapse, evaluate, ptb_tokens, read_captions, read_pair, score
+
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no 'java' on the PATH")
+
+# Typed the way people type.
+TYPED = {
+    "1": ["A man's dog isn't running .", "The dog can't run, it's tired!", "a black-and-white dog", "Dog..."],
+    "2": ['A sign says "STOP" (in red)...', "Two signs & a bus; 10:30am", "A stop-sign.", "what?! a sign!!"],
+    "3": [
+        "Mr. Smith's at Main St.",
+        "A street in the U.S.",
+        "3/4 of a street, 50% dark",
+        "Street with #23 on it",
+    ],
+    "4": [
+        "A boy and/or girl w/ a T-shirt",
+        "kids' toys -- lots",
+        "It cost $5.00 or €5",
+        "gonna play , cannot stop",
+    ],
+    "5": [
+        "Bird's-eye view of a city",
+        "“Curly” quotes’ city – far",
+        "a café & naïve people…",
+        "rock 'n' roll '80s city",
+    ],
+    "6": [
+        "two dogs play.  one watches.",
+        "Dogs,cats;birds:all",
+        "a [big] dog {sic} <3",
+        "AT&T dog @home 20°",
+    ],
+}
+
+
+def java_tokens(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    entries = {name: [{"caption": text} for text in texts] for name, texts in captions.items()}
+    return PTBTokenizer().tokenize(entries)
+
+
+def java_scores(said: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    known, results = java_tokens(references), java_tokens({name: [text] for name, text in said.items()})
+    bleu = Bleu(4).compute_score(known, results, verbose=0)[0]
+    scores = {f"Bleu_{n}": value for n, value in enumerate(bleu, start=1)}
+    scores["ROUGE_L"] = Rouge().compute_score(known, results)[0]
+    scores["CIDEr"] = Cider().compute_score(known, results)[0]
+    return scores
+
+
+@needs_java
+def test_tokens_of_typed_captions_are_javas() -> None:
+    java = java_tokens(TYPED)
+    assert {name: ptb_tokens(texts) for name, texts in TYPED.items()} == java
+
+
+@needs_java
+@pytest.mark.parametrize("chosen", range(4))
+def test_scores_of_typed_captions_are_those_with_javas_tokens(chosen: int) -> None:
+    said = {name: texts[chosen] for name, texts in TYPED.items()}
+    known = {name: [text for text in texts if text != said[name]] for name, texts in TYPED.items()}
+    assert score(said, known) == pytest.approx(java_scores(said, known), abs=1e-9)
+
+
+def flickr_captions(real_data: Path) -> dict[str, list[str]]:
+    lines = (real_data / "data/flickr8k/Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()
+    captions: dict[str, list[str]] = {}
+    for line in lines:
+        name, _, text = line.partition("\t")
+        captions.setdefault(name.partition("#")[0], []).append(text)
+    return captions
+
+
+def coco_captions(real_data: Path) -> dict[str, list[str]]:
+    data = json.loads((real_data / "data/coco-captions/captions_val2017.json").read_text(encoding="utf-8"))
+    captions: dict[str, list[str]] = {}
+    for note in data["annotations"]:
+        captions.setdefault(str(note["image_id"]), []).append(note["caption"])
+    return captions
+
+
+@needs_java
+@pytest.mark.real_data
+@pytest.mark.parametrize("captions_of", [flickr_captions, coco_captions])
+def test_scores_of_real_captions_agree_with_javas_tokens(captions_of, real_data: Path) -> None:
+    captions = {name: texts for name, texts in captions_of(real_data).items() if len(texts) > 1}
+    java = java_tokens(captions)
+    differ = sum(
+        ours.split() != theirs.split()
+        for name, texts in captions.items()
+        for ours, theirs in zip(ptb_tokens(texts), java[name], strict=True)
+    )
+    assert differ <= 1e-3 * sum(map(len, captions.values()))
+
+    some = dict(list(captions.items())[::6])
+    said = {name: texts[0] for name, texts in some.items()}
+    known = {name: texts[1:] for name, texts in some.items()}
+    assert score(said, known) == pytest.approx(java_scores(said, known), abs=0.0005)
+
+
+def test_chinese_and_japanese_are_scored_by_the_character() -> None:
+    assert ptb_tokens(["一只狗。", "犬が走る", "ein Füller"]) == ["一 只 狗", "犬 が 走 る", "ein füller"]
+
+
+def test_what_a_model_says_in_tokens_scores_like_the_text_that_it_learned_from() -> None:
+    for texts in TYPED.values():
+        for text in texts:
+            words = tokenize(text)
+            assert [token for token in ptb_tokens([" ".join(words)])[0].split(" ") if token] == words
+
+
+# ---- scores against figures that can be worked out by hand, and other programs ----
+
+
+def test_scores_of_two_short_captions_by_hand() -> None:
+    said = {"1": "a dog runs", "2": "a red bus"}
+    known = {"1": ["a dog runs fast"], "2": ["the red bus"]}
+    scores = score(said, known)
+    shorter = math.exp(1 - 7 / 6)  # 6 tokens said, 7 in the references
+    assert scores["Bleu_1"] == pytest.approx(5 / 6 * shorter)
+    assert scores["Bleu_2"] == pytest.approx(math.sqrt(5 / 6 * 3 / 4) * shorter)
+    assert scores["Bleu_3"] == pytest.approx((5 / 6 * 3 / 4 * 1 / 2) ** (1 / 3) * shorter)
+    # ROUGE-L with beta 1.2: precision 3/3 and recall 3/4, then 2/3 and 2/3.
+    first = (1 + 1.44) * 1 * 0.75 / (0.75 + 1.44 * 1)
+    assert scores["ROUGE_L"] == pytest.approx((first + 2 / 3) / 2)
+
+
+def test_cider_by_hand() -> None:
+    """Three photographs, one word each: n-grams of one word only, every weight is log 3."""
+    said = {"1": "dog", "2": "cat", "3": "cow"}
+    known = {"1": ["dog"], "2": ["bird"], "3": ["cow", "ox"]}
+    # A cosine of 1 over one of four n, times 10: 2.5; none; 2.5 for one of two references.
+    assert score(said, known)["CIDEr"] == pytest.approx((2.5 + 0 + 1.25) / 3)
+
+
+def test_bleu_is_nltks_on_the_same_tokens() -> None:
+    from nltk.translate.bleu_score import corpus_bleu
+
+    said = {name: f"{texts[0]} and {texts[1]}" for name, texts in TYPED.items()}
+    scores = score(said, TYPED)
+    known = [[text.split() for text in ptb_tokens(texts)] for texts in TYPED.values()]
+    results = [text.split() for text in ptb_tokens(said.values())]
+    for n in (1, 2, 3, 4):
+        assert scores[f"Bleu_{n}"] == pytest.approx(
+            corpus_bleu(known, results, weights=[1 / n] * n), abs=1e-6
+        )
+
+
+def test_a_caption_equal_to_its_reference_has_the_highest_scores() -> None:
+    known = {name: [texts[0] + " on a long road"] for name, texts in TYPED.items()}
+    scores = score({name: texts[0] for name, texts in known.items()}, known)
+    assert scores == pytest.approx(dict.fromkeys(scores, 1.0) | {"CIDEr": 10.0}, abs=1e-6)
+
+
+def test_scoring_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    score({"1": "a dog"}, {"1": ["a dog runs"]})
+    assert capfd.readouterr() == ("", "")
+
+
+# ---- what is missing ----
+
+KNOWN = {"1": ["a dog runs on grass"], "2": ["a red bus in town"], "3": ["two cows eat green grass"]}
+SAID = {"1": "a dog runs on grass", "2": "a red bus in town"}
+
+
+def test_a_missing_prediction_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"1 of 3 photographs that have references have no prediction \('3'\)"
+    ):
+        score(SAID, KNOWN)
+
+
+def test_a_missing_prediction_counts_as_empty_or_is_left_out_on_request() -> None:
+    skipped, empty = score(SAID, KNOWN, missing="skip"), score(SAID, KNOWN, missing="empty")
+    assert skipped["Bleu_1"] == pytest.approx(1)
+    assert empty["ROUGE_L"] == pytest.approx(2 / 3)
+    assert empty == pytest.approx(score(SAID | {"3": ""}, KNOWN))
+    assert empty["Bleu_4"] < skipped["Bleu_4"]
+
+
+def test_photographs_and_references_that_cannot_be_scored_change_nothing() -> None:
+    plain = score(SAID, KNOWN, missing="skip")
+    assert score(SAID | {"9": "no reference"}, KNOWN | {"8": ["..."], "7": []}, missing="skip") == plain
+    assert score(SAID, KNOWN | {"1": [*KNOWN["1"], " . "]}, missing="skip") == plain
+
+
+def test_an_empty_prediction_never_scores() -> None:
+    scores = score(dict.fromkeys(KNOWN, ""), KNOWN | {"1": [*KNOWN["1"], "!"]})
+    assert scores == pytest.approx(dict.fromkeys(scores, 0.0), abs=1e-6)
+
+
+def test_nothing_to_score_is_refused_with_names_of_both_sides() -> None:
+    with pytest.raises(UsageError, match=r"1 predictions \('dog.jpg'\).*3 photographs.*'1', '2', '3'\)"):
+        score({"dog.jpg": "a dog"}, KNOWN)
+
+
+def test_meteor_without_java_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="there is no 'java' on the PATH"):
+        score(SAID, KNOWN, meteor=True, missing="skip")
+
+
+@needs_java
+def test_meteor_where_there_is_java() -> None:
+    plain = score(SAID, KNOWN, missing="empty")
+    scores = score(SAID, KNOWN, meteor=True, missing="empty")  # two captions are right, one is missing
+    assert 0.4 < scores.pop("METEOR") < 0.8
+    assert scores == plain
+
+
+# ---- signs of collapse ----
+
+
+def test_signs_of_collapse_by_hand() -> None:
+    said = {"1": "A dog runs.", "2": "a dog runs", "3": "a cat", "4": "a dog's bowl"}
+    signs = collapse(said, [["a", "dog", "runs"], ["a", "dog", "runs"], ["a", "dog"]])
+    assert signs == {
+        "distinct": 3 / 4,
+        "vocabulary_used": 6,  # a dog runs cat 's bowl
+        "copied": 2 / 4,
+        "shared": 2,
+        "mean_length": (3 + 3 + 2 + 4) / 4,
+    }
+
+
+def test_no_prediction_shows_no_sign() -> None:
+    assert set(collapse({}, [["a"]]).values()) == {0}
+
+
+def photo(number: int) -> str:
+    return f"{number:032x}"
+
+
+def test_the_scores_table_has_the_splits_that_hold_references() -> None:
+    captions = pl.DataFrame(
+        {
+            "caption_id": [photo(n) for n in range(6)],
+            "photo_id": [photo(1), photo(1), photo(2), photo(3), None, photo(4)],
+            "text": ["A dog runs .", "The dog runs", "A cat", "A bus in town", "A cow on grass", "Two men"],
+            "split": ["test", "test", "test", "train", "test", "test"],
+        }
+    )
+    predictions = pl.DataFrame(
+        {
+            "photo_id": [photo(1), photo(2), photo(3), photo(5)],
+            "split": ["test", "test", "dev", "test"],
+            "caption": ["a dog runs", "a cat", "a bus", "no reference"],
+        }
+    )
+    training = pl.DataFrame({"tokens": [["a", "cat"], ["a", "bus"]]})
+    table = evaluate(predictions, captions, training, EvaluateSettings())
+    check(table, "scores")
+    assert table["split"].unique().to_list() == ["test"]
+    values = dict(table.select("metric", "value").iter_rows())
+    assert values["photos"] == 2
+    assert values["unpredicted"] == 1
+    assert values["copied"] == 0.5
+    assert values["Bleu_1"] == pytest.approx(1)
+    assert {"Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "distinct", "shared"} < set(values)
+
+
+def test_without_references_the_scores_table_is_empty() -> None:
+    nothing = pl.DataFrame(schema={"photo_id": pl.String, "split": pl.String, "caption": pl.String})
+    captions = pl.DataFrame(schema={"photo_id": pl.String, "split": pl.String, "text": pl.String})
+    tokens = pl.DataFrame(schema={"tokens": pl.List(pl.String)})
+    table = evaluate(nothing, captions, tokens, EvaluateSettings())
+    check(table, "scores")
+    assert table.is_empty()
+
+
+# ---- files ----
+
+CAPTION = 'A dog, "Rex", runs'
+
+
+def write(path: Path, content: object) -> Path:
+    if isinstance(content, pl.DataFrame):
+        content.write_csv(path) if path.suffix == ".csv" else content.write_parquet(path)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+PREDICTIONS = {
+    "ours.parquet": pl.DataFrame({"path": ["shots/12.jpg"], "caption": [CAPTION], "score": [-0.5]}),
+    "ours.csv": pl.DataFrame({"path": ["shots/12.jpg"], "caption": [CAPTION]}),
+    "ours.jsonl": json.dumps({"photo_id": "ab", "path": "a\\12.jpg", "caption": CAPTION}) + "\n\n",
+    "coco.json": [{"image_id": 12, "caption": CAPTION}],
+}
+TABLE = pl.DataFrame({"file_name": ["12.jpg", "12.jpg", "34.jpg"], "text": [CAPTION, "Two", "Three"]})
+REFERENCES = {
+    "captions_val.json": {
+        "images": [{"id": 12, "file_name": "12.jpg"}, {"id": 34, "file_name": "34.jpg"}],
+        "annotations": [
+            {"id": n, "image_id": image, "caption": text}
+            for n, (image, text) in enumerate([(12, CAPTION), (12, "Two"), (34, "Three")])
+        ],
+    },
+    "dataset_x.json": {
+        "images": [
+            {"filename": "12.jpg", "cocoid": 12, "sentences": [{"raw": CAPTION}, {"raw": "Two"}]},
+            {"filename": "34.jpg", "cocoid": 34, "sentences": [{"raw": "Three"}]},
+        ]
+    },
+    "Flickr8k.token.txt": f"12.jpg#0\t{CAPTION}\n12.jpg#1\tTwo\n34.jpg#0\tThree\n",
+    "captions.txt": f'image,caption\n12.jpg,{CAPTION}\n12.jpg,"Two"\n34.jpg,Three\n',
+    "table.csv": TABLE,
+    "table.parquet": TABLE,
+    "lists.parquet": pl.DataFrame({"image_id": [12, 34], "captions": [[CAPTION, "Two"], ["Three"]]}),
+    "metadata.jsonl": "\n".join(json.dumps(row) for row in TABLE.to_dicts()),
+}
+
+
+@pytest.mark.parametrize("known", REFERENCES)
+@pytest.mark.parametrize("said", PREDICTIONS)
+def test_predictions_meet_references_of_any_form(said: str, known: str, tmp_path: Path) -> None:
+    (tmp_path / "said").mkdir()
+    said_path = write(tmp_path / "said" / said, PREDICTIONS[said])
+    predictions, references = read_pair(said_path, write(tmp_path / known, REFERENCES[known]))
+    (name,) = predictions
+    assert predictions[name] == CAPTION
+    assert references[name] == [CAPTION, "Two"]
+    assert sorted(map(len, references.values())) == [1, 2]
+    assert score(predictions, references, missing="skip")["Bleu_4"] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_quoted_kaggle_caption_loses_its_quotes(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "captions.txt", 'image,caption\n1.jpg,"A ""big"" dog, running"\n2.jpg,"No" sign\n'
+    )
+    assert [row.caption for row in read_captions(path)] == ['A "big" dog, running', '"No" sign']
+
+
+def test_cocos_zero_padded_file_names_are_its_numbers(tmp_path: Path) -> None:
+    said = write(tmp_path / "said.json", [{"image_id": 139, "caption": "a room"}])
+    known = pl.DataFrame({"path": ["val2014/COCO_val2014_000000000139.jpg"], "caption": ["A room"]})
+    assert read_pair(said, write(tmp_path / "known.csv", known)) == ({"139": "a room"}, {"139": ["A room"]})
+
+
+def test_files_of_one_name_in_two_folders_are_never_mixed_up(tmp_path: Path) -> None:
+    said = write(tmp_path / "said.csv", pl.DataFrame({"path": ["x/1.jpg"], "caption": ["a room"]}))
+    known = write(
+        tmp_path / "a.csv", pl.DataFrame({"path": ["a/1.jpg", "b/1.jpg"], "caption": ["one", "two"]})
+    )
+    with pytest.raises(UsageError, match="names in common"):
+        read_pair(said, known)
+
+
+def test_names_without_a_match_are_shown_from_both_files(tmp_path: Path) -> None:
+    said = write(tmp_path / "said.csv", pl.DataFrame({"path": ["dog_1.jpg"], "caption": ["a dog"]}))
+    known = write(tmp_path / "known.csv", pl.DataFrame({"path": ["cat_1.jpg"], "caption": ["a cat"]}))
+    with pytest.raises(
+        UsageError, match=r"path 'dog_1.jpg' in .*said.csv and path 'cat_1.jpg' in .*known.csv"
+    ):
+        read_pair(said, known)
+
+
+def test_two_predictions_for_one_photograph_are_refused(tmp_path: Path) -> None:
+    known = write(tmp_path / "known.json", [{"image_id": 1, "caption": "one"}])
+    twice = [{"image_id": 1, "caption": "one"}, {"image_id": 1, "caption": "two"}]
+    with pytest.raises(
+        UsageError, match="expected one caption a photograph, found two of '1': 'one' and 'two'"
+    ):
+        read_pair(write(tmp_path / "said.json", twice), known)
+
+
+def test_a_prediction_without_a_caption_is_an_empty_one(tmp_path: Path) -> None:
+    said = pl.DataFrame({"image_id": [1, 2], "caption": ["a dog", None]})
+    known = pl.DataFrame({"image_id": [1, 2], "caption": ["a dog", "a cat"]})
+    predictions, references = read_pair(
+        write(tmp_path / "said.parquet", said), write(tmp_path / "known.parquet", known)
+    )
+    assert predictions == {"1": "a dog", "2": ""}
+    assert score(predictions, references)["ROUGE_L"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("broken.json", '[{"image_id": 1, "caption"'),
+        ("broken.jsonl", '{"image_id": 1}\n'),
+        ("number.json", "12"),
+        ("strings.json", '["a", "b"]'),
+        ("object.json", '{"images": 3}'),
+        ("deep.json", "[" * 100_000),
+        ("caption.json", '[{"image_id": 1, "caption": 5}]'),
+        ("columns.csv", "who,what\nme,this\n"),
+        ("empty.csv", ""),
+        ("empty.json", "[]"),
+        ("empty.txt", ""),
+        ("lines.txt", "image,caption\nno comma here\n"),
+        ("text.parquet", "this is no Parquet"),
+        ("photo.jpg", "not captions"),
+        ("latin.csv", b"path,caption\n1.jpg,caf\xe9\n"),
+    ],
+)
+def test_a_file_of_no_known_form_is_refused(name: str, content: str | bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError, match=rf"{name}: expected captions as \.parquet"):
+        read_captions(path)
+
+
+def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="name the file in it"):
+        read_captions(tmp_path)
+    with pytest.raises(UsageError, match=r"absent\.json"):
+        read_captions(tmp_path / "absent.json")
