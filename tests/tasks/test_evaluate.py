@@ -223,7 +223,8 @@ def test_meteor_without_java_says_what_is_missing(monkeypatch: pytest.MonkeyPatc
 
 
 @needs_java
-def test_meteor_where_there_is_java() -> None:
+@pytest.mark.real_data  # its table of paraphrases takes Java half a minute to read
+def test_meteor_where_there_is_java(real_data: Path) -> None:
     plain = score(SAID, KNOWN, missing="empty")
     scores = score(SAID, KNOWN, meteor=True, missing="empty")  # two captions are right, one is missing
     assert 0.4 < scores.pop("METEOR") < 0.8
