@@ -186,13 +186,24 @@ def caption(
 @click.argument("predictions", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("references", type=click.Path(exists=True, path_type=Path))
 @click.option("--meteor", is_flag=True, help="METEOR too; needs Java.")
+@click.option(
+    "--missing",
+    type=click.Choice(["skip", "empty", "refuse"]),
+    default="skip",
+    show_default=True,
+    help="What becomes of a photograph that has references but no prediction.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The scores as one JSON object on standard output.")
-def evaluate(predictions: Path, references: Path, meteor: bool, as_json: bool) -> None:
+def evaluate(predictions: Path, references: Path, meteor: bool, missing: str, as_json: bool) -> None:
     """Score PREDICTIONS against REFERENCES: BLEU, ROUGE-L, CIDEr."""
     from tasks.evaluate import read_pair, score
 
     said, known = read_pair(predictions, references)
-    scores = score(said, known, meteor)
+    without = len(known.keys() - said.keys())
+    if without and missing != "refuse":
+        verb = "left out" if missing == "skip" else "scored as empty captions"
+        click.echo(f"cutline: {without:,} photographs have references but no prediction: {verb}", err=True)
+    scores = score(said, known, meteor, missing)  # type: ignore[arg-type]
     if as_json:
         click.echo(json.dumps(scores))
     else:

@@ -67,30 +67,32 @@ class ImageFeaturesSettings(StageSettings):
 
 
 class LanguageModelSettings(StageSettings):
-    embedding_size: int = Field(256, ge=1)
+    embedding_size: int = Field(256, ge=1, description="numbers a token")
     state_size: int = Field(512, ge=1, description="width of the LSTM's state")
-    dropout: float = Field(0.5, ge=0, lt=1)
+    dropout: float = Field(
+        0.5, ge=0, lt=1, description="share of the embeddings and states left out in training"
+    )
     max_tokens: int = Field(40, ge=2, description="a longer caption is cut for training")
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
+    batch_size: int = Field(64, ge=1, description="captions a step")
+    learning_rate: float = Field(2e-3, gt=0, description="Adam's, at its highest")
     epochs: int = Field(12, ge=1, description="at most; ends early when dev perplexity stops falling")
-    patience: int = Field(2, ge=1)
-    seed: int = 1
+    patience: int = Field(2, ge=1, description="epochs without a better perplexity before it ends")
+    seed: int = Field(1, description="of the first weights, the order of captions, and dropout")
 
 
 class TextFeaturesSettings(StageSettings):
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, description="captions a pass")
 
 
 class FusionSettings(StageSettings):
     kind: Literal["attention", "concat"] = Field(
         "attention", description="the state asks the regions, or pooled and state side by side"
     )
-    hidden_size: int = Field(512, ge=1)
+    hidden_size: int = Field(512, ge=1, description="width of the layer where photograph and text meet")
     heads: int = Field(4, ge=1, description="questions asked of the regions at once; divides hidden_size")
-    dropout: float = Field(0.5, ge=0, lt=1)
+    dropout: float = Field(0.5, ge=0, lt=1, description="share of the hidden layer left out in training")
     feature_dropout: float = Field(0.3, ge=0, lt=1, description="share of the features' channels left out")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the goal spread over all tokens")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the goal spread over all tokens")
     averaging: float = Field(
         0.98, ge=0, lt=1, description="weights kept are a running mean over about 1 / (1 - averaging) steps"
     )
@@ -98,11 +100,11 @@ class FusionSettings(StageSettings):
         1.5, ge=0, le=10, description="weight, when captioning, of what the photograph changes in the text"
     )
     batch_size: int = Field(64, ge=1, description="captions a step")
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0, description="Adam's, at its highest")
     epochs: int = Field(12, ge=1, description="at most; ends early when the dev split's CIDEr stops rising")
-    patience: int = Field(5, ge=1)
+    patience: int = Field(5, ge=1, description="epochs without a better CIDEr before it ends")
     dev_beam: int = Field(3, ge=1, le=64, description="beam for the dev split's captions after each epoch")
-    seed: int = 1
+    seed: int = Field(1, description="of the first weights, the order of captions, and dropout")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> FusionSettings:
@@ -113,9 +115,9 @@ class FusionSettings(StageSettings):
 
 class CaptionSettings(StageSettings):
     beam: int = Field(3, ge=1, le=64, description="1 is greedy")
-    max_tokens: int = Field(20, ge=1, le=100)
+    max_tokens: int = Field(20, ge=1, le=100, description="a caption ends there at the latest")
     alternatives: int = Field(3, ge=1, description="captions kept a photograph, best first; at most the beam")
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="photographs a pass")
 
 
 class EvaluateSettings(StageSettings):
@@ -124,7 +126,7 @@ class EvaluateSettings(StageSettings):
 
 class ReportSettings(StageSettings):
     gallery: int = Field(24, ge=0, description="photographs of the held-out split shown with their captions")
-    thumbnail_px: int = Field(200, ge=16, le=640)
+    thumbnail_px: int = Field(200, ge=16, le=640, description="longer side of a thumbnail")
 
 
 class Settings(BaseModel):

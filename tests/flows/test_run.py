@@ -1,0 +1,244 @@
+"""A run from photographs to captions, cached and rerunnable: shown with the real stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.flows.conftest import REPOSITORY, Ran, cutline, draw, make_dataset, run_json, small, tables
+
+STAGES = [
+    "ingest", "images", "image_features", "captions", "vocabulary", "language_model", "text_features",
+    "fusion", "caption", "evaluate", "bundle", "report",
+]  # fmt: skip
+
+
+def test_every_stage_is_made_and_the_results_lie_where_the_record_says(ran: Ran) -> None:
+    assert [stage["name"] for stage in ran.record["stages"]] == STAGES
+    assert all(stage["made"] and not stage["reused"] for stage in ran.record["stages"])
+    captions = pl.read_parquet(ran.record["captions"])
+    assert captions.height == 31  # 30 with captions, one without; the broken one is a reject
+    assert captions["caption"].str.len_chars().min() > 0
+    assert captions.filter(pl.col("path") == "images/unlabelled.png").height == 1
+    assert "<svg" in Path(ran.record["report"]).read_text()
+    assert {path.name for path in Path(ran.record["bundle"]).iterdir()} >= {"bundle.json", "CARD.md"}
+    assert set(ran.record["scores"]) >= {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"}
+    for stage in ran.record["stages"]:
+        assert all((ran.workspace / path).is_file() for path in stage["outputs"])
+
+
+def test_bad_rows_are_in_the_rejects_table_with_a_reason_and_nothing_is_lost(ran: Ran) -> None:
+    rejects = pl.read_parquet(ran.record["rejects"])
+    assert sorted(rejects.select("name", "reason").rows()) == [
+        ("...", "empty_caption"),
+        ("gone.png", "missing_photo"),
+        ("images/broken.png", "truncated"),
+    ]
+
+
+def test_a_second_run_makes_nothing_and_imports_neither_tensorflow_nor_prefect(ran: Ran) -> None:
+    program = (
+        "import sys, json\nfrom flows.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "print(json.dumps([name for name in ('tensorflow', 'keras', 'prefect', 'nltk', 'cv2') if name in sys.modules]))"
+    )
+    arguments = ["run", str(ran.dataset), "--workspace", str(ran.workspace), "--json", *small()]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    record, imported = map(json.loads, done.stdout.splitlines())
+    assert ran.made(record) == {}
+    assert record["run"] == ran.record["run"]
+    assert record["scores"] == ran.record["scores"]
+    assert imported == []
+    assert "nothing to do" in done.stderr
+
+
+def test_one_photograph_more_makes_one_shard_a_stage_and_keeps_all_other_vectors(
+    ran: Ran, tmp_path: Path
+) -> None:
+    copy = ran.copy(tmp_path)
+    before = features(copy.record, copy.workspace)
+    run_json(copy.dataset, copy.workspace)  # the copy has other paths, so ingest and what names paths
+    draw(copy.dataset / "images" / "another.png", 45)
+    status = json.loads(
+        cutline("status", copy.dataset, "--workspace", copy.workspace, "--json", *small()).stdout
+    )
+    images = next(stage for stage in status["stages"] if stage["name"] == "images")
+    assert images["made"] == 1
+    assert images["why"] == "rows: 1 new ('images/another.png'), 0 gone"
+    record = copy.run()
+    made = copy.made(record)
+    assert made == {"ingest": 1, "images": 1, "image_features": 1, "caption": 1, "report": 1}
+    after = features(record, copy.workspace)
+    assert len(after) == len(before) + 1
+    assert all(after[photo_id] == vector for photo_id, vector in before.items())
+
+
+def features(record: dict, workspace: Path) -> dict[str, bytes]:
+    """The bytes of each photograph's regions."""
+    outputs = next(stage for stage in record["stages"] if stage["name"] == "image_features")["outputs"]
+    frame = pl.concat(pl.read_parquet(workspace / path) for path in outputs)
+    return {
+        photo_id: regions.tobytes()
+        for photo_id, regions in zip(frame["photo_id"], frame["regions"].to_numpy(), strict=True)
+    }
+
+
+def test_renaming_a_photograph_changes_no_feature(ran: Ran, tmp_path: Path) -> None:
+    copy = ran.copy(tmp_path)
+    run_json(copy.dataset, copy.workspace)
+    images = copy.dataset / "images"
+    (images / "unlabelled.png").rename(images / "A näme, of another sort.png")
+    record = copy.run()
+    assert copy.made(record) == {"ingest": 1, "report": 1}
+    captions = pl.read_parquet(record["captions"])
+    assert captions.filter(pl.col("path") == "images/A näme, of another sort.png").height == 1
+
+
+@pytest.mark.parametrize(
+    ("assignment", "kept"),
+    [
+        ("images.crop=pad", {"ingest", "captions", "vocabulary", "language_model", "text_features"}),
+        ("caption.beam=1", set(STAGES) - {"caption", "evaluate", "bundle", "report"}),
+        ("fusion.kind=concat", set(STAGES) - {"fusion", "caption", "evaluate", "bundle", "report"}),
+        ("language_model.epochs=3", {"ingest", "images", "image_features", "captions", "vocabulary"}),
+        ("report.gallery=2", set(STAGES) - {"report"}),
+    ],
+)
+def test_another_setting_remakes_its_stage_and_what_follows(
+    ran: Ran, assignment: str, kept: set[str]
+) -> None:
+    done = cutline(
+        "status", ran.dataset, "--workspace", ran.workspace, "--json", *small(), "--set", assignment
+    )
+    record = json.loads(done.stdout)
+    assert {stage["name"] for stage in record["stages"] if not stage["made"]} == kept
+    first = next(stage for stage in record["stages"] if stage["made"])
+    name = assignment.partition("=")[0]
+    assert first["why"].startswith(f"setting {name}: ")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the code, free to be edited."""
+    for folder in ("flows", "tasks", "schemas"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pretrained").symlink_to(REPOSITORY / "data" / "pretrained")
+    return tmp_path
+
+
+def status_of(checkout: Path, ran: Ran) -> dict[str, str]:
+    """Why each stage would be made, by the code of a checkout."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "status", str(ran.dataset), "--workspace", str(ran.workspace), "--json", *small()],
+        cwd=checkout, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return {stage["name"]: stage["why"] for stage in json.loads(done.stdout)["stages"] if stage["made"]}
+
+
+def test_a_comment_in_a_stages_code_remakes_nothing(ran: Ran, checkout: Path) -> None:
+    file = checkout / "tasks" / "images.py"
+    file.write_text("# A remark.\n" + file.read_text().replace("\n\n\ndef ", "\n\n\n# Another.\ndef "))
+    assert status_of(checkout, ran) == {}
+
+
+def test_a_changed_line_remakes_that_stage_and_what_follows(ran: Ran, checkout: Path) -> None:
+    file = checkout / "tasks" / "images.py"
+    text = file.read_text()
+    assert "def crop_to_square" in text
+    body = text.index(":\n", text.index(") -> np.ndarray", text.index("def crop_to_square"))) + 2
+    docstring_end = text.index('"""', text.index('"""', body) + 3) + 3
+    file.write_text(text[:docstring_end] + "\n    image_rgb = image_rgb[::-1]" + text[docstring_end:])
+    why = status_of(checkout, ran)
+    assert why["images"].startswith("code: tasks/images.py crop_to_square")
+    assert set(why) == {"images", "image_features", "fusion", "caption", "evaluate", "bundle", "report"}
+
+
+def test_an_output_deleted_or_damaged_by_hand_is_made_again_the_same(ran: Ran, tmp_path: Path) -> None:
+    copy = ran.copy(tmp_path)
+    run_json(copy.dataset, copy.workspace)
+    before = tables(copy.workspace)
+    features_file = next((copy.workspace / "shards" / "image_features").glob("*.parquet"))
+    tokens_file = next((copy.workspace / "shards" / "captions").glob("*.tokens.parquet"))
+    features_file.unlink()
+    damaged = bytearray(tokens_file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    tokens_file.write_bytes(damaged)
+    record = copy.run()
+    assert copy.made(record) == {"image_features": 1, "captions": 1}
+    whys = {stage["name"]: stage["why"] for stage in record["stages"]}
+    assert whys["image_features"].startswith("output missing: shards/image_features/")
+    assert whys["captions"].startswith("output damaged: shards/captions/")
+    assert tables(copy.workspace) == before
+
+
+KILLED_AT = {
+    "images": "shards/ingest/*.json",
+    "image_features": "shards/images/*.json",
+    "language_model": "partial/language_model-*/*",
+    "fusion": "partial/fusion-*/*",
+    "report": "shards/evaluate/*.json",
+}
+
+
+def test_killed_in_the_middle_of_any_stage_a_rerun_ends_as_if_nothing_had_happened(
+    ran: Ran, tmp_path: Path
+) -> None:
+    dataset, workspace = make_dataset(tmp_path / "dataset"), tmp_path / "workspace"
+    command = [sys.executable, "-m", "flows", "run", str(dataset), "--workspace", str(workspace), *small()]
+    for stage, sign in KILLED_AT.items():
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            wait_for(lambda sign=sign: any(workspace.glob(sign)), process, stage)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    record = run_json(dataset, workspace)
+    assert any(stage["reused"] for stage in record["stages"])
+    assert tables(workspace) == tables(ran.workspace)
+    assert not list((workspace / "partial").iterdir())
+
+
+def wait_for(happened, process: subprocess.Popen, what: str) -> None:
+    deadline = time.monotonic() + 200
+    while not happened():
+        assert process.poll() is None, f"the run ended before it could be killed at {what}"
+        assert time.monotonic() < deadline, f"never came to {what}"
+        time.sleep(0.02)
+
+
+def test_two_runs_at_once_on_one_workspace_both_succeed_with_equal_tables(ran: Ran, tmp_path: Path) -> None:
+    dataset, workspace = make_dataset(tmp_path / "dataset"), tmp_path / "workspace"
+    command = [sys.executable, "-m", "flows", "run", str(dataset), "--workspace", str(workspace), *small()]
+    runs = [
+        subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for process in runs:
+        _, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
+    assert tables(workspace) == tables(ran.workspace)

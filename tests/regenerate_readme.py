@@ -1,0 +1,61 @@
+"""Writes the README's tables of settings and columns anew: `python -m tests.regenerate_readme`.
+
+Run it on purpose after a change to the settings or schemas; a test compares.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from pathlib import Path
+
+from schemas.settings import Settings
+from schemas.tables import schema, tensor_dtypes
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+SIZES = {"side_px": 224, "regions": 49, "channels": 512, "state_size": 512}
+TABLES = [
+    "photos", "captions", "files", "rejects", "images", "tokens", "vocabulary", "image_features",
+    "text_features", "curve", "predictions", "captioned", "scores",
+]  # fmt: skip
+
+
+def settings_table() -> str:
+    """Every setting with its default and meaning."""
+    lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
+    for stage, field in Settings.model_fields.items():
+        for name, setting in typing.cast(typing.Any, field.annotation).model_fields.items():
+            choices = typing.get_args(setting.annotation) if isinstance(setting.default, str) else ()
+            listed = " (" + ", ".join(f"`{choice}`" for choice in choices) + ")" if choices else ""
+            meaning = (setting.description or "").replace("<", "&lt;")
+            lines.append(f"| `{stage}.{name}` | `{setting.default}` | {meaning}{listed} |")
+    return "\n".join(lines)
+
+
+def columns_table() -> str:
+    """Every table with its columns and their types, as Polars names them."""
+    lines = ["| table | columns |", "| --- | --- |"]
+    for table in TABLES:
+        dtypes = {name: column.dtype.type for name, column in schema(table, **SIZES).columns.items()}
+        dtypes |= tensor_dtypes(table, **SIZES)
+        described = ", ".join(f"`{name}` {_type(dtype)}" for name, dtype in dtypes.items())
+        lines.append(f"| `{table}` | {described} |")
+    return "\n".join(lines)
+
+
+def _type(dtype: object) -> str:
+    text = str(dtype).replace("shape=", "").replace("Struct({", "{").replace("})", "}")
+    return text.replace("'", "").lower()
+
+
+def renewed(text: str) -> str:
+    """The README with its generated tables as they should be."""
+    for name, table in (("settings", settings_table()), ("columns", columns_table())):
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text, count = re.subn(pattern, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.S)
+        assert count == 1, f"README.md has {count} places for the table of {name}"
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")
