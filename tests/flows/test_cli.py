@@ -1,0 +1,205 @@
+"""The command line as its users type it: outputs, messages, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import main
+from tests.flows.conftest import Ran, cutline, draw, small
+
+COMMANDS = ["run", "status", "caption", "evaluate", "rejects", "prune"]
+
+
+def ask(*arguments: str | Path) -> tuple[int, str]:
+    """Exit code and all output of a command, in this process."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(command: str) -> None:
+    code, output = ask(command, "--help")
+    assert code == 0
+    assert f"cutline {command}" in output.partition("Examples:")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "/no/such/folder"], "expected a folder or a Parquet file, found nothing there"),
+        (["run", ".", "--set", "images.crop=round"], "'centre', 'pad' or 'squash'"),
+        (["run", ".", "--config", "/no/such/file"], "does not exist"),
+        (["status"], "Missing argument"),
+        (["frobnicate"], "No such command"),
+        (["caption", ".", "--model", ".", "--out", "captions.txt"], "ends in .parquet, .jsonl, .csv, .json"),
+        (["caption", ".", "--model", ".", "--out", "captions.csv"], "is no bundle"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_what_was_expected(arguments: list[str], message: str) -> None:
+    code, output = ask(*arguments)
+    assert code == 2
+    assert message in output
+
+
+def test_a_folder_without_photographs_or_captions_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("nothing here")
+    code, output = ask("run", tmp_path, "--workspace", tmp_path / "w")
+    assert code == 2
+    assert "looked for" in output
+    assert "1 × .md" in output
+
+
+def test_more_rejects_than_the_set_rate_end_with_3(ran: Ran) -> None:
+    arguments = [
+        "run",
+        ran.dataset,
+        "--workspace",
+        ran.workspace,
+        *small(),
+        "--set",
+        "ingest.max_reject_rate=0.01",
+    ]
+    done = cutline("status", *arguments[1:])  # the rate is a setting of ingest, which reads nothing anew
+    assert done.returncode == 0
+    done = cutline(*arguments, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "more than ingest.max_reject_rate=1.0%" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs that nobody captioned, one twice, one broken."""
+    root = tmp_path_factory.mktemp("pictures")
+    (root / "sub").mkdir()
+    for number, name in enumerate(["000000000139.png", "sub/two.png", "<script>.png"]):
+        draw(root / name, 60 + number)
+    (root / "copy.png").write_bytes((root / "sub/two.png").read_bytes())
+    (root / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not much of a photograph")
+    return root
+
+
+@pytest.fixture(scope="module")
+def captioned(ran: Ran, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """The folder captioned once; the other forms of output reuse it."""
+    out = tmp_path_factory.mktemp("out")
+    return out, json.loads(caption(ran, folder, out, "captions.parquet").stdout)
+
+
+def caption(ran: Ran, folder: Path, out: Path, name: str, *arguments: str):
+    return cutline(
+        "caption", folder, "--model", ran.record["bundle"], "--out", out / name,
+        "--workspace", out / "workspace", "--json", "--set", "ingest.max_reject_rate=0.5", *arguments,
+    )  # fmt: skip
+
+
+def test_every_file_of_a_folder_is_captioned_copies_too(captioned: tuple[Path, dict]) -> None:
+    out, record = captioned
+    frame = pl.read_parquet(out / "captions.parquet")
+    assert frame["path"].to_list() == ["000000000139.png", "<script>.png", "copy.png", "sub/two.png"]
+    assert frame["photo_id"].n_unique() == 3
+    assert record["captions"] == str(out / "captions.parquet")
+    assert [stage["name"] for stage in record["stages"]] == ["ingest", "images", "image_features", "caption"]
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv", "captions.json"])
+def test_other_forms_hold_the_same_captions_and_make_nothing(
+    ran: Ran, folder: Path, captioned: tuple[Path, dict], name: str
+) -> None:
+    out, _ = captioned
+    record = json.loads(caption(ran, folder, out, name).stdout)
+    assert ran.made(record) == {}
+    expected = pl.read_parquet(out / "captions.parquet")
+    if name.endswith(".jsonl"):
+        rows = [json.loads(line) for line in (out / name).read_text().splitlines()]
+        assert [(row["path"], row["caption"]) for row in rows] == expected.select("path", "caption").rows()
+    elif name.endswith(".csv"):
+        assert pl.read_csv(out / name).select("path", "caption").equals(expected.select("path", "caption"))
+    else:
+        rows = json.loads((out / name).read_text())
+        assert [row["caption"] for row in rows] == expected["caption"].to_list()
+        assert [row["image_id"] for row in rows] == [139, "<script>.png", "copy.png", "sub/two.png"]
+
+
+def test_single_files_are_captioned_alone(ran: Ran, folder: Path, captioned: tuple[Path, dict]) -> None:
+    out, _ = captioned
+    done = cutline(
+        "caption", folder / "sub/two.png", folder / "000000000139.png", "--model", ran.record["bundle"],
+        "--out", out / "two.csv", "--workspace", out / "workspace",
+    )  # fmt: skip
+    assert "rows" not in done.stdout
+    few, all_ = pl.read_csv(out / "two.csv"), pl.read_csv(out / "captions.csv")
+    assert few["path"].to_list() == ["000000000139.png", "sub/two.png"]
+    assert few["caption"].to_list() == all_.filter(pl.col("path").is_in(few["path"]))["caption"].to_list()
+
+
+def test_a_bundle_refuses_photographs_prepared_in_another_way(ran: Ran, folder: Path, tmp_path: Path) -> None:
+    code, output = ask(
+        "caption",
+        folder,
+        "--model",
+        ran.record["bundle"],
+        "--out",
+        tmp_path / "c.csv",
+        "--set",
+        "images.crop=pad",
+    )
+    assert code == 2
+    assert "the bundle was trained with its own" in output
+
+
+def test_predictions_are_scored_against_references(tmp_path: Path) -> None:
+    captions = {"a": "a dog runs on the beach", "b": "two children play with a red ball"}
+    (tmp_path / "said.jsonl").write_text(
+        "\n".join(json.dumps({"path": f"{name}.jpg", "caption": text}) for name, text in captions.items())
+    )
+    (tmp_path / "known.jsonl").write_text(
+        "\n".join(json.dumps({"path": f"{name}.jpg", "captions": [text]}) for name, text in captions.items())
+    )
+    code, output = ask("evaluate", tmp_path / "said.jsonl", tmp_path / "known.jsonl", "--json")
+    assert code == 0
+    assert json.loads(output)["Bleu_4"] == pytest.approx(1, abs=1e-6)
+
+
+def test_rejects_are_listed_by_reason(ran: Ran) -> None:
+    code, output = ask("rejects", ran.dataset, "--workspace", ran.workspace)
+    assert code == 0
+    for reason in ("truncated", "empty_caption", "missing_photo"):
+        assert reason in output
+
+
+def test_a_retry_reads_rejects_again_and_takes_the_rest_over(ran: Ran, tmp_path: Path) -> None:
+    copy = ran.copy(tmp_path)
+    copy.run()
+    broken = copy.dataset / "images" / "broken.png"
+    times = broken.stat()
+    draw(broken, 77)  # mended, and nobody noticed: the same size and time
+    content = broken.read_bytes()
+    assert len(content) != times.st_size or content
+    os.utime(broken, ns=(times.st_atime_ns, times.st_mtime_ns))
+    done = cutline("rejects", copy.dataset, "--retry", "--workspace", copy.workspace, "--json")
+    record = json.loads(done.stdout)
+    assert "truncated" not in pl.read_parquet(record["rejects"])["reason"].to_list()
+    assert pl.read_parquet(record["captions"]).height == 32
+
+
+def test_prune_shows_then_removes_what_no_run_refers_to(ran: Ran, tmp_path: Path) -> None:
+    copy = ran.copy(tmp_path)
+    first = copy.run()
+    stray = copy.workspace / "shards" / "images" / f"{'0' * 32}.images.parquet"
+    stray.write_bytes(b"x" * 1000)
+    result = CliRunner().invoke(main, ["prune", "--workspace", str(copy.workspace)], input="n\n")
+    assert "shards/images" in result.output
+    assert "1 files" in result.output
+    assert stray.exists()
+    code, output = ask("prune", "--yes", "--workspace", copy.workspace)
+    assert (code, stray.exists()) == (0, False)
+    assert "removed 1 files" in output
+    assert copy.made(copy.run()) == {}
+    assert copy.run()["run"] == first["run"]
