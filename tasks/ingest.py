@@ -240,15 +240,15 @@ def clean_caption(text: str, max_words: int) -> str:
     if "\0" in text:
         raise BadCaption("malformed", f"the caption holds zero bytes: {printable(text, 80)!r}")
     text = text.strip()
-    if len(text) > max_words * _MAX_CHARACTERS_A_WORD or (words := len(text.split())) > max_words:
+    words, max_characters = len(text.split()), max_words * _MAX_CHARACTERS_A_WORD
+    if words > max_words or len(text) > max_characters:
         found = (
-            f"{len(text):,} characters"
-            if len(text) > max_words * _MAX_CHARACTERS_A_WORD
-            else f"{words:,} words"
+            f"{words:,} words"
+            if words > max_words
+            else f"{len(text):,} characters, {max_characters:,} at most,"
         )
-        raise BadCaption(
-            "caption_too_long", f"{found} is over max_caption_words={max_words}: {printable(text, 80)!r}"
-        )
+        detail = f"{found} is over max_caption_words={max_words}: {printable(text, 80)!r}"
+        raise BadCaption("caption_too_long", detail)
     if not any(map(str.isalnum, text)):
         raise BadCaption("empty_caption", f"no letter and no digit in {printable(text, 80)!r}")
     return unicodedata.normalize("NFC", text)
