@@ -105,4 +105,4 @@ def captions_of(workspace: Workspace, record: RunRecord) -> pl.DataFrame:
 
 
 def _records(workspace: Workspace, run: RunRecord, stage: str) -> list[Record]:
-    return [record for key in run.keys[stage] if (record := workspace.read_record(stage, key))]
+    return [record for key in run.shards[stage] if (record := workspace.read_record(stage, key))]

@@ -66,7 +66,7 @@ def remove(unused: Unused) -> None:
 
 def _used(workspace: Workspace, runs: list[RunRecord]) -> Iterator[Path]:
     """The files that runs refer to."""
-    for stage, key in {(stage, key) for run in runs for stage, keys in run.keys.items() for key in keys}:
+    for stage, key in {(stage, key) for run in runs for stage, keys in run.shards.items() for key in keys}:
         record = workspace.read_record(stage, key)
         if record is None:
             continue

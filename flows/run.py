@@ -116,7 +116,7 @@ def finish(walk: Walk, command: str, dataset: Path, settings: Settings) -> RunRe
     """
     record = describe(walk, command, dataset, settings)
     last = walk.last
-    if last and last.keys == record.keys and not any(stage.made for stage in record.stages):
+    if last and last.shards == record.shards and not any(stage.made for stage in record.stages):
         return last.model_copy(update={"stages": record.stages})
     walk.workspace.write_run(record)
     return record
@@ -132,7 +132,7 @@ def describe(walk: Walk, command: str, dataset: Path, settings: Settings) -> Run
         dataset=str(dataset),
         workspace=str(root),
         settings=settings.model_dump(),
-        keys={walked.stage.name: [shard.key for shard in walked.shards if shard] for walked in walk.stages},
+        shards={walked.stage.name: [shard.key for shard in walked.shards if shard] for walked in walk.stages},
         report=str(root / report.output("report.html").path) if report else None,
         captions=str(root / report.output("captions.parquet").path) if report else None,
         rejects=str(root / report.output("rejects.parquet").path) if report else None,

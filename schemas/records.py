@@ -77,7 +77,7 @@ class RunRecord(Frozen):
     dataset: str
     workspace: str
     settings: dict[str, Any]
-    keys: dict[str, list[str]]  # stage -> keys of its shards, in order
+    shards: dict[str, list[str]]  # stage -> keys of its shards, in order
     report: str | None = None
     captions: str | None = None
     rejects: str | None = None

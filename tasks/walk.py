@@ -151,7 +151,7 @@ class _Earlier:
     def at(self, shard: Shard) -> Record | None:
         """The last run's record for the same rows, or for the rows that hold them."""
         if self._by_place is None:
-            keys = self.last.keys.get(self.stage.name, []) if self.last else []
+            keys = self.last.shards.get(self.stage.name, []) if self.last else []
             read = (self.workspace.read_record(self.stage.name, key) for key in keys)
             self._by_place = {record.place: record for record in read if record}
         family, _, bits = shard.place.partition("/")

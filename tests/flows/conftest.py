@@ -129,7 +129,7 @@ def tables(workspace: Path) -> dict[str, str]:
     """Digest of every table and weight that the last run refers to, by stage, place and name."""
     run = json.loads(max((workspace / "runs").glob("*.json")).read_text())
     found = {}
-    for stage, keys in run["keys"].items():
+    for stage, keys in run["shards"].items():
         for key in keys:
             record = json.loads((workspace / "shards" / stage / f"{key}.json").read_text())
             for output in record["outputs"]:

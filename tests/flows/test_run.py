@@ -29,7 +29,7 @@ def test_every_stage_is_made_and_the_results_lie_where_the_record_says(ran: Ran)
     assert captions.height == 31  # 30 with captions, one without; the broken one is a reject
     assert captions["caption"].str.len_chars().min() > 0
     assert captions.filter(pl.col("path") == "images/unlabelled.png").height == 1
-    assert "<svg" in Path(ran.record["report"]).read_text()
+    assert "data:image/svg+xml" in Path(ran.record["report"]).read_text()
     assert {path.name for path in Path(ran.record["bundle"]).iterdir()} >= {"bundle.json", "CARD.md"}
     assert set(ran.record["scores"]) >= {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"}
     for stage in ran.record["stages"]:
