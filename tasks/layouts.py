@@ -336,13 +336,23 @@ class Finder:
 
     files: Files
     _known: set[str] = field(default_factory=set)
+    _last: tuple[tuple[str, str, str], str | None] | None = None
 
     def find(self, name: str, base: str = "", hint: str = "") -> tuple[str | None, Item | None]:
         """The path of the photograph `name`, and what else there is to say, if anything.
 
         `base` is the folder that the name is relative to. `hint` is a word in the path that decides
-        between several files of the same name; without it the first in order is taken.
+        between several files of the same name; without it the first in order is taken. A name with
+        folders that none of the several files is in is missing: a wrong photograph would be worse.
         """
+        wanted = name, base, hint
+        if self._last is not None and self._last[0] == wanted:  # the next caption of the same one
+            return self._last[1], None
+        path, news = self._find(*wanted)
+        self._last = wanted, path
+        return path, news
+
+    def _find(self, name: str, base: str, hint: str) -> tuple[str | None, Item | None]:
         shown = printable(name)
         inside = self._relative(name, base)
         if not is_valid(name) or "\0" in name:
@@ -387,10 +397,15 @@ class Finder:
         if "\\" in name:  # written on Windows
             return self._match(inside.replace("\\", "/"), name.replace("\\", "/"), hint)
         last = posixpath.basename(name)
-        alike = self._by_name.get(last) or self._by_folded_name.get(_fold(last))
+        alike = self._by_name.get(last)
+        if alike is None:
+            alike = self._by_folded_name.get(_fold(last))
+        if isinstance(alike, list) and "/" in name:
+            alike = self._by_folded_tail.get(_fold(_tail(name)))
         if alike is None:
             return None
-        paths = [self.files.paths[row] for row in ([alike] if isinstance(alike, int) else alike)]
+        numbers = [alike] if isinstance(alike, int) else alike[:1000]
+        paths = [self.files.paths[row] for row in numbers]
         return min(paths, key=lambda path: (not path.endswith("/" + name), bool(hint) and hint not in path))
 
     @cached_property
@@ -400,6 +415,10 @@ class Finder:
     @cached_property
     def _by_folded_name(self) -> dict[str, int | list[int]]:
         return _index(_fold(posixpath.basename(path)) for path in self.files.paths)
+
+    @cached_property
+    def _by_folded_tail(self) -> dict[str, int | list[int]]:
+        return _index(_fold(_tail(path)) for path in self.files.paths)
 
     @cached_property
     def by_stem(self) -> dict[str, str]:
@@ -412,6 +431,11 @@ class Finder:
         problems = self.files.problems
         by_name = {posixpath.basename(problem.name): problem for problem in problems}
         return by_name | {problem.name: problem for problem in problems}
+
+
+def _tail(path: str) -> str:
+    """The last two parts of a path."""
+    return "/".join(path.split("/")[-2:])
 
 
 def _fold(name: str) -> str:

@@ -227,6 +227,18 @@ def test_a_photograph_without_an_ending_is_one_where_the_data_set_names_it(root:
     assert (list(found.photos), found.captions) == (["images/0001"], {"images/0001": ["One"]})
 
 
+def test_among_files_of_one_name_the_folder_decides_and_none_is_guessed(root: Path) -> None:
+    put(
+        root,
+        **{f"{i}/image.jpg": photo(i) for i in range(3)} | {"thumbs/a.jpg": photo(7), "full/a.jpg": photo(8)},
+    )
+    names = ["images/1/image.jpg", "9/image.jpg", "a.jpg"]
+    put(root, **{"captions.txt": "image,caption\n" + "".join(f"{name},{name[0]}\n" for name in names)})
+    found = read(root)
+    assert found.captions == {"1/image.jpg": ["i"], None: ["9"], "full/a.jpg": ["a"]}
+    assert found.reasons == [("9/image.jpg", "missing_photo")]
+
+
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/hosts", "images/../../secret.jpg", "C:\\secret.jpg"])
 def test_a_name_that_leaves_the_data_set_is_refused_and_its_caption_kept(root: Path, name: str) -> None:
     put(root.parent, **{"secret.jpg": photo()})
