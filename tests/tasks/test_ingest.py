@@ -150,6 +150,14 @@ def test_equal_captions_of_a_photograph_are_kept_and_told_apart(root: Path) -> N
     assert sorted(found.captions["caption_id"]) == sorted(expected)
 
 
+def test_the_order_of_lines_changes_no_caption(root: Path) -> None:
+    lists = {"train": ["a.jpg"], "dev": ["b.jpg"], "test": ["c.jpg"]}
+    captions = [(f"{name}.jpg", "The same") for name in "abcd"]  # of photographs that are all missing
+    straight = run(flickr8k(root, lists, captions))
+    assert texts(straight, "train") == ["The same"] * 2
+    assert run(flickr8k(root, lists, captions[::-1])).captions.equals(straight.captions)
+
+
 def test_a_captions_name_is_the_digest_of_photograph_text_and_number() -> None:
     by_hand = hashlib.blake2b(b"\0A dog\x000", digest_size=16).hexdigest()
     assert caption_id(None, "A dog", 0) == by_hand

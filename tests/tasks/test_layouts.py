@@ -248,6 +248,14 @@ def test_a_name_that_leaves_the_data_set_is_refused_and_its_caption_kept(root: P
     assert found.captions == {None: ["One", "Two"], "a.jpg": ["Three"]}
 
 
+def test_a_file_that_has_become_a_pipe_since_is_not_waited_for(root: Path) -> None:
+    files = scan(put(root, **{"a.txt": "One"}))
+    (root / "a.txt").unlink()
+    os.mkfifo(root / "a.txt")
+    with pytest.raises(OSError, match="not a regular file"):
+        files.read_text("a.txt")
+
+
 # ---- flickr8k ----
 
 
@@ -274,6 +282,7 @@ def test_flickr8k_with_its_lists(root: Path) -> None:
 def test_flickr8k_without_lists_and_with_malformed_lines(root: Path) -> None:
     lines = (
         b"\xef\xbb\xbfa.jpg#0\tOne\nno tab here\na.jpg\tno number\n\na.jpg#1\tcaf\xe9\n"
+        + b"a.jpg#1\t"
         + b"x" * 2**21
         + b"\na.jpg#2\tLast"
     )
@@ -539,6 +548,7 @@ def test_webdataset_shards_are_read_in_place(root: Path) -> None:
     first = tar_of(
         ("a/1.jpg", photo(1)), ("a/1.txt", "One"), ("a/1.json", '{"caption": "One", "width": 8}'),
         ("2.PNG", photo(2, "PNG")), ("2.json", '{"captions": ["Two", "Three"], "key": "2"}'),
+        ("4.jpg", photo(5)), ("4.json", '{"text": "Seven"}'), ("4.txt", "Seven\nEight"),
         ("3.webp", photo(3, "WEBP")), ("3.cls", "7"), ("._3.webp", b"x"), ("__MACOSX/3.webp", b"x"),
     )  # fmt: skip
     put(root, **{"flickr-train-0000.tar": first})
@@ -554,6 +564,7 @@ def test_webdataset_shards_are_read_in_place(root: Path) -> None:
         f"{train}/a/1.jpg": ["One"],
         f"{train}/2.PNG": ["Two", "Three"],
         f"{train}/3.webp": [],
+        f"{train}/4.jpg": ["Seven", "Eight"],
         f"{val}/1.jpg": ["Four", "Five"],
         None: ["Six"],
     }
@@ -612,9 +623,13 @@ def test_hostile_members_of_a_tar_cost_one_reject_each(root: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+        info = tarfile.TarInfo("device.txt")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"One"))
     put(root, **{"0.tar": buffer.getvalue()})
     found = read(root)
     assert list(found.photos) == ["0.tar/ok.jpg"]
+    assert found.captions == {"0.tar/ok.jpg": [], None: ["One"]}  # its photograph is not missed as well
     assert found.reasons == sorted(
         [(f"0.tar/{kind}.jpg", "unreadable") for kind in ("link", "hard", "device", "pipe", "folder")]
         + [("0.tar//etc/abs.jpg", "outside_dataset"), ("0.tar/../up.jpg", "outside_dataset")]
@@ -651,6 +666,17 @@ def test_of_a_damaged_tar_what_comes_before_is_kept(
     found = read(root)
     assert sorted(found.photos) == [*kept, "1.tar/4.jpg"]
     assert found.reasons == reasons
+
+
+def test_a_tar_whose_members_lead_back_ends(root: Path) -> None:
+    tar = bytearray(tar_of(("1.jpg", photo(1)), ("2.jpg", photo(2))))
+    at = 512 * (1 + -(-len(photo(1)) // 512))  # the second header
+    header = tarfile.TarInfo.frombuf(bytes(tar[at : at + 512]), "utf-8", "strict")
+    header.size = -1024
+    tar[at : at + 512] = header.tobuf(tarfile.GNU_FORMAT)
+    found = read(put(root, **{"0.tar": bytes(tar)}))
+    assert list(found.photos) == ["0.tar/1.jpg"]
+    assert ("0.tar", "malformed") in found.reasons
 
 
 # ---- parquet ----
@@ -812,6 +838,11 @@ def test_a_bare_folder_with_and_without_captions_beside(root: Path) -> None:
         None: ["Three"],
     }
     assert found.reasons == [("gone", "missing_photo")]
+
+
+def test_a_text_beside_two_photographs_is_the_firsts(root: Path) -> None:
+    put(root, **{"a.jpg": photo(), "a.png": photo(1, "PNG"), "a.txt": "One"})
+    assert read(root).captions == {"a.jpg": ["One"], "a.png": []}
 
 
 def test_folders_named_as_splits_tell_them(root: Path) -> None:
