@@ -180,7 +180,7 @@ def _changed_code(shard: Shard, earlier: Record, workspace: Workspace) -> list[s
 
 def _changed_rows(shard: Shard, earlier: Record, workspace: Workspace) -> str:
     """Which rows are new or gone, by name where the name is known."""
-    source = pl.read_parquet(shard.sources["rows"]).slice(shard.sources["start"], shard.rows)
+    source = pl.read_parquet(workspace.root / shard.sources["rows"]).slice(shard.sources["start"], shard.rows)
     output = next(output for output in earlier.outputs if output.name != "rejects.parquet")
     path = workspace.root / output.path
     id_name, label = source.columns[0], "path" if "path" in source.columns else "text"

@@ -52,7 +52,9 @@ def renewed(text: str) -> str:
     """The README with its generated tables as they should be."""
     for name, table in (("settings", settings_table()), ("columns", columns_table())):
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.S)
+        text, count = re.subn(
+            pattern, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.S
+        )
         assert count == 1, f"README.md has {count} places for the table of {name}"
     return text
 

@@ -39,7 +39,7 @@ def test_every_stage_is_made_and_the_results_lie_where_the_record_says(ran: Ran)
 def test_bad_rows_are_in_the_rejects_table_with_a_reason_and_nothing_is_lost(ran: Ran) -> None:
     rejects = pl.read_parquet(ran.record["rejects"])
     assert sorted(rejects.select("name", "reason").rows()) == [
-        ("...", "empty_caption"),
+        ("Flickr8k.token.txt:62", "empty_caption"),
         ("gone.png", "missing_photo"),
         ("images/broken.png", "truncated"),
     ]

@@ -92,7 +92,9 @@ def test_what_does_not_compute_changes_nothing(project: Path, file: str, before:
         ("late", "return x", "return x + 0", "tasks/late.py late"),
     ],
 )
-def test_a_changed_line_is_seen_and_named(project: Path, file: str, before: str, after: str, named: str) -> None:
+def test_a_changed_line_is_seen_and_named(
+    project: Path, file: str, before: str, after: str, named: str
+) -> None:
     earlier = digest()
     edit(project / f"{file}.py", before, after)
     assert code.changed_definitions(earlier, digest()) == [named]
