@@ -91,8 +91,7 @@ class FusionSettings(StageSettings):
     hidden_size: int = Field(512, ge=1, description="width of the layer where photograph and text meet")
     heads: int = Field(4, ge=1, description="questions asked of the regions at once; divides hidden_size")
     dropout: float = Field(0.5, ge=0, lt=1, description="share of the hidden layer left out in training")
-    feature_dropout: float = Field(0.3, ge=0, lt=1, description="share of the features' channels left out")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the goal spread over all tokens")
+    feature_dropout: float = Field(0.5, ge=0, lt=1, description="share of the features' channels left out")
     averaging: float = Field(
         0.98, ge=0, lt=1, description="weights kept are a running mean over about 1 / (1 - averaging) steps"
     )

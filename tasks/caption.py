@@ -108,7 +108,9 @@ class Captioner:
         ]
 
     def _attention_map(self, photo: np.ndarray, words: np.ndarray) -> np.ndarray:
-        read = np.concatenate([[START], words[:-1]]).astype(np.int32)[None, : len(words)]
+        if not len(words):
+            return np.zeros((0, photo.shape[1]), np.float32)
+        read = np.concatenate([[START], words[:-1]]).astype(np.int32)[None]
         states = self.language_model.lstm(self.language_model.embedding(read))
         keys, _ = self.fusion.encode(photo.astype(np.float32))
         return np.asarray(self.fusion.attend(keys, states))[0].mean(0)

@@ -322,7 +322,7 @@ class _Trainer:
         ]
         learn = tf.function(self._learn_from, input_signature=[*batch, tf.TensorSpec((2,), tf.int32)])
         judge = tf.function(
-            lambda photos, states, targets: self._losses(photos, states, targets, _keep_all)[:2],
+            lambda photos, states, targets: self._losses(photos, states, targets, _keep_all),
             input_signature=batch,
         )
         return learn, judge
@@ -335,10 +335,9 @@ class _Trainer:
 
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
-            loss, count, evenness = self._losses(photos, states, targets, self._drop(seed))
-            smoothing = self.settings.label_smoothing
-            goal = ((1 - smoothing) * loss + smoothing * evenness) / count
-        self.optimizer.apply_gradients(zip(tape.gradient(goal, variables), variables, strict=True))
+            loss, count = self._losses(photos, states, targets, self._drop(seed))
+            mean = loss / count
+        self.optimizer.apply_gradients(zip(tape.gradient(mean, variables), variables, strict=True))
         steps = tf.cast(self.optimizer.iterations, tf.float32)
         kept = tf.minimum(self.settings.averaging, steps / (steps + 10))  # short at first: forget the start
         for average, variable in zip(self.averages, variables, strict=True):
@@ -361,8 +360,8 @@ class _Trainer:
 
     def _losses(
         self, photos: tf.Tensor, states: tf.Tensor, targets: tf.Tensor, drop: Drop
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Sums over all real targets: -ln p, how many they are, and the mean of -ln p over all tokens."""
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The sum of -ln p over the targets that are no padding, and how many they are."""
         import tensorflow as tf
 
         real = tf.where(targets != PAD)
@@ -371,8 +370,7 @@ class _Trainer:
         logits = self.fusion.layers["output"](tf.gather_nd(hidden, real))
         foretold = tf.gather_nd(targets, real)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(foretold, logits)
-        evenness = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
-        return tf.reduce_sum(losses), tf.cast(tf.size(foretold), tf.float32), tf.reduce_sum(evenness)
+        return tf.reduce_sum(losses), tf.cast(tf.size(foretold), tf.float32)
 
 
 def start_from(fusion: Fusion, language_model: LanguageModel) -> None:

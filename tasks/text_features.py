@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from schemas.settings import LanguageModelSettings, TextFeaturesSettings
-from tasks.language_model import LanguageModel, load_language_model
+from tasks.language_model import load_language_model
 from tasks.tables import tensor_column
 from tasks.training import Ragged, encode
 from tasks.vocabulary import PAD, START
@@ -37,9 +38,8 @@ def make_text_features(
     """
     captions = encode(tokens["tokens"], vocabulary)
     is_content = _content_positions(tokens)
-    read = _compiled_reader(
-        load_language_model(language_model, vocabulary.height, lm_settings), settings.batch_size
-    )
+    stamp = language_model.stat()
+    read = _reader(language_model, stamp.st_mtime_ns, vocabulary.height, lm_settings, settings.batch_size)
     ends = np.cumsum(captions.lengths + 1)
     states = np.zeros((int(ends[-1]) if len(ends) else 0, lm_settings.state_size), np.float16)
     vectors = np.zeros((len(captions), lm_settings.state_size), np.float16)
@@ -79,13 +79,18 @@ def _with_start(captions: Ragged, rows: np.ndarray, batch_size: int) -> np.ndarr
     return inputs
 
 
-def _compiled_reader(language_model: LanguageModel, batch_size: int) -> Callable[[np.ndarray], tf.Tensor]:
-    """Tokens (batch_size, T) -> states (batch_size, T, state_size).
+@lru_cache(maxsize=1)
+def _reader(
+    weights: Path, _mtime_ns: int, vocabulary_size: int, lm_settings: LanguageModelSettings, batch_size: int
+) -> Callable[[np.ndarray], tf.Tensor]:
+    """Tokens (batch_size, T) -> states (batch_size, T, state_size); compiled once for all shards.
 
     One matrix product a step, always of the same shape, so that neither neighbours nor their
     lengths change a row.
     """
     import tensorflow as tf
+
+    language_model = load_language_model(weights, vocabulary_size, lm_settings)
 
     @tf.function(input_signature=[tf.TensorSpec((batch_size, None), tf.int32)])
     def read(inputs: tf.Tensor) -> tf.Tensor:

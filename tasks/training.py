@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -210,8 +211,10 @@ def _copy_attributes(source: h5py.Group | h5py.Dataset, target: h5py.Group | h5p
 def load_weights(model: keras.Model, path: Path) -> None:
     """Fill `model` with the weights in `path`. Raises StaleModel where the file does not fit it."""
     try:
-        model.load_weights(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Keras only warns of layers that a file says nothing about
+            model.load_weights(path)
+    except (OSError, ValueError, KeyError, TypeError, UserWarning) as error:
         raise StaleModel(
             f"'{path}' does not hold the weights of a {model.name} of the expected size: "
             f"{str(error).splitlines()[0][:200]}; train it again or give the settings it was trained with"

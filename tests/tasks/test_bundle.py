@@ -1,0 +1,171 @@
+"""A bundle can be carried away, is checked before it is used, and refuses features that are not its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import (
+    CHANNELS,
+    FUSION_SETTINGS,
+    LM_SETTINGS,
+    toy_image_features,
+    toy_vocabulary,
+)
+
+from schemas.errors import StaleModel, UsageError
+from schemas.settings import CaptionSettings, ImageFeaturesSettings, ImagesSettings
+from tasks.bundle import Bundle, FeatureOrigin, load_bundle, write_bundle
+from tasks.caption import Captioner
+from tasks.fusion import build_fusion
+from tasks.language_model import build_language_model
+from tasks.training import make_repeatable, save_weights
+
+ORIGIN = FeatureOrigin.of(ImagesSettings(), ImageFeaturesSettings(), "a1" * 16, CHANNELS)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    make_repeatable(3)
+    words = toy_vocabulary().height
+    save_weights(build_language_model(words, LM_SETTINGS).model, folder / "language_model.weights.h5")
+    fusion = build_fusion(words, CHANNELS, FUSION_SETTINGS, LM_SETTINGS)
+    save_weights(fusion.model, folder / "fusion.weights.h5")
+    return folder
+
+
+def write(weights: Path, folder: Path, **changes: Any) -> Bundle:
+    values: dict[str, Any] = {
+        "features": ORIGIN,
+        "lm_settings": LM_SETTINGS,
+        "fusion_settings": FUSION_SETTINGS,
+        "caption_settings": CaptionSettings(beam=2),
+        "scores": {"test": {"CIDEr": 0.34567}},
+        "sizes": {"training photographs": 6000},
+        "versions": {"keras": "3.15.1"},
+        "about": "Drawn scenes.",
+    }
+    files = weights / "language_model.weights.h5", weights / "fusion.weights.h5"
+    return write_bundle(folder, *files, toy_vocabulary(), **values | changes)
+
+
+@pytest.fixture
+def bundle(weights: Path, tmp_path: Path) -> Path:
+    write(weights, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_a_bundle_moved_elsewhere_writes_the_same_captions(
+    weights: Path, bundle: Path, tmp_path: Path
+) -> None:
+    moved = load_bundle(Path(shutil.move(bundle, tmp_path / "elsewhere")))
+    photos = toy_image_features(range(5))
+    files = weights / "language_model.weights.h5", weights / "fusion.weights.h5"
+    original = Captioner.load(*files, toy_vocabulary(), LM_SETTINGS, FUSION_SETTINGS, CHANNELS)
+    settings = moved.description.caption
+    assert settings.beam == 2
+    found = moved.captioner().caption_photos(photos, settings, lambda _: None)
+    assert found.equals(original.caption_photos(photos, settings, lambda _: None))
+
+
+def test_the_same_model_gives_the_same_bytes_and_nothing_is_left_beside(weights: Path, bundle: Path) -> None:
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    write(weights, bundle)
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert set(before) == {
+        "language_model.weights.h5",
+        "fusion.weights.h5",
+        "vocabulary.parquet",
+        "bundle.json",
+        "CARD.md",
+    }
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_the_card_says_what_it_was_trained_on_and_how_good_it_is(bundle: Path) -> None:
+    card = (bundle / "CARD.md").read_text(encoding="utf-8")
+    for said in (
+        "Drawn scenes.",
+        "training photographs: 6,000",
+        "| test | CIDEr | 0.346 |",
+        "cannot",
+        "keras 3.15.1",
+    ):
+        assert said in card
+
+
+@pytest.mark.parametrize("name", ["language_model.weights.h5", "fusion.weights.h5", "vocabulary.parquet"])
+def test_a_changed_or_missing_file_is_noticed(bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(StaleModel, match=f"{name} should have the digest"):
+        load_bundle(bundle)
+    (bundle / name).unlink()
+    with pytest.raises(StaleModel, match="found no such file"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "damaged"),
+        (b"{", "damaged"),
+        (b"\xff\xfe", "damaged"),
+        (b"[" * 100_000, "damaged"),
+        (b"[]", "the whole"),
+        (b'{"format": "cutline-bundle-2"}', "format"),
+        (b" " * (2**20 + 1), "bytes"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(bundle: Path, content: bytes, message: str) -> None:
+    (bundle / "bundle.json").write_bytes(content)
+    with pytest.raises(StaleModel, match=message):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fusion": {"kind": "telepathy"}},
+        {"unknown": 1},
+        {"language_model": {"state_size": "24; import os"}},
+        {"digests": None},
+    ],
+)
+def test_settings_that_are_none_are_refused(bundle: Path, change: dict[str, Any]) -> None:
+    description = json.loads((bundle / "bundle.json").read_bytes())
+    (bundle / "bundle.json").write_text(json.dumps(description | change))
+    with pytest.raises(StaleModel, match=next(iter(change))):
+        load_bundle(bundle)
+
+
+def test_settings_of_another_size_than_the_weights_are_refused(bundle: Path) -> None:
+    description = json.loads((bundle / "bundle.json").read_bytes())
+    description["language_model"]["state_size"] = 25
+    (bundle / "bundle.json").write_text(json.dumps(description))
+    with pytest.raises(StaleModel, match="expected size"):
+        load_bundle(bundle).captioner()
+
+
+def test_a_folder_that_is_no_bundle_is_wrong_usage(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UsageError, match="no bundle"):
+            load_bundle(folder)
+
+
+def test_features_made_in_another_way_are_refused_and_the_difference_named(bundle: Path) -> None:
+    loaded = load_bundle(bundle)
+    loaded.check_features(
+        FeatureOrigin.of(ImagesSettings(), ImageFeaturesSettings(batch_size=7), "a1" * 16, CHANNELS)
+    )
+    padded = FeatureOrigin.of(ImagesSettings(crop="pad"), ImageFeaturesSettings(), "b2" * 16, CHANNELS)
+    with pytest.raises(StaleModel) as refusal:
+        loaded.check_features(padded)
+    for said in ("images.crop=centre", "images.crop=pad", "weights=a1a1", "weights=b2b2"):
+        assert said in str(refusal.value)
+    assert "side_px" not in str(refusal.value)

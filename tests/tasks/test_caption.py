@@ -1,0 +1,228 @@
+"""Captions: the same words as a slow beam search in NumPy, good manners, and where the model looks."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import polars as pl
+import pytest
+from toys import (
+    CHANNELS,
+    FUSION_SETTINGS,
+    LM_SETTINGS,
+    REGIONS,
+    an_id,
+    scene,
+    toy_image_features,
+    toy_vocabulary,
+    train_toy_fusion,
+    write_toy_features,
+)
+
+from schemas.errors import UsageError
+from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
+from schemas.tables import check
+from tasks.beam_search import NEEDS_MORE, Words
+from tasks.caption import Captioner
+from tasks.fusion import build_fusion
+from tasks.language_model import build_language_model
+from tasks.training import make_repeatable
+from tasks.vocabulary import END
+
+UNSEEN = range(80, 100)  # photographs of the toy world that no split holds
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
+    folder = tmp_path_factory.mktemp("work")
+    write_toy_features(folder / "features")
+    train_toy_fusion(folder / "features", folder)
+    return Captioner.load(
+        folder / "features" / "language_model.weights.h5",
+        folder / "fusion.weights.h5",
+        toy_vocabulary(),
+        LM_SETTINGS,
+        FUSION_SETTINGS,
+        CHANNELS,
+    )
+
+
+def a_random_captioner(tokens: list[str], kind: str = "attention", sharpness: float = 6.0) -> Captioner:
+    """An untrained model with decided opinions: it babbles, repeats itself and stops anywhere."""
+    lm_settings = LanguageModelSettings(embedding_size=12, state_size=16)
+    settings = FusionSettings(kind=kind, hidden_size=16, heads=2)
+    make_repeatable(5)
+    fusion = build_fusion(len(tokens), CHANNELS, settings, lm_settings)
+    language_model = build_language_model(len(tokens), lm_settings)
+    rng = np.random.default_rng(5)
+    for layer in (*fusion.layers.values(), language_model.embedding, language_model.lstm):
+        layer.set_weights([rng.normal(size=w.shape).astype(np.float32) for w in layer.get_weights()])
+    kernel, bias = fusion.layers["output"].get_weights()
+    bias = np.where(np.arange(len(tokens)) == END, 4 * sharpness, 0.3 * bias)  # it may stop anywhere
+    fusion.layers["output"].set_weights([kernel * sharpness / np.abs(kernel).sum(0).mean(), bias])
+    return Captioner(language_model, fusion, tokens)
+
+
+SPECIAL = ["<pad>", "<start>", "<end>", "<unk>"]
+BABBLE = [*SPECIAL, "a", "the", "on", "dog", "runs", "red", "and", "man", "'s"]
+
+
+def caption(captioner: Captioner, photos: range, **settings: int) -> pl.DataFrame:
+    return captioner.caption_photos(toy_image_features(photos), CaptionSettings(**settings), lambda _: None)
+
+
+def slow_beam_search(
+    captioner: Captioner, photo: np.ndarray, beam: int, max_tokens: int
+) -> list[tuple[list[str], float]]:
+    """One photograph, one caption at a time, as one would explain it: [(tokens, score), …] best first."""
+    tokens, net, words = captioner.vocabulary, captioner.fusion, captioner.language_model
+    memory = net.encode(photo[None].astype(np.float32))
+    size = words.lstm.units
+    zero = np.zeros((1, size), np.float32)
+    # rank, broken rules, log-probability, tokens, state, cell
+    beams = [(0.0, 0, 0.0, ["<start>"], zero, zero)]
+    for step in range(max_tokens + 1):
+        grown = []
+        for rank, broken, total, said, state, cell in beams:
+            if said[-1] == "<end>":
+                grown.append((rank, broken, total, said, state, cell))
+                continue
+            state, cell = (np.asarray(x) for x in words.step(np.array([tokens.index(said[-1])]), state, cell))
+            logits = np.asarray(net.logits(memory, state[:, None]))[0, 0].astype(np.float64)
+            gained = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+            for token, gain in zip(tokens, gained, strict=True):
+                if token in ("<pad>", "<start>", "<unk>"):
+                    continue
+                if (token == "<end>" and step == 0) or (token != "<end>" and step == max_tokens):
+                    continue
+                pairs = list(pairwise(said[1:]))
+                faults = token == said[-1]
+                faults += (said[-1], token) in pairs and not (said[-1] in NEEDS_MORE and token in NEEDS_MORE)
+                faults += token == "<end>" and said[-1] in NEEDS_MORE
+                faults += token in NEEDS_MORE and step == max_tokens - 1
+                longer, sum_, faulty = [*said, token], total + gain, broken + faults
+                grown.append((sum_ / (len(longer) - 1) - 1000 * faulty, faulty, sum_, longer, state, cell))
+        beams = sorted(grown, key=lambda b: -b[0])[:beam]
+    return [
+        ([t for t in said[1:] if t != "<end>"], total / (len(said) - 1)) for _, _, total, said, _, _ in beams
+    ]
+
+
+@pytest.mark.parametrize(("kind", "beam"), [("attention", 1), ("attention", 3), ("concat", 7)])
+def test_it_writes_what_a_slow_beam_search_writes(kind: str, beam: int) -> None:
+    babbler = a_random_captioner(BABBLE, kind)
+    photos = toy_image_features(range(12))
+    table = babbler.caption_photos(
+        photos, CaptionSettings(beam=beam, alternatives=beam, max_tokens=7, batch_size=5), lambda _: None
+    )
+    regions = photos["regions" if kind == "attention" else "pooled"].to_numpy().reshape(12, -1, CHANNELS)
+    lengths = set()
+    for row, photo in zip(table.iter_rows(named=True), regions, strict=True):
+        expected = slow_beam_search(babbler, photo, beam, 7)
+        assert [a["caption"] for a in row["alternatives"]] == [
+            " ".join(t).replace(" 's", "'s") for t, _ in expected
+        ]
+        assert [a["score"] for a in row["alternatives"]] == pytest.approx([s for _, s in expected], abs=1e-4)
+        lengths |= {len(t) for t, _ in expected}
+    assert len(lengths) > 1, "captions of one length would not show how lengths compete"
+
+
+def test_a_trained_model_writes_what_a_slow_beam_search_writes(captioner: Captioner) -> None:
+    table = caption(captioner, UNSEEN, beam=3, max_tokens=10, batch_size=8)
+    regions = toy_image_features(UNSEEN)["regions"].to_numpy()
+    for said, photo in zip(table["caption"], regions, strict=True):
+        assert said == " ".join(slow_beam_search(captioner, photo, 3, 10)[0][0])
+
+
+def test_photographs_never_seen_are_described(captioner: Captioner) -> None:
+    table = caption(captioner, UNSEEN)
+    check(table, "predictions")
+    right = [scene(photo)[0] in said for photo, said in zip(UNSEEN, table["caption"], strict=True)]
+    assert np.mean(right) >= 0.8
+
+
+def test_a_caption_does_not_depend_on_the_other_photographs(captioner: Captioner) -> None:
+    together = caption(captioner, UNSEEN, batch_size=8)
+    backwards = caption(captioner, UNSEEN[::-1], batch_size=8)
+    assert together.equals(backwards.reverse())
+    assert caption(captioner, UNSEEN[3:4], batch_size=8).equals(together[3])
+
+
+def test_alternatives_are_distinct_best_first_and_hold_the_caption(captioner: Captioner) -> None:
+    for row in caption(captioner, UNSEEN, beam=5, alternatives=4).iter_rows(named=True):
+        captions = [a["caption"] for a in row["alternatives"]]
+        scores = [a["score"] for a in row["alternatives"]]
+        assert len(set(captions)) == len(captions) == 4
+        assert scores == sorted(scores, reverse=True)
+        assert (row["caption"], row["score"]) == (captions[0], scores[0])
+    more = caption(captioner, UNSEEN, beam=2, alternatives=9)
+    assert more["alternatives"].list.len().to_list() == [2] * len(UNSEEN)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 5, 12])
+def test_captions_have_manners(max_tokens: int) -> None:
+    babbler = a_random_captioner(BABBLE, sharpness=12)
+    table = caption(babbler, range(60), beam=4, alternatives=4, max_tokens=max_tokens)
+    for captions in table["alternatives"]:
+        for said in (a["caption"].replace("'s", " 's").split() for a in captions):
+            assert 1 <= len(said) <= max_tokens
+            assert not set(said) & set(SPECIAL)
+    for text in table["caption"]:
+        said = text.replace("'s", " 's").split()
+        assert said[-1] not in NEEDS_MORE
+        pairs = [pair for pair in pairwise(said) if not set(pair) <= NEEDS_MORE]
+        assert len(pairs) == len(set(pairs)), f"'{text}' repeats a phrase"
+        assert all(one != other for one, other in pairwise(said))
+
+
+def test_where_manners_are_impossible_there_is_a_caption_all_the_same() -> None:
+    table = caption(a_random_captioner([*SPECIAL, "a"]), range(3), beam=3, max_tokens=3)
+    assert set(table["caption"]) <= {"a", "a a", "a a a"}
+    check(table, "predictions")
+
+
+def test_a_vocabulary_without_words_is_refused() -> None:
+    with pytest.raises(UsageError, match="holds no word"):
+        Words.of(SPECIAL)
+
+
+def test_no_photographs_give_an_empty_table(captioner: Captioner) -> None:
+    table = captioner.caption_photos(toy_image_features([]), CaptionSettings(), lambda _: None)
+    check(table, "predictions")
+    assert table.height == 0
+
+
+def test_clitics_join_the_word_before() -> None:
+    words = a_random_captioner([*SPECIAL, "man", "'s", "hat", "does", "n't"])
+    assert words.text(np.array([4, 5, 6, 2, 0])) == "man's hat"
+    assert words.text(np.array([7, 8])) == "doesn't"
+
+
+def test_attention_maps_are_the_shares_of_the_teacher_forced_caption(captioner: Captioner) -> None:
+    photos = toy_image_features(UNSEEN[:3])
+    said = [["a", "red", "dog"], ["the", "zyx"], []]
+    maps = captioner.attention_maps(photos, said)
+    assert [m.shape for m in maps] == [(3, REGIONS), (2, REGIONS), (0, REGIONS)]
+    for rows in maps[:2]:
+        assert rows.sum(1) == pytest.approx(np.ones(len(rows)), abs=1e-5)
+    longer = captioner.attention_maps(photos[:1], [["a", "red", "cat"]])[0]
+    assert longer == pytest.approx(maps[0], abs=1e-6), (
+        "a word is not yet written where the model looks for it"
+    )
+
+
+def test_it_looks_at_the_animal_when_it_names_the_animal(captioner: Captioner) -> None:
+    photos = toy_image_features(UNSEEN)
+    right = 0
+    for photo, regions in zip(UNSEEN, photos["regions"].to_numpy(), strict=True):
+        animal, colour, _ = scene(photo)
+        one = photos.filter(photo_id=an_id(f"photo {photo}"))
+        looks = captioner.attention_maps(one, [["a", colour, animal]])[0]
+        right += regions[looks[2].argmax(), :4].max() > 0.5
+    assert right >= 0.7 * len(UNSEEN)
+
+
+def test_concat_has_no_attention_to_show() -> None:
+    with pytest.raises(UsageError, match="attention"):
+        a_random_captioner(BABBLE, "concat").attention_maps(toy_image_features([1]), [["a"]])

@@ -1,0 +1,168 @@
+"""The language model learns from captions, gives the same bytes twice, and survives being killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from toys import LM_SETTINGS, REPOSITORY, as_tokens, toy_captions, toy_vocabulary
+
+from schemas.errors import StaleModel, UsageError
+from schemas.settings import LanguageModelSettings
+from schemas.tables import check
+from tasks.language_model import (
+    WEIGHTS,
+    build_language_model,
+    load_language_model,
+    perplexity,
+    train_language_model,
+)
+
+
+def train(
+    out: Path, scratch: Path, settings: LanguageModelSettings = LM_SETTINGS, dev: int = 40
+) -> pl.DataFrame:
+    captions, vocabulary = toy_captions(), toy_vocabulary()
+    return train_language_model(
+        captions[dev:], captions[:dev], vocabulary, settings, out, scratch, lambda _: None
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFrame]:
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, train(folder, folder / "scratch")
+
+
+def test_the_curve_falls_and_is_a_valid_table(trained: tuple[Path, pl.DataFrame]) -> None:
+    _, curve = trained
+    check(curve, "curve")
+    assert curve["epoch"].to_list() == [1, 2, 3]
+    assert curve["dev_loss"].is_sorted(descending=True)
+    assert curve["best"].sum() == 1
+
+
+def test_perplexity_is_that_of_the_probabilities_one_token_at_a_time(
+    trained: tuple[Path, pl.DataFrame],
+) -> None:
+    folder, curve = trained
+    vocabulary, dev = toy_vocabulary(), toy_captions()[:40]
+    model = load_language_model(folder / WEIGHTS, vocabulary.height, LM_SETTINGS)
+    ids = dict(vocabulary.select("token", "id").iter_rows())
+    losses = []
+    for tokens in dev["tokens"]:
+        read = [1, *(ids.get(token, 3) for token in tokens)]
+        state, cell = np.zeros((1, 24), np.float32), np.zeros((1, 24), np.float32)
+        for token, following in zip(read, [*read[1:], 2], strict=True):
+            state, cell = model.step(np.array([token]), state, cell)
+            projected = np.asarray(model.projection(state))
+            logits = (projected @ np.asarray(model.embedding.embeddings).T)[0].astype(np.float64)
+            losses.append(np.log(np.exp(logits).sum()) - logits[following])
+    expected = np.exp(np.mean(losses))
+    assert perplexity(model, dev["tokens"], vocabulary, batch_size=16) == pytest.approx(expected, rel=1e-4)
+    # The curve's loss is that of the same weights before they were rounded to float16.
+    assert np.exp(curve.filter("best")["dev_loss"][0]) == pytest.approx(expected, rel=1e-2)
+
+
+def test_two_trainings_give_the_same_bytes(trained: tuple[Path, pl.DataFrame], tmp_path: Path) -> None:
+    curve = train(tmp_path, tmp_path / "scratch")
+    assert (tmp_path / WEIGHTS).read_bytes() == (trained[0] / WEIGHTS).read_bytes()
+    assert curve.equals(trained[1])
+
+
+def test_another_seed_gives_another_model(trained: tuple[Path, pl.DataFrame], tmp_path: Path) -> None:
+    train(tmp_path, tmp_path / "scratch", LM_SETTINGS.model_copy(update={"seed": 2}))
+    assert (tmp_path / WEIGHTS).read_bytes() != (trained[0] / WEIGHTS).read_bytes()
+
+
+def test_a_training_killed_half_way_ends_with_the_same_bytes(
+    trained: tuple[Path, pl.DataFrame], tmp_path: Path
+) -> None:
+    command = [sys.executable, "tests/tasks/toys.py", "language_model", str(tmp_path)]
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:  # the toy prints the captions done; there are 360 an epoch
+        if int(line) > 360 * 1.5:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / WEIGHTS).exists()
+    assert (tmp_path / "scratch" / "language_model.npz").exists()
+    done: list[int] = []
+    captions = toy_captions()
+    curve = train_language_model(
+        captions[40:],
+        captions[:40],
+        toy_vocabulary(),
+        LM_SETTINGS,
+        tmp_path,
+        tmp_path / "scratch",
+        done.append,
+    )
+    assert done[0] == 360, "the first epoch was not trained again"
+    assert sum(done) == 360 * 3
+    assert (tmp_path / WEIGHTS).read_bytes() == (trained[0] / WEIGHTS).read_bytes()
+    assert curve.equals(trained[1])
+
+
+def test_a_checkpoint_of_other_settings_or_a_torn_one_is_not_taken_up(
+    trained: tuple[Path, pl.DataFrame], tmp_path: Path
+) -> None:
+    other = LM_SETTINGS.model_copy(update={"seed": 2, "epochs": 1})
+    train(tmp_path, tmp_path / "scratch", other)
+    train(tmp_path, tmp_path / "scratch")
+    assert (tmp_path / WEIGHTS).read_bytes() == (trained[0] / WEIGHTS).read_bytes()
+    checkpoint = tmp_path / "scratch" / "language_model.npz"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    train(tmp_path, tmp_path / "scratch")
+    assert (tmp_path / WEIGHTS).read_bytes() == (trained[0] / WEIGHTS).read_bytes()
+
+
+def test_without_dev_captions_the_last_epoch_is_kept(tmp_path: Path) -> None:
+    curve = train(tmp_path, tmp_path / "scratch", LM_SETTINGS.model_copy(update={"epochs": 2}), dev=0)
+    assert curve["dev_loss"].null_count() == 2
+    assert curve["best"].to_list() == [False, True]
+
+
+def test_nothing_to_learn_from_is_said(tmp_path: Path) -> None:
+    nothing = toy_captions()[:0]
+    with pytest.raises(UsageError, match="no training caption"):
+        train_language_model(
+            nothing, nothing, toy_vocabulary(), LM_SETTINGS, tmp_path, tmp_path, lambda _: None
+        )
+
+
+def test_captions_that_are_empty_long_or_unknown_do_not_stop_the_training(tmp_path: Path) -> None:
+    odd = as_tokens([[], ["zyx"] * 100, ["<end>", "a"], ["a"]])
+    captions = pl.concat([odd, toy_captions()[:60]])
+    settings = LM_SETTINGS.model_copy(update={"epochs": 1})
+    curve = train_language_model(
+        captions, odd, toy_vocabulary(), settings, tmp_path, tmp_path / "scratch", lambda _: None
+    )
+    assert np.isfinite(curve["train_loss"][0])
+    assert np.isfinite(curve["dev_loss"][0])
+
+
+def test_weights_of_another_size_are_refused(trained: tuple[Path, pl.DataFrame], tmp_path: Path) -> None:
+    with pytest.raises(StaleModel, match="expected size"):
+        load_language_model(trained[0] / WEIGHTS, 9, LM_SETTINGS)
+    (tmp_path / WEIGHTS).write_bytes(b"no weights")
+    with pytest.raises(StaleModel):
+        load_language_model(tmp_path / WEIGHTS, toy_vocabulary().height, LM_SETTINGS)
+
+
+def test_weights_are_stored_in_half_precision(trained: tuple[Path, pl.DataFrame]) -> None:
+    parameters = build_language_model(toy_vocabulary().height, LM_SETTINGS).model.count_params()
+    assert (trained[0] / WEIGHTS).stat().st_size < 2 * parameters + 30_000
