@@ -76,7 +76,9 @@ class LanguageModelSettings(StageSettings):
     batch_size: int = Field(64, ge=1, description="captions a step")
     learning_rate: float = Field(2e-3, gt=0, description="Adam's, at its highest")
     epochs: int = Field(
-        6, ge=1, description="the learning rate falls to nothing over them; ends early when dev perplexity rises"
+        6,
+        ge=1,
+        description="the learning rate falls to nothing over them; ends early when dev perplexity rises",
     )
     patience: int = Field(2, ge=1, description="epochs without a better perplexity before it ends")
     seed: int = Field(1, description="of the first weights, the order of captions, and dropout")
