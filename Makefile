@@ -7,7 +7,7 @@ STAMP := .venv/installed
 .DELETE_ON_ERROR:
 
 demo: install
-	$(BIN)/cutline run data/sample --config data/sample/cutline.yaml
+	$(BIN)/cutline run data/sample
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)

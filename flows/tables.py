@@ -10,7 +10,15 @@ from rich.table import Table
 from schemas.records import RunRecord
 from schemas.tables import REASONS
 
-console = Console(stderr=True, highlight=False)
+WIDTH_OF_FILES = 160  # of a line, where the output is no terminal
+
+
+def _console(stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH_OF_FILES)
+
+
+console = _console(stderr=True)
 SCORES_SHOWN = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 
 
@@ -54,12 +62,12 @@ def show_rejects(rejects: pl.DataFrame) -> None:
     )
     for stage, reason, rows, name, detail in groups.iter_rows():
         table.add_row(stage, reason, f"{rows:,}", REASONS[reason], escape(f"{name}: {detail}"[:200]))
-    Console(highlight=False).print(table)
+    _console(stderr=False).print(table)
 
 
 def _stage_table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("stage")
+    table.add_column("stage", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="left" if column == "why" else "right", overflow="fold")
     return table
