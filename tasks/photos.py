@@ -22,6 +22,7 @@ from schemas.errors import BadPhoto
 _MAX_CHUNKS = 2_000_000
 
 _EXIF_ORIENTATION = 274
+_TIFF_PHOTOMETRIC = 262
 
 
 @dataclass(frozen=True)
@@ -285,6 +286,11 @@ def _read_tiff(data: bytes) -> _Outline:
     return _Outline(width, height, _valid_orientation(tags), complete=max(ends, default=0) <= len(data))
 
 
+def is_cmyk_tiff(data: bytes) -> bool:
+    """Whether the four samples of a TIFF are inks (PhotometricInterpretation 5), not RGB and alpha."""
+    return _tiff_tags(data, {_TIFF_PHOTOMETRIC}).get(_TIFF_PHOTOMETRIC) == [5]
+
+
 def _exif_orientation(exif: bytes) -> int:
     """The orientation of an EXIF block, 1 where it holds none or is damaged: it is no reason to refuse."""
     exif = exif.removeprefix(b"Exif\0\0")
@@ -321,7 +327,7 @@ def _tiff_tags(data: bytes, wanted: set[int]) -> dict[int, list[int]]:
                 (values_at,) = struct.unpack_from(order + word, data, values_at)
             if values_at + count * value_size > len(data):
                 raise struct.error(f"the values of tag {tag} lie behind the end")
-            tags[tag] = list(struct.unpack_from(f"{order}{count}{code}", data, values_at))
+            tags.setdefault(tag, list(struct.unpack_from(f"{order}{count}{code}", data, values_at)))
         at += 4 + 2 * word_size
     return tags
 
