@@ -142,7 +142,7 @@ def _make_rows(
     missing = (
         ids.filter(~ids.is_in(pl.concat([frame[ids.name] for frame in taken]).implode())) if taken else ids
     )
-    frame, rejects = compute(missing)
+    frame, rejects = compute(missing) if missing.len() or not taken else (taken[0].clear(), None)
     if taken:
         order = pl.DataFrame([ids])
         frame = order.join(pl.concat([*taken, frame]), on=ids.name, how="inner", maintain_order="left")
