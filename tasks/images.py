@@ -47,6 +47,7 @@ _INTERPOLATIONS = {
 # Photographs that take more than this once decoded are decoded one at a time.
 _LARGE_PIXELS = 16_000_000
 _one_large_photo = threading.Lock()
+_MAX_THREADS = 8  # each holds a decoded photograph
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -216,14 +217,14 @@ def make_images(
     are no longer those of its photo_id is rejected as changed. What comes out does not depend on
     how many threads there are. `advance` is called with 1 after each photograph.
     """
-    squares = np.empty((photos.height, settings.side_px, settings.side_px, 3), np.uint8)
+    squares = np.empty((photos.height, settings.side_px * settings.side_px * 3), np.uint8)
     usable = np.zeros(photos.height, np.bool_)
     rejects = []
 
     def fill(index: int, photo: dict[str, Any]) -> None:
-        squares[index] = _make_square(photo, dataset, settings)
+        squares[index] = _make_square(photo, dataset, settings).reshape(-1)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as threads:
         rows = list(photos.iter_rows(named=True))
         for index, filled in enumerate([threads.submit(fill, *row) for row in enumerate(rows)]):
             try:
@@ -234,12 +235,8 @@ def make_images(
             advance(1)
     if rejects:
         squares = squares[usable]
-    images = pl.DataFrame(
-        [
-            photos["photo_id"].filter(pl.Series(usable)),
-            tensor_column("square", squares.reshape(len(squares), -1)),
-        ]
-    )
+    photo_ids = photos["photo_id"].filter(pl.Series(usable))
+    images = pl.DataFrame([photo_ids, tensor_column("square", squares)])
     return images, pl.DataFrame(rejects, schema=REJECTS_DTYPES, orient="row")
 
 
