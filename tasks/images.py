@@ -2,7 +2,8 @@
 
 Alpha is blended on white, as a browser's page shows it. 16-bit samples are scaled to 8 bits. Of an
 animation the first frame is taken, of a TIFF the first page. Samples that have no agreed white (float,
-32-bit, signed) are refused. Colour profiles are ignored.
+32-bit, signed) are refused. Colour profiles are ignored, and so is what OpenCV does not hand out: the
+alpha of a grey TIFF, and the one transparent grey that a PNG may name.
 """
 
 from __future__ import annotations
