@@ -134,7 +134,7 @@ def test_single_files_are_captioned_alone(ran: Ran, folder: Path, captioned: tup
         "--out", out / "two.csv", "--workspace", out / "workspace",
     )  # fmt: skip
     assert "rows" not in done.stdout
-    few, all_ = pl.read_csv(out / "two.csv"), pl.read_csv(out / "captions.csv")
+    few, all_ = pl.read_csv(out / "two.csv"), pl.read_parquet(out / "captions.parquet")
     assert few["path"].to_list() == ["000000000139.png", "sub/two.png"]
     assert few["caption"].to_list() == all_.filter(pl.col("path").is_in(few["path"]))["caption"].to_list()
 

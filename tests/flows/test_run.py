@@ -49,7 +49,8 @@ def test_a_second_run_makes_nothing_and_imports_neither_tensorflow_nor_prefect(r
     program = (
         "import sys, json\nfrom flows.cli import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 0\n"
-        "print(json.dumps([name for name in ('tensorflow', 'keras', 'prefect', 'nltk', 'cv2') if name in sys.modules]))"
+        "heavy = ('tensorflow', 'keras', 'prefect', 'nltk', 'cv2')\n"
+        "print(json.dumps([name for name in heavy if name in sys.modules]))"
     )
     arguments = ["run", str(ran.dataset), "--workspace", str(ran.workspace), "--json", *small()]
     done = subprocess.run(
@@ -144,10 +145,10 @@ def checkout(tmp_path: Path) -> Path:
 
 def status_of(checkout: Path, ran: Ran) -> dict[str, str]:
     """Why each stage would be made, by the code of a checkout."""
+    command = [sys.executable, "-m", "flows", "status", str(ran.dataset), "--workspace", str(ran.workspace)]
     done = subprocess.run(
-        [sys.executable, "-m", "flows", "status", str(ran.dataset), "--workspace", str(ran.workspace), "--json", *small()],
-        cwd=checkout, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [*command, "--json", *small()], cwd=checkout, capture_output=True, text=True, check=True
+    )
     return {stage["name"]: stage["why"] for stage in json.loads(done.stdout)["stages"] if stage["made"]}
 
 
