@@ -10,6 +10,7 @@ from pathlib import Path
 
 from schemas.errors import UsageError
 from schemas.records import RunRecord
+from tasks.packs import files_of
 from tasks.workspace import Workspace
 
 MADE = ("shards", "bundles", "reports", "code", "packs", "partial", "tmp", "runs")
@@ -78,12 +79,15 @@ def _used(workspace: Workspace, runs: list[RunRecord]) -> Iterator[Path]:
             yield from _packs(workspace, record.output("photos.parquet").path)
 
 
-def _packs(workspace: Workspace, photos: str) -> list[Path]:
+def _packs(workspace: Workspace, photos: str) -> Iterator[Path]:
     """The packs that hold photographs of a table."""
     import polars as pl
 
-    containers = pl.scan_parquet(workspace.root / photos).select("container").drop_nulls().unique().collect()
-    return [workspace.root / container for container in containers["container"]]
+    table = workspace.root / photos
+    if table.is_file():
+        containers = pl.scan_parquet(table).select("container").drop_nulls().unique().collect()
+        for container in containers["container"]:
+            yield from files_of(container, workspace.root / "packs")
 
 
 def _newest(runs: list[RunRecord], keep: int) -> list[RunRecord]:

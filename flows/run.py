@@ -177,9 +177,11 @@ class RunMarker:
     """Says that a run is at work on a workspace, so that nothing is pruned under it."""
 
     def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
         self.path = workspace.root / "running" / f"{os.getpid()}"
 
     def __enter__(self) -> RunMarker:
+        self.workspace.mark()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(datetime.now(UTC).isoformat(timespec="seconds"))
         return self

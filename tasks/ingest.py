@@ -22,7 +22,10 @@ import polars as pl
 from schemas.errors import BadCaption, BadPhoto, UnknownDataset
 from schemas.settings import IngestSettings
 from schemas.tables import PASSING, REJECTS_DTYPES, SPLITS, UNLABELLED
-from tasks.layouts import Entry, Item, Photo, Problem, detect, printable, read_layout, scan
+from tasks.entries import Entry, Item
+from tasks.layouts import detect, read_layout
+from tasks.listing import Photo, Problem, printable, scan
+from tasks.packs import located
 from tasks.photos import photo_id, read_bytes, read_header
 
 # Splits as numbers: the larger one is further from training.
@@ -38,6 +41,7 @@ _MAX_CHARACTERS_A_WORD = 50
 _BY_SETTINGS = frozenset({"too_many_pixels", "too_many_bytes"})
 
 _STAT = ["path", "source", "file_size", "mtime_ns", "inode"]
+_PLACE = ["path", "container", "offset", "size"]
 _SEEN: dict[str, Any] = {
     "photo_id": pl.String,
     "width": pl.Int32,
@@ -102,7 +106,7 @@ def ingest(
             f"'{dataset}' has the files of the layout '{detected.layout}' "
             f"({', '.join(map(printable, detected.markers[:3]))}), but they hold no photograph and no caption"
         )
-    photos = _look_at(heard.photos(), files.root, known, settings, advance)
+    photos = _look_at(heard.photos(), files.root, packs, known, settings, advance)
     told = _told_splits(heard)
     copies = _with_splits(photos, told, settings)
     rejects = [*heard.rejects, *_rejected(photos), *_repeated(copies)]
@@ -271,6 +275,7 @@ class _Look(NamedTuple):
 def _look_at(
     photos: pl.DataFrame,
     root: Path,
+    packs: Path,
     known: pl.DataFrame | None,
     settings: IngestSettings,
     advance: Callable[[int], None],
@@ -286,7 +291,7 @@ def _look_at(
         return _look(root, *row, settings)
 
     with ThreadPoolExecutor(_READERS) as pool:
-        for part in new.select("path", "container", "offset", "size").iter_slices(_PHOTOS_AT_ONCE):
+        for part in located(new, packs).select(*_PLACE).iter_slices(_PHOTOS_AT_ONCE):
             looks.extend(pool.map(look, part.iter_rows()))
             advance(part.height)
     return pl.concat([old, new.hstack(pl.DataFrame(looks, schema=_SEEN, orient="row"))]).sort("row")

@@ -77,6 +77,11 @@ class Work:
         """Survives a kill; gone once the shard is there."""
         return self.workspace.partial(self.shard.stage.name, self.shard.key)
 
+    @property
+    def packs(self) -> Path:
+        """Where the copies of image bytes lie that photographs in Parquet files are read from."""
+        return self.workspace.root / "packs"
+
     def path(self, source: str) -> Path:
         """The file that a source names."""
         return self.workspace.root / self.shard.sources[source]
@@ -201,7 +206,7 @@ def make_ingest(work: Work) -> Made:
     found = ingest(
         Path(sources["dataset"]),
         work.settings.ingest,
-        work.workspace.root / "packs",
+        work.packs,
         known,
         work.advance,
         sources["only"],
@@ -216,8 +221,9 @@ def make_ingest(work: Work) -> Made:
 def make_images_shard(work: Work) -> Made:
     """Cropped squares of a shard's photographs."""
     from tasks.images import make_images
+    from tasks.packs import located
 
-    photos = _slice(work, "photos")
+    photos = located(_slice(work, "photos"), work.packs)
 
     def compute(ids: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
         rows = photos.filter(pl.col("photo_id").is_in(ids.implode()))
@@ -568,14 +574,32 @@ def _reject_thumbnails(work: Work, rejects: pl.DataFrame) -> dict[str, np.ndarra
     """Pictures of rejected files that can be shown all the same, a few a reason."""
     from schemas.errors import BadPhoto
     from tasks.images import decode
-    from tasks.photos import read_bytes
+    from tasks.photos import read_bytes, read_file
 
     thumbnails = {}
+    dataset = Path(work.shard.sources["dataset"])
     shown = rejects.filter(pl.col("kind") == "photo").group_by("reason", maintain_order=True).head(10)
+    held = _in_containers(work, shown["name"])
     for name in shown["name"]:
         try:
-            data = read_bytes(Path(work.shard.sources["dataset"]), name, None, None, MAX_THUMBNAIL_BYTES)
+            data = (
+                read_bytes(dataset, name, *held[name])
+                if name in held
+                else read_file(dataset, name, MAX_THUMBNAIL_BYTES)
+            )
             thumbnails[name] = decode(data, work.settings.report.thumbnail_px)
         except BadPhoto:
             continue
     return thumbnails
+
+
+def _in_containers(work: Work, names: pl.Series) -> dict[str, tuple[str, int, int]]:
+    """Container, offset and size of the photographs that `names` name, themselves or a copy of theirs."""
+    from tasks.packs import located
+
+    photos = pl.scan_parquet(work.path("photos")).drop_nulls("container")
+    named = pl.concat_list(pl.concat_list("path"), "other_paths").alias("name")
+    places = photos.select(named, "container", "offset", "size").explode("name")
+    wanted = pl.col("name").is_in(names.implode()) & (pl.col("size") <= MAX_THUMBNAIL_BYTES)
+    rows = located(places.filter(wanted).collect(), work.packs)
+    return {name: tuple(place) for name, *place in rows.iter_rows()}

@@ -117,8 +117,13 @@ class Walk:
                 walked.whys.append("what it needs is made first")
                 continue
             record, found = self.workspace.lookup(stage.name, shard.key, self.deep)
-            if record and record.rejected and self.retry:
-                found = f"{record.rejected} rejects are tried again"
+            # Ingest looks at the data set again in any case: a photograph's pack may be gone.
+            if record and self.retry and (record.rejected or stage.name == "ingest"):
+                found = (
+                    f"{record.rejected} rejects are tried again"
+                    if record.rejected
+                    else "the data set is looked at again"
+                )
                 record = None
                 shard = replace(shard, sources=shard.sources | {"again": True})
             walked.records[place] = record

@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from schemas.records import Output, Record, RunRecord
+from tasks.listing import WORKSPACE_MARKER
 
 HASH_BLOCK_BYTES = 1 << 20
 
@@ -44,6 +45,13 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+
+    def mark(self) -> None:
+        """Say that this is a workspace, before the first file: a data set that it lies in passes it over."""
+        marker = self.root / WORKSPACE_MARKER
+        if not marker.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            marker.write_text("Cutline keeps here what it makes.\n", encoding="utf-8")
 
     # -- records ------------------------------------------------------------------------------
 
@@ -108,6 +116,7 @@ class Workspace:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder of this process alone, gone afterwards; its name tells a later run whose it was."""
+        self.mark()
         folder = self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
         folder.mkdir(parents=True)
         try:
@@ -144,6 +153,7 @@ class Workspace:
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a small file whole or not at all."""
+        self.mark()
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
         beside.write_text(text, encoding="utf-8")

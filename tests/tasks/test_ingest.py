@@ -27,11 +27,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from schemas.errors import BadCaption, UnknownDataset
+from schemas.errors import BadCaption, BadPhoto, UnknownDataset
 from schemas.settings import IngestSettings
 from schemas.tables import REASONS, check
 from tasks.ingest import Ingested, caption_id, clean_caption, draw_split, ingest, listing_digest
-from tasks.photos import read_bytes
+from tasks.photos import read_bytes, read_file
 
 TABLES = ("photos", "captions", "files", "rejects")
 
@@ -83,14 +83,6 @@ def splits(found: Ingested) -> dict[str, str]:
 def texts(found: Ingested, split: str | None = None) -> list[str]:
     rows = found.captions if split is None else found.captions.filter(pl.col("split") == split)
     return sorted(rows["text"])
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """An empty data set."""
-    folder = tmp_path / "dataset"
-    folder.mkdir()
-    return folder
 
 
 def flickr8k(root: Path, lists: dict[str, list[str]], captions: list[tuple[str, str]]) -> Path:
@@ -542,8 +534,6 @@ def test_what_may_have_passed_is_tried_again_and_settings_are_heeded(
     put(root, **{"a.jpg": photo(), "b.jpg": photo(1)})
 
     def unread(dataset: Path, path: str, *where: Any) -> bytes:
-        from schemas.errors import BadPhoto
-
         if path == "a.jpg":
             raise BadPhoto("unreadable", "for the moment")
         return read_bytes(dataset, path, *where)
@@ -581,6 +571,25 @@ def test_a_photograph_in_a_container_is_read_at_its_address(root: Path) -> None:
         assert id_of(read_bytes(root, path, container, offset, size)) == id_
     assert sorted(splits(found)) == ["0.tar/x.jpg", "0.tar/y.png"]
     assert [path.name for path in root.iterdir()] == ["0.tar"]  # nothing was unpacked
+
+
+def test_a_data_set_behind_a_link_is_read_where_the_link_leads_now(root: Path, tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("two", 2)):
+        put(tmp_path, **{f"{name}/a.jpg": photo(seed)})
+    root.rmdir()
+    for name, seed in (("one", 1), ("two", 2)):
+        root.symlink_to(tmp_path / name)
+        assert read_bytes(root, "a.jpg", None, None, len(photo(seed))) == photo(seed)
+        root.unlink()
+    with pytest.raises(BadPhoto, match="vanished"):
+        read_bytes(root, "a.jpg", None, None, 1)
+
+
+def test_a_file_of_unknown_size_is_read_whole_up_to_a_limit(root: Path) -> None:
+    put(root, **{"a.jpg": b"0123456789"})
+    assert read_file(root, "a.jpg", 10) == b"0123456789"
+    with pytest.raises(BadPhoto, match="too_many_bytes"):
+        read_file(root, "a.jpg", 9)
 
 
 # ---- the listing ----

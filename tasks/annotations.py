@@ -1,0 +1,384 @@
+"""Layouts whose captions lie in text files beside the photographs: lines, JSON, CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import posixpath
+import re
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
+
+from tasks.entries import (
+    CAPTION_NAME,
+    FILE_NAMES,
+    MAX_TEXT_BYTES,
+    QUOTED,
+    SPLIT_WORDS,
+    Entry,
+    Item,
+    Source,
+    begins_with_photo,
+    caption_lines,
+    captions_at,
+    ends_in_quotes,
+    entries_of,
+    held_out,
+    malformed,
+    read_lines,
+    read_records,
+    split_in,
+)
+from tasks.listing import (
+    PHOTO_ENDINGS,
+    Files,
+    Problem,
+    cause,
+    decode,
+    ending_of,
+    is_valid,
+    printable,
+    reason_of,
+)
+
+# ---- flickr8k ----
+
+
+def read_flickr8k(source: Source) -> Iterator[Item]:
+    """`name#0<tab>caption` a line; one split list a split, a name a line."""
+    splits = yield from _read_split_lists(source)
+    for path in source.markers:
+        for line in read_lines(source.files, path):
+            if isinstance(line, Problem):
+                yield line
+                continue
+            place = f"{path}:{line[0]}"
+            label, tab, text = line[1].partition("\t")
+            name, hash_, number = label.rpartition("#")
+            if not (tab and hash_ and name and number.strip().isdigit()):
+                yield malformed(place, f"expected `name#0<tab>caption`, found {printable(line[1], 80)!r}")
+                continue
+            yield from entries_of(source, name, [(place, text)], splits.get(name))
+
+
+def _read_split_lists(source: Source) -> Generator[Item, None, dict[str, str]]:
+    """Yield an entry for each name in a split list; return the split by name."""
+    splits: dict[str, str] = {}
+    for path in source.files.paths:
+        name = path[path.rfind("/") + 1 :].lower()
+        found = re.fullmatch(r"flickr_?\d+k[._](train|dev|val|test)_?images\.txt", name)
+        if not found:
+            continue
+        split = SPLIT_WORDS[found[1]]
+        for line in read_lines(source.files, path):
+            if isinstance(line, Problem):
+                yield line
+                continue
+            photo_name = line[1].strip()
+            yield from entries_of(source, photo_name, (), split)
+            splits[photo_name] = held_out(splits.get(photo_name), split)
+    return splits
+
+
+# ---- kaggle ----
+
+
+class _KaggleForm(NamedTuple):
+    separator: str
+    columns: int
+    has_header: bool
+
+
+def kaggle_form(head: bytes) -> _KaggleForm | None:
+    """The form that a file's first line tells, None where it is not of this layout."""
+    first = decode(head).partition("\n")[0].strip()
+    for separator in ",|":
+        columns = [column.strip(' "').lower() for column in first.split(separator)]
+        if columns[0] in ("image", "image_name", "filename", "file_name") and len(columns) in (2, 3):
+            if re.fullmatch("(caption|comment|text)s?", columns[-1]):
+                return _KaggleForm(separator, len(columns), has_header=True)
+        elif len(columns) >= 2 and ending_of(columns[0]) in PHOTO_ENDINGS:
+            return _KaggleForm(separator, 2, has_header=False)
+    return None
+
+
+def read_kaggle(source: Source) -> Iterator[Item]:
+    """`name,caption` a line; the caption in CSV's quotes or, with commas and all, without."""
+    splits = yield from _read_split_lists(source)
+    for path in source.markers:
+        form = kaggle_form(source.files.head(path, 4096))
+        if form is None:
+            continue  # it was another file a moment ago
+
+        def is_open(text: str, form: _KaggleForm = form) -> bool:
+            fields = _two_fields(text, form)
+            return fields is not None and ends_in_quotes(fields[1], "\0")
+
+        records = read_records(source.files, path, is_open, begins_with_photo(form.separator))
+        for index, record in enumerate(records):
+            if isinstance(record, Problem):
+                yield record
+                continue
+            if index == 0 and form.has_header:
+                continue
+            place = f"{path}:{record[0]}"
+            fields = _two_fields(record[1], form)
+            if fields is None:
+                expected = f"expected a name, `{form.separator}` and a caption"
+                yield malformed(place, f"{expected}, found {printable(record[1], 80)!r}")
+                continue
+            yield from entries_of(source, fields[0], [(place, _unquoted(fields[1]))], splits.get(fields[0]))
+
+
+def _two_fields(text: str, form: _KaggleForm) -> tuple[str, str] | None:
+    """Name and caption as they stand in a record; None where it does not have both."""
+    quoted = QUOTED.match(text)
+    at = text.find(form.separator, quoted.end() if quoted and quoted[1] else 0)
+    name = _unquoted(text[: max(at, 0)])
+    if not name:
+        return None
+    caption = text[at + 1 :]
+    if form.columns == 3:
+        number, separator, rest = caption.partition(form.separator)
+        # A line of Flickr30k's file lacks the separator after the caption's number.
+        caption = rest if separator else re.sub(r"^\s*\d+\s+", "", number)
+        if not separator and caption == number:
+            return None
+    return name, caption.strip()
+
+
+def _unquoted(text: str) -> str:
+    """A field as CSV means it; as it stands where it is not quoted as a whole."""
+    text = text.strip()
+    quoted = QUOTED.fullmatch(text)
+    return text[1:-1].replace('""', '"') if quoted and quoted[1] and len(text) >= 2 else text
+
+
+# ---- json: karpathy and coco ----
+
+
+def _load_json(files: Files, path: str) -> tuple[dict[str, Any], Problem | None]:
+    try:
+        data = json.loads(files.read_text(path))
+    except OSError as error:
+        return {}, Problem("file", path, reason_of(error), cause(error))
+    except (ValueError, RecursionError) as error:
+        return {}, malformed(path, f"not JSON: {cause(error)}", "file")
+    if not isinstance(data, dict) or not isinstance(data.get("images"), list):
+        return {}, malformed(path, "expected an object with a list `images`", "file")
+    return data, None
+
+
+def read_karpathy(source: Source) -> Iterator[Item]:
+    """An object an image: `filename`, `filepath`, `split`, `sentences` with `raw`."""
+    for path in source.markers:
+        data, problem = _load_json(source.files, path)
+        if problem:
+            yield problem
+        for index, image in enumerate(data.get("images", ())):
+            place = f"{path}: images[{index}]"
+            name = image.get("filename") if isinstance(image, dict) else None
+            split = SPLIT_WORDS.get(str(image.get("split")).lower()) if name else None
+            if not isinstance(name, str) or not name or split is None:
+                yield malformed(
+                    place, "expected `filename` and a `split` of train, restval, val or test", "photo"
+                )
+                continue
+            captions, problems = captions_at(place, image.get("sentences"))
+            yield from problems
+            folder = image.get("filepath")
+            name = f"{folder}/{name}" if isinstance(folder, str) and folder else name
+            photo, news = source.finder.find(name)
+            if news is not None:
+                yield news
+            yield Entry(photo, captions, split, _identifier(image, "cocoid", "imgid"))
+
+
+def _identifier(image: dict[str, Any], *keys: str) -> str | None:
+    for key in keys:
+        value = image.get(key)
+        if isinstance(value, int | str) and is_valid(str(value)):
+            return str(value)
+    return None
+
+
+def read_coco(source: Source) -> Iterator[Item]:
+    """`images` with `id` and `file_name`, `annotations` with `image_id` and `caption`."""
+    for path in source.markers:
+        data, problem = _load_json(source.files, path)
+        if problem:
+            yield problem
+        stem = posixpath.splitext(posixpath.basename(path))[0]
+        split = split_in(stem)
+        photos: dict[int | str, str | None] = {}
+        for index, image in enumerate(data.pop("images", ())):
+            key, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
+            if not isinstance(key, int | str) or not isinstance(name, str) or not name or key in photos:
+                detail = f"expected a `file_name` and an `id` of its own, found {printable(repr(image), 80)}"
+                yield malformed(f"{path}: images[{index}]", detail, "photo")
+                continue
+            photos[key], news = source.finder.find(name, hint=stem.partition("_")[2])
+            if news is not None:
+                yield news
+            if photos[key] is not None:
+                yield Entry(photos[key], (), split, _identifier(image, "id"))
+        annotations = data.get("annotations")
+        if not problem and not isinstance(annotations, list):
+            yield malformed(path, "expected a list `annotations`", "file")
+            continue
+        yield from _read_annotations(path, annotations or [], photos, split)
+
+
+def _read_annotations(
+    path: str, annotations: list[Any], photos: dict[int | str, str | None], split: str | None
+) -> Iterator[Item]:
+    unknown: set[int | str] = set()
+    for index, annotation in enumerate(annotations):
+        place = f"{path}: annotations[{index}]"
+        key, text = (
+            (annotation.get("image_id"), annotation.get("caption"))
+            if isinstance(annotation, dict)
+            else (None, None)
+        )
+        if not isinstance(key, int | str) or not isinstance(text, str):
+            yield malformed(
+                place, f"expected `image_id` and `caption`, found {printable(repr(annotation), 80)}"
+            )
+            continue
+        if key not in photos and key not in unknown:
+            unknown.add(key)
+            yield Problem(
+                "photo", printable(f"{path}: image {key}"), "missing_photo", "`images` has no such `id`"
+            )
+        yield Entry(photos.get(key), [(place, text)], split)
+
+
+# ---- imagefolder ----
+
+
+def read_imagefolder(source: Source) -> Iterator[Item]:
+    """A row a photograph: its name, relative to the metadata's folder, and its captions."""
+    for path in source.markers:
+        rows = (
+            _read_jsonl(source.files, path) if path.lower().endswith("l") else _read_csv(source.files, path)
+        )
+        for row in rows:
+            if isinstance(row, Problem):
+                yield row
+            else:
+                yield from _read_row(source, path, *row)
+
+
+def _read_row(source: Source, path: str, place: str, row: dict[str, Any]) -> Iterator[Item]:
+    """The items of one row whose columns name a photograph and hold captions."""
+    name = next((row[column] for column in FILE_NAMES if isinstance(row.get(column), str)), "")
+    if not name:
+        yield malformed(
+            place, f"expected a photograph's name in {', '.join(f'`{n}`' for n in FILE_NAMES[:3])}", "photo"
+        )
+        return
+    captions: list[tuple[str, str]] = []
+    for column, value in row.items():
+        if CAPTION_NAME.fullmatch(column):
+            more, problems = captions_at(place, value)
+            captions += more
+            yield from problems
+    base = posixpath.dirname(path)
+    photo, news = source.finder.find(name, base)
+    if news is not None:
+        yield news
+    told = str(row.get("split") or "").lower()
+    yield Entry(
+        photo,
+        captions,
+        SPLIT_WORDS.get(told) or split_in(posixpath.dirname(photo or posixpath.join(base, name))),
+    )
+
+
+def _read_jsonl(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
+    for line in read_lines(files, path):
+        if isinstance(line, Problem):
+            yield line
+            continue
+        place = f"{path}:{line[0]}"
+        try:
+            row = json.loads(line[1])
+        except (ValueError, RecursionError) as error:
+            yield malformed(place, f"not JSON: {cause(error)}")
+            continue
+        yield (place, row) if isinstance(row, dict) else malformed(place, "expected an object")
+
+
+def _read_csv(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
+    header: list[str] | None = None
+    records = read_records(files, path, lambda text: ends_in_quotes(text, ","), begins_with_photo(","))
+    for record in records:
+        if isinstance(record, Problem):
+            yield record
+            continue
+        place = f"{path}:{record[0]}"
+        try:
+            fields = next(csv.reader(_csv_lines(record[1])), [])
+        except csv.Error as error:
+            yield malformed(place, cause(error))
+            continue
+        if header is None:
+            header = [name.strip() for name in fields]
+        elif len(fields) != len(header):
+            yield malformed(place, f"expected {len(header)} fields, found {len(fields)}")
+        else:
+            yield place, {name: _json_list(value) for name, value in zip(header, fields, strict=True)}
+
+
+def _csv_lines(text: str) -> list[str]:
+    lines = text.split("\n")
+    return [line + "\n" for line in lines[:-1]] + lines[-1:]
+
+
+def _json_list(value: str) -> Any:
+    """A list where a field holds one in JSON, else the field."""
+    if value.startswith("[") and value.endswith("]"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+# ---- folder ----
+
+# Texts that lie beside photographs and say nothing of one.
+_DOCUMENTS = re.compile(r"(readme|licen[cs]e|copying|notice|authors|changelog|requirements).*", re.IGNORECASE)
+
+
+def read_folder(source: Source) -> Iterator[Item]:
+    """Photographs, with the captions of `name.txt` beside `name.jpg`, one a line.
+
+    A text without its photograph counts as captions only where its folder also has pairs.
+    """
+    files, stems = source.files, source.finder.by_stem
+    texts = [path for path in files.paths if ending_of(path) == ".txt"]
+    paired = {posixpath.dirname(path) for path in texts if path[:-4] in stems}
+    refused = {
+        problem.name[: problem.name.rfind(".")] for problem in files.problems if problem.kind == "photo"
+    }
+    for path in texts:
+        photo = stems.get(path[:-4])
+        folder, name = posixpath.split(path)
+        if (
+            photo is None
+            and path[:-4] not in refused
+            and (folder not in paired or _DOCUMENTS.fullmatch(name))
+        ):
+            continue
+        try:
+            captions = caption_lines(path, files.read_text(path, MAX_TEXT_BYTES))
+        except OSError as error:
+            yield Problem("file", path, reason_of(error), cause(error))
+            continue
+        if photo is None and path[:-4] not in refused:
+            yield Problem("photo", path[:-4], "missing_photo", f"'{path}' has no photograph beside it")
+        yield Entry(photo, captions, split_in(folder))
+    for path in files.paths:
+        if files.is_photo(path):
+            yield Entry(path, (), split_in(posixpath.dirname(path)))

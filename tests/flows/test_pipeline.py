@@ -1,0 +1,145 @@
+"""Ingest and images without Prefect: packs that go and come back, a workspace in a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.pipeline import Wiring
+from flows.prune import find_unused, remove
+from flows.run import RunMarker, describe, last_run
+from schemas.records import Record
+from schemas.settings import ReportSettings, Settings
+from tasks import stages
+from tasks.shards import Shard, Stage
+from tasks.walk import Walk
+from tasks.workspace import Workspace
+from tests.flows.conftest import draw
+
+SETTINGS = Settings()
+
+
+def look(store: Workspace, dataset: Path, retry: bool = False, made: bool = True) -> Walk:
+    """Walk over ingest and images, and have what is missing made."""
+
+    def maker(_stage: Stage, shards: list[Shard], _reused: int) -> list[Record]:
+        return [stages.make_shard(shard, store, lambda _rows: None) for shard in shards]
+
+    walk = Walk(store, maker if made else None, last_run(store, "run", dataset), retry=retry)
+    wiring = Wiring(walk, dataset, SETTINGS)
+    wiring.images(wiring.ingest())
+    return walk
+
+
+def rejects(walk: Walk) -> list[tuple[str, str, str]]:
+    """Name, reason and detail of what the images stage rejected."""
+    root = walk.workspace.root
+    tables = [
+        pl.read_parquet(root / record.output("rejects.parquet").path)
+        for record in walk.stages[1].present
+        if record.has("rejects.parquet")
+    ]
+    return [row for table in tables for row in table.select("name", "reason", "detail").iter_rows()]
+
+
+def made(walk: Walk) -> dict[str, int]:
+    return {walked.stage.name: len(walked.whys) for walked in walk.stages}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Four drawn photographs in a Parquet file, and one beside it."""
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    captions = [draw(tmp_path / "photo.png", number) for number in range(4)]
+    images = []
+    for number in range(4):
+        draw(tmp_path / "photo.png", number)
+        images.append((tmp_path / "photo.png").read_bytes())
+    pq.write_table(pa.table({"image": images, "text": captions}), folder / "all.parquet")
+    draw(folder / "beside.png", 7)
+    return folder
+
+
+def test_photographs_in_parquet_are_cropped_also_in_a_workspace_that_was_moved(
+    dataset: Path, tmp_path: Path
+) -> None:
+    first = look(Workspace(tmp_path / "one"), dataset)
+    assert rejects(first) == []
+    assert sum(record.rows_out for record in first.stages[1].present) == 5
+    (tmp_path / "one").rename(tmp_path / "two")
+    two = Workspace(tmp_path / "two")
+    for path in (two.root / "shards/images").iterdir():
+        path.unlink()
+    again = look(two, dataset)
+    assert made(again) == {"ingest": 0, "images": len(first.stages[1].shards)}
+    assert [record.outputs[0].digest for record in again.stages[1].present] == [
+        record.outputs[0].digest for record in first.stages[1].present
+    ]
+
+
+def test_a_pack_that_is_gone_costs_rejects_that_a_retry_brings_back(dataset: Path, tmp_path: Path) -> None:
+    store = Workspace(tmp_path / "workspace")
+    whole = look(store, dataset)
+    for path in [*(store.root / "packs").iterdir(), *(store.root / "shards/images").iterdir()]:
+        path.unlink()
+    without = look(store, dataset)
+    assert {(name, reason) for name, reason, _ in rejects(without)} == {
+        (f"all.parquet/row-{row}", "vanished") for row in range(4)
+    }
+    assert all("`cutline rejects --retry`" in detail for _, _, detail in rejects(without))
+    back = look(store, dataset, retry=True)
+    assert rejects(back) == []
+    assert back.stages[0].whys == ["the data set is looked at again"]
+    assert [record.outputs[0].digest for record in back.stages[1].present] == [
+        record.outputs[0].digest for record in whole.stages[1].present
+    ]
+    assert look(store, dataset, made=False).complete
+
+
+def test_prune_keeps_the_packs_that_a_run_refers_to_and_no_others(dataset: Path, tmp_path: Path) -> None:
+    store = Workspace(tmp_path / "workspace")
+    walk = look(store, dataset)
+    packs = sorted((store.root / "packs").iterdir())
+    assert [path.suffix for path in packs] == [".npy", ".pack"]
+    store.write_run(describe(walk, "run", dataset, SETTINGS))
+    (store.root / "packs" / f"{'0' * 32}.pack").write_bytes(b"of a file that has changed")
+    remove(find_unused(store.root))
+    assert sorted((store.root / "packs").iterdir()) == packs
+    assert look(store, dataset, made=False).complete
+    next((store.root / "runs").iterdir()).unlink()
+    remove(find_unused(store.root))
+    assert not list((store.root / "packs").iterdir())
+
+
+def test_a_workspace_inside_the_data_set_is_no_part_of_it(dataset: Path) -> None:
+    store = Workspace(dataset / "data/workspace")
+    with RunMarker(store):  # writes first of all
+        first = look(store, dataset)
+        again = look(store, dataset)
+    draw(store.root / "shards/drawn.png", 9)
+    assert made(again) == made(look(store, dataset, made=False)) == {"ingest": 0, "images": 0}
+    photos = pl.read_parquet(store.root / first.stages[0].present[0].output("photos.parquet").path)
+    assert photos.height == 5
+
+
+def test_rejected_photographs_are_shown_from_parquet_files_too(dataset: Path, tmp_path: Path) -> None:
+    store = Workspace(tmp_path / "workspace")
+    ingest = look(store, dataset).stages[0].present[0]
+    draw(dataset / "copy.png", 7)
+    names = ["all.parquet/row-1", "copy.png", "gone.png"]
+    rows = {"stage": "ingest", "kind": "photo", "name": names, "reason": "duplicate", "detail": "x"}
+    sources = {
+        "settings": Settings(report=ReportSettings(thumbnail_px=16)).model_dump(),
+        "dataset": str(dataset),
+        "photos": ingest.output("photos.parquet").path,
+    }
+    shard = Shard(stages.REPORT, "", {}, {}, "", sources, 0, "report")
+    work = stages.Work(shard, store, tmp_path, lambda _rows: None)
+    thumbnails = stages._reject_thumbnails(work, pl.DataFrame(rows))
+    assert sorted(thumbnails) == names[:2]
+    assert all(picture.shape[2] == 3 for picture in thumbnails.values())
