@@ -34,14 +34,13 @@ def code_of(function: str, *files: str) -> dict[str, str]:
         if label in found or module in STORE:
             continue
         source = _Module.of(module)
-        definition = source.definitions.get(name)
-        if definition is None:  # re-exported: follow the import
+        if name not in source.definitions:  # re-exported: follow the import
             waiting.extend([source.imported[name]] if name in source.imported else [])
             continue
-        found[label] = _digest(_dump(definition))
+        found[label] = source.digest(name)
         if source.loose:
-            found[f"{module.replace('.', '/')}.py (module)"] = _digest(source.loose)
-        waiting.extend(source.reached(definition))
+            found[f"{module.replace('.', '/')}.py (module)"] = source.loose
+        waiting.extend(source.reached(name))
     for file in files:
         found[file] = _digest((REPOSITORY / file).read_text(encoding="utf-8"))
     return dict(sorted(found.items()))
@@ -76,15 +75,28 @@ class _Module:
                 self.imported |= _project_imports(statement)
             elif not names and not _is_for_type_checking(statement) and not _is_docstring(statement):
                 loose.append(_dump(statement))  # runs when the module is imported
-        self.loose = "\n".join(loose)
+        self.loose = _digest("\n".join(loose)) if loose else ""
+        self._digests: dict[str, str] = {}
+        self._reached: dict[str, list[tuple[str, str]]] = {}
 
     @staticmethod
     @cache
     def of(name: str) -> _Module:
         return _Module(name)
 
-    def reached(self, definition: ast.stmt) -> list[tuple[str, str]]:
-        """(module, name) of each definition of the project that `definition` names."""
+    def digest(self, name: str) -> str:
+        """Digest of a definition's syntax tree."""
+        if name not in self._digests:
+            self._digests[name] = _digest(_dump(self.definitions[name]))
+        return self._digests[name]
+
+    def reached(self, name: str) -> list[tuple[str, str]]:
+        """(module, name) of each definition of the project that a definition names."""
+        if name not in self._reached:
+            self._reached[name] = self._find_reached(self.definitions[name])
+        return self._reached[name]
+
+    def _find_reached(self, definition: ast.stmt) -> list[tuple[str, str]]:
         imported = dict(self.imported)
         for node in ast.walk(definition):
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -145,15 +157,16 @@ def _is_docstring(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-def _dump(definition: ast.AST) -> str:
-    """The syntax tree as text, without positions and docstrings."""
-
-    class Undocumented(ast.NodeTransformer):
-        def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-            return None if isinstance(node.value, ast.Constant) else node
-
-    copy = ast.parse(ast.unparse(definition))
-    return ast.dump(Undocumented().visit(copy))
+def _dump(node: object) -> str:
+    """A syntax tree as text, without positions, docstrings and kinds of quotes."""
+    if isinstance(node, ast.AST):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            return ""
+        fields = (_dump(getattr(node, name, None)) for name in node._fields if name != "kind")
+        return f"{type(node).__name__}({','.join(fields)})"
+    if isinstance(node, list):
+        return f"[{','.join(filter(None, map(_dump, node)))}]"
+    return repr(node)
 
 
 def _digest(text: str) -> str:
