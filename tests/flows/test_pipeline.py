@@ -118,6 +118,8 @@ def test_prune_keeps_the_packs_that_a_run_refers_to_and_no_others(dataset: Path,
 
 def test_a_workspace_inside_the_data_set_is_no_part_of_it(dataset: Path) -> None:
     store = Workspace(dataset / "data/workspace")
+    assert not look(store, dataset, made=False).complete
+    assert not store.root.exists()  # looking leaves no mark
     with RunMarker(store):  # writes first of all
         first = look(store, dataset)
         again = look(store, dataset)
