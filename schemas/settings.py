@@ -59,10 +59,15 @@ class ImageFeaturesSettings(StageSettings):
     weights: str = Field(
         "bundled", description="`bundled` (VGG16 only), `imagenet` (downloaded by Keras), or a path"
     )
+    precision: Literal["auto", "float32", "int8"] = Field(
+        "auto",
+        description="`auto` is int8 for the bundled weights where the processor is fast at it, else float32",
+    )
     batch_size: int = Field(
         32,
         ge=1,
-        description="photographs a pass; the last batch of a shard is filled up, so a row never depends on its neighbours",
+        description="photographs a pass; the last batch of a shard is filled up, so a row never depends on "
+        "its neighbours",
     )
 
 

@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from schemas.errors import MissingWeights, UsageError
 from schemas.settings import ImageFeaturesSettings
+from tasks.int8 import INT8_INSTRUCTIONS, float_weights, has_int8, last_maps
 
 if TYPE_CHECKING:
     import h5py
@@ -72,8 +73,8 @@ IMAGENET_HASHES: dict[str, str | None] = {
 
 BUNDLED_NETWORK = "VGG16"
 BUNDLED = Path(__file__).resolve().parents[1] / "data" / "pretrained" / "vgg16_int8.npz"
-BUNDLED_BYTES = 12_124_154
-BUNDLED_SHA256 = "9bb28e69e845dd0cb199071624ac2133b112b7dc9db8942589090d5e71e39a95"
+BUNDLED_BYTES = 11_934_962
+BUNDLED_SHA256 = "4acbd7c1f8566a6f122266d8a21b121c48062bab3f8dc05b195d6e805ac22ece"
 
 # The largest float16. VGG-16's features stay far below (a few hundred); other networks and other
 # weights need not, and a clipped value is of more use than an infinite one.
@@ -85,6 +86,9 @@ _CHOICES = (
 )
 _loading = threading.Lock()
 
+# Builds, within a tf.function, RGB squares (B, S, S, 3) uint8 → the last maps (B, rows, columns, C) float32.
+Maps: TypeAlias = "Callable[[tf.Tensor], tf.Tensor]"
+
 
 class Network:
     """A convolutional base with its preprocessing, compiled once for one shape of batch.
@@ -92,14 +96,14 @@ class Network:
     `regions` is the number of places in the last feature map, `channels` the values at each.
     """
 
-    def __init__(self, model: keras.Model, name: str, batch_size: int, side_px: int) -> None:
-        _, rows, columns, channels = model.output_shape
+    def __init__(self, maps: Maps, name: str, batch_size: int, side_px: int) -> None:
         self.name = name
         self.side_px = side_px
         self.batch_size = batch_size
-        self.regions: int = rows * columns
-        self.channels: int = channels
-        self._pass = _compile(model, name, (batch_size, side_px, side_px, 3), self.regions)
+        self._pass = _compile(maps, (batch_size, side_px, side_px, 3))
+        self.regions: int
+        self.channels: int
+        _, self.regions, self.channels = self._pass.output_shapes[0]
 
     def features(
         self, squares: np.ndarray, advance: Callable[[int], None] = lambda rows: None
@@ -125,13 +129,15 @@ class Network:
         return regions, pooled
 
     def _one_batch(self, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import tensorflow as tf
+
         n = len(squares)
         if n < self.batch_size:
             # Always the same shape: another would be compiled anew, and might round differently.
             filled = np.zeros((self.batch_size, *squares.shape[1:]), np.uint8)
             filled[:n] = squares
             squares = filled
-        regions, pooled = self._pass(np.ascontiguousarray(squares))
+        regions, pooled = self._pass(tf.constant(np.ascontiguousarray(squares)))
         return regions.numpy()[:n], pooled.numpy()[:n]
 
 
@@ -171,17 +177,47 @@ def weights_digest(settings: ImageFeaturesSettings) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def resolved_precision(settings: ImageFeaturesSettings) -> Literal["float32", "int8"]:
+    """The precision in which features are computed here; does not import TensorFlow.
+
+    It depends on the processor where `settings` say auto, and it changes the features by a little, so it
+    belongs into a key. Raises UsageError where int8 is asked for and cannot be had.
+    """
+    is_bundled = settings.network == BUNDLED_NETWORK and settings.weights == "bundled"
+    if settings.precision == "auto":
+        return "int8" if is_bundled and has_int8() else "float32"
+    if settings.precision == "int8" and not is_bundled:
+        raise UsageError(
+            f"image_features.precision=int8: expected network={BUNDLED_NETWORK} with weights=bundled, found "
+            f"network={settings.network} with weights={settings.weights}; choose image_features.precision="
+            "auto or float32, or the bundled weights"
+        )
+    if settings.precision == "int8" and not has_int8():
+        raise UsageError(
+            "image_features.precision=int8: expected a processor with one of "
+            f"{', '.join(sorted(INT8_INSTRUCTIONS))} and TensorFlow's oneDNN switched on, found none; choose "
+            "image_features.precision=auto or float32"
+        )
+    return settings.precision
+
+
 @lru_cache(maxsize=2)
 def _load(settings: ImageFeaturesSettings, side_px: int, digest: str) -> Network:
     """`digest` is part of the key: a weights file that was replaced is loaded again."""
+    name, batch_size = settings.network, settings.batch_size
+    if resolved_precision(settings) == "int8":
+        return Network(last_maps(_read_bundled(), side_px), name, batch_size, side_px)
     model = _build(settings.network, side_px)
     if settings.weights == "bundled":
-        _set_bundled_weights(model)
+        weights = float_weights(_read_bundled())
+        for layer in model.layers:
+            if layer.weights:
+                layer.set_weights(weights[layer.name])
     elif settings.weights == "imagenet":
         model = _download(settings.network, side_px)
     else:
         _load_weights_file(model, settings.network, _weights_file(settings.weights))
-    return Network(model, settings.network, settings.batch_size, side_px)
+    return Network(float_maps(model, name), name, batch_size, side_px)
 
 
 def _check_name(network: str) -> None:
@@ -212,29 +248,34 @@ def _build(network: str, side_px: int) -> keras.Model:
         ) from None
 
 
-def _compile(
-    model: keras.Model, network: str, shape: tuple[int, int, int, int], regions: int
-) -> Callable[[np.ndarray], tuple[tf.Tensor, tf.Tensor]]:
-    """One graph from RGB bytes to features.
+def float_maps(model: keras.Model, network: str) -> Maps:
+    """A model with the preprocessing of its network before it.
 
-    The mean colour of ImageNet is subtracted in it, not folded into the first kernel: the zeros
-    that pad the border come after the subtraction, so they stand for that mean, not for black.
+    The mean colour of ImageNet is subtracted in the graph, not folded into the first kernel: the
+    zeros that pad the border come after the subtraction, so they stand for that mean, not for black.
     """
     import tensorflow as tf
 
     # Each network's own preprocessing lies beside the function that builds it.
     preprocess = sys.modules[_builder(network).__module__].preprocess_input
+    return lambda squares: model(preprocess(tf.cast(squares, tf.float32)), training=False)
+
+
+def _compile(maps: Maps, shape: tuple[int, int, int, int]) -> tf.types.experimental.ConcreteFunction:
+    """One graph from RGB bytes to features."""
+    import tensorflow as tf
 
     def to_float16(values: tf.Tensor) -> tf.Tensor:
         return tf.cast(tf.clip_by_value(values, -LARGEST_FEATURE, LARGEST_FEATURE), tf.float16)
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
     def one_pass(squares: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        maps = model(preprocess(tf.cast(squares, tf.float32)), training=False)  # (B, rows, columns, C)
-        values = tf.reshape(maps, (shape[0], regions, maps.shape[-1]))  # (B, R, C)
+        last = maps(squares)  # (B, rows, columns, C)
+        _, rows, columns, channels = last.shape
+        values = tf.reshape(last, (shape[0], rows * columns, channels))  # (B, R, C)
         return to_float16(values), to_float16(tf.reduce_mean(values, axis=1))
 
-    return one_pass
+    return one_pass.get_concrete_function()
 
 
 def _check_bundled_size() -> None:
@@ -247,8 +288,7 @@ def _check_bundled_size() -> None:
         )
 
 
-def _set_bundled_weights(model: keras.Model) -> None:
-    """int8 levels times one scale an output channel, float32 biases as they were."""
+def _read_bundled() -> dict[str, np.ndarray]:
     data = BUNDLED.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != BUNDLED_SHA256:
@@ -257,10 +297,7 @@ def _set_bundled_weights(model: keras.Model) -> None:
             f"file from the repository, or {_CHOICES}"
         )
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        for layer in model.layers:
-            if layer.weights:
-                levels, scale, bias = (arrays[f"{layer.name}.{part}"] for part in ("kernel", "scale", "bias"))
-                layer.set_weights([levels * scale, bias])
+        return dict(arrays)
 
 
 def _download(network: str, side_px: int) -> keras.Model:

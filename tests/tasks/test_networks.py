@@ -2,23 +2,34 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from schemas.errors import MissingWeights, UsageError
-from schemas.settings import ImageFeaturesSettings
-from tasks import networks
-from tasks.networks import IMAGENET_HASHES, Network, load_network, weights_digest
+from schemas.settings import ImageFeaturesSettings, ImagesSettings
+from tasks import int8, networks
+from tasks.images import crop_to_square, decode
+from tasks.int8 import has_int8
+from tasks.networks import (
+    IMAGENET_HASHES,
+    Network,
+    float_maps,
+    load_network,
+    resolved_precision,
+    weights_digest,
+)
 
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor has no fast 8-bit instructions")
+PRECISIONS = ["float32", pytest.param("int8", marks=needs_int8)]
+MEAN_BGR = np.array([103.939, 116.779, 123.68])
 SIDE_PX = 64  # small, so that these tests are quick; real photographs are tested at 224
 
 
 def settings(**values: object) -> ImageFeaturesSettings:
-    return ImageFeaturesSettings(**{"batch_size": 4, **values})  # type: ignore[arg-type]
+    return ImageFeaturesSettings(**{"batch_size": 4, "precision": "float32", **values})  # type: ignore[arg-type]
 
 
 def some_squares(n: int, side_px: int = SIDE_PX) -> np.ndarray:
@@ -110,19 +121,128 @@ def test_a_damaged_bundled_file_is_noticed(
     (tmp_path / "vgg16.npz").write_bytes(data)
     monkeypatch.setattr(networks, "BUNDLED", tmp_path / "vgg16.npz")
     monkeypatch.setattr(networks, "_load", networks._load.__wrapped__)  # not the one loaded before
-    with pytest.raises(MissingWeights, match=r"expected (SHA-256 9bb28|12,124,154 bytes).*found .*restore"):
+    with pytest.raises(MissingWeights, match=r"expected (SHA-256 4acbd7|11,934,962 bytes).*found .*restore"):
         load_network(settings(), 32)
 
 
-def test_digests_need_no_tensorflow() -> None:
+def test_digests_and_precision_need_no_tensorflow() -> None:
     code = (
         "import sys; from schemas.settings import ImageFeaturesSettings as S;"
-        "from tasks.networks import weights_digest as d;"
-        "print(d(S()), d(S(weights='imagenet')));"
+        "from tasks.networks import resolved_precision as p, weights_digest as d;"
+        "print(d(S()), d(S(weights='imagenet')), p(S()));"
         "assert not {'tensorflow', 'keras', 'h5py'} & set(sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == [networks.BUNDLED_SHA256, "imagenet-6d6bbae143d832006294945121d1f1fc"]
+    assert run.stdout.split() == [
+        networks.BUNDLED_SHA256,
+        "imagenet-6d6bbae143d832006294945121d1f1fc",
+        "int8" if has_int8() else "float32",
+    ]
+
+
+# -- precision -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes this computer's processor one with the given flags."""
+
+    def pretend(flags: str) -> None:
+        path = tmp_path / "cpuinfo"
+        path.write_text(f"processor\t: 0\nvmx flags\t: avx_vnni\nflags\t\t: fpu sse2 {flags}\n")
+        monkeypatch.setattr(int8, "CPU_INFO", path)
+        has_int8.cache_clear()
+
+    yield pretend
+    has_int8.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("avx2 avx512_vnni", "int8"),
+        ("avx2 avx_vnni", "int8"),
+        ("amx_tile amx_int8", "int8"),
+        ("avx2 avx512f avx512_bf16", "float32"),
+    ],
+)
+def test_auto_is_int8_where_the_processor_has_the_instructions(
+    processor: Callable[[str], None], flags: str, expected: str
+) -> None:
+    processor(flags)
+    assert resolved_precision(settings(precision="auto")) == expected
+    assert resolved_precision(settings(precision="auto", weights="imagenet")) == "float32"
+    assert resolved_precision(settings(precision="auto", network="ResNet50", weights="x.h5")) == "float32"
+    assert resolved_precision(settings(precision="float32")) == "float32"
+
+
+def test_auto_is_float32_where_tensorflow_is_told_to_do_without_onednn(
+    processor: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    processor("avx512_vnni")
+    assert resolved_precision(settings(precision="auto")) == "float32"
+
+
+def test_auto_is_float32_where_nobody_can_tell(
+    processor: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor("avx512_vnni")
+    monkeypatch.setattr(int8, "CPU_INFO", tmp_path / "no such file")
+    assert resolved_precision(settings(precision="auto")) == "float32"
+
+
+def test_int8_that_cannot_be_had_is_wrong_usage_and_names_the_choices(
+    processor: Callable[[str], None],
+) -> None:
+    with pytest.raises(
+        UsageError, match=r"network=VGG19 with weights=imagenet; choose .*auto or float32, or the bundled"
+    ):
+        load_network(settings(precision="int8", network="VGG19", weights="imagenet"), SIDE_PX)
+    with pytest.raises(UsageError, match="found network=VGG16 with weights=imagenet"):
+        resolved_precision(settings(precision="int8", weights="imagenet"))
+    processor("avx2")
+    with pytest.raises(UsageError, match=r"one of amx_int8, avx512_vnni, avx_vnni .* choose .*float32"):
+        resolved_precision(settings(precision="int8"))
+
+
+@needs_int8
+def test_int8_features_are_those_of_the_same_network_computed_step_by_step() -> None:
+    """Against NumPy's arithmetic on whole numbers: products of levels, their sums, limits, pooling."""
+    with np.load(networks.BUNDLED, allow_pickle=False) as arrays:
+        parts = dict(arrays)
+    square = some_squares(2, 32)[1:]
+    expected = int8_by_hand(square[0], parts)
+    regions, pooled = load_network(settings(precision="int8"), 32).features(square)
+    assert expected.std() > 0
+    assert cosines(regions, expected[None])[0] > 0.9995  # sums that lie between two levels may go either way
+    assert cosines(pooled, expected.mean(axis=0)[None])[0] > 0.9995
+    assert np.linalg.norm(regions.astype(np.float32)) == pytest.approx(np.linalg.norm(expected), rel=0.01)
+
+
+def int8_by_hand(square_rgb: np.ndarray, parts: dict[str, np.ndarray]) -> np.ndarray:
+    """(S, S, 3) uint8 → (R, 512); one convolution at a time, in float64, which holds the sums exactly."""
+    names = [name.removesuffix(".kernel") for name in parts if name.endswith(".kernel")]
+    values, step = square_rgb[..., ::-1] - MEAN_BGR, 1.0
+    for name in names:
+        kernel = parts[f"{name}.kernel"].astype(np.float64)
+        rows, columns, _ = values.shape
+        padded = np.pad(values, ((1, 1), (1, 1), (0, 0)))
+        if name == names[0]:  # round the border lies ImageNet's mean colour, rounded
+            padded[[0, -1]] = padded[:, [0, -1]] = np.rint(MEAN_BGR) - MEAN_BGR
+        sums = np.zeros((rows, columns, kernel.shape[-1]))
+        for i in range(3):
+            for j in range(3):
+                sums += padded[i : i + rows, j : j + columns] @ kernel[i, j]
+        real = np.maximum(sums * step * parts[f"{name}.scale"] + parts[f"{name}.corrected_bias"], 0)
+        if name + ".limit" in parts:
+            step = parts[f"{name}.limit"] / 255
+            values = np.clip(np.rint(real / step), 0, 255)
+        else:
+            values = real
+        if name in {"block1_conv2", "block2_conv2", "block3_conv3", "block4_conv3", "block5_conv3"}:
+            values = values.reshape(rows // 2, 2, columns // 2, 2, -1).max(axis=(1, 3))
+    return values.reshape(-1, 512)
 
 
 # -- the bundled weights -------------------------------------------------------------------------
@@ -148,10 +268,14 @@ def test_features_are_those_of_keras_own_vgg16_with_its_preprocessing() -> None:
     import keras
 
     model = keras.applications.VGG16(include_top=False, weights=None, input_shape=(SIDE_PX, SIDE_PX, 3))
+    before = np.ones(3)  # what the channels that come in were divided by
     with np.load(networks.BUNDLED, allow_pickle=False) as arrays:
         for layer in (layer for layer in model.layers if layer.weights):
-            kernel = arrays[f"{layer.name}.kernel"] * arrays[f"{layer.name}.scale"]
-            layer.set_weights([kernel, arrays[f"{layer.name}.bias"]])
+            kernel, scale, stretch, bias = (
+                arrays[f"{layer.name}.{part}"] for part in ("kernel", "scale", "stretch", "bias")
+            )
+            layer.set_weights([kernel * scale * stretch / before[:, None], bias])
+            before = stretch
     squares = some_squares(6)
     maps = model.predict(keras.applications.vgg16.preprocess_input(squares.astype(np.float32)), verbose=0)
 
@@ -164,15 +288,16 @@ def test_features_are_those_of_keras_own_vgg16_with_its_preprocessing() -> None:
     np.testing.assert_allclose(pooled, maps.mean(axis=(1, 2)), rtol=1e-3, atol=1e-3)
 
 
-def test_a_photos_features_do_not_depend_on_its_neighbours_place_or_batch() -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_photos_features_do_not_depend_on_its_neighbours_place_or_batch(precision: str) -> None:
     squares = some_squares(11)
-    network = load_network(settings(), SIDE_PX)
+    network = load_network(settings(precision=precision), SIDE_PX)
     all_at_once = network.features(squares)
     order = np.random.default_rng(1).permutation(11)
 
     assert same_bytes(network.features(squares[order]), tuple(part[order] for part in all_at_once))
     assert same_bytes(network.features(squares[7:8]), tuple(part[7:8] for part in all_at_once))
-    other_batches = load_network(settings(batch_size=3), SIDE_PX)
+    other_batches = load_network(settings(precision=precision, batch_size=3), SIDE_PX)
     assert same_bytes(other_batches.features(squares), all_at_once)
 
 
@@ -270,35 +395,36 @@ def network_of_constant(value: float) -> Network:
             keras.layers.Conv2D(2, 3, strides=32, bias_initializer=keras.initializers.Constant(value)),
         ]
     )
-    return Network(model, "VGG16", 4, SIDE_PX)
+    return Network(float_maps(model, "VGG16"), "VGG16", 4, SIDE_PX)
 
 
 # -- real photographs ----------------------------------------------------------------------------
 
 
-def real_squares(folder: Path, n: int) -> np.ndarray:
-    paths = sorted((folder / "data/flickr8k/images").glob("*.jpg"))
-    squares = []
-    for path in paths[:: len(paths) // n][:n]:
-        image_rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-        side = min(image_rgb.shape[:2])
-        squares.append(cv2.resize(image_rgb[:side, :side], (224, 224), interpolation=cv2.INTER_AREA))
-    return np.stack(squares)
+def real_squares(folder: Path) -> np.ndarray:
+    """Photographs of which none was used to find the limits of int8: Flickr8k's test split, and COCO's."""
+    names = (folder / "data/flickr8k/Flickr_8k.testImages.txt").read_text().split()
+    paths = [folder / "data/flickr8k/images" / name for name in names]
+    paths += sorted((folder / "data/coco-mini/train2017").glob("*.jpg"))
+    photos = (decode(path.read_bytes(), 224) for path in paths)
+    return np.stack([crop_to_square(photo, ImagesSettings()) for photo in photos])
 
 
 @pytest.mark.real_data
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_bundled_features_of_real_photographs_are_close_to_those_of_the_float32_weights(
-    real_data: Path,
+    real_data: Path, precision: str
 ) -> None:
     import keras
 
-    squares = real_squares(real_data, 104)
+    squares = real_squares(real_data)
+    assert len(squares) == 180
     weights = str(real_data / "weights/vgg16_notop.weights.h5")
     exact = load_network(settings(weights=weights, batch_size=8), 224).features(squares)
-    bundled = load_network(settings(batch_size=8), 224).features(squares)
+    bundled = load_network(settings(precision=precision, batch_size=8), 224).features(squares)
     for name, a, b in zip(("regions", "pooled"), bundled, exact, strict=True):
         found = cosines(a, b)
-        print(f"{name}: cosine {found.mean():.6f} on average, {found.min():.6f} at worst")
+        print(f"{precision} {name}: cosine {found.mean():.6f} on average, {found.min():.6f} at worst")
         assert found.mean() >= 0.999
         assert found.min() >= 0.99
 
