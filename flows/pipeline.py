@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from schemas.errors import UsageError
 from schemas.records import Record
 from schemas.settings import Settings, StageSettings
 from tasks import stages
 from tasks.bundle import Bundle
 from tasks.captions import load_stopwords
 from tasks.ingest import listing_digest
+from tasks.layouts import detect
+from tasks.listing import scan
 from tasks.networks import weights_digest
 from tasks.shards import Cut, Shard, Stage, changed_files, cut, in_place, lineage_of, path_of
 from tasks.walk import Walk, Walked
@@ -182,6 +185,8 @@ class Wiring:
             needs=[],
             place=place,
         )
+        if ingest.one is None and not self.walk.maker:
+            detect(scan(self.dataset, self.only), self.settings.ingest.layout)  # fails early, if it must
         if ingest.one is None and known and self.walk.preview and ingest.shards[0]:
             made = stages.make_shard(ingest.shards[0], self.walk.preview, lambda _rows: None)
             ingest.records[0] = in_place(made, self.walk.preview)
@@ -205,6 +210,11 @@ class Wiring:
 
     def vocabulary(self, tokens: Walked) -> Walked:
         train = tokens.of(*LEARNED_FROM)
+        if not train:
+            raise UsageError(
+                f"'{self.dataset}' has no training captions, so there is nothing to learn from; "
+                "caption its photographs with a trained bundle: cutline caption … --model BUNDLE --out FILE"
+            )
         return self._whole(
             stages.VOCABULARY,
             self.settings.vocabulary,
