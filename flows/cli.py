@@ -211,6 +211,96 @@ def evaluate(predictions: Path, references: Path, meteor: bool, missing: str, as
             click.echo(f"{name:<8} {value:.4f}")
 
 
+@main.command(
+    epilog=examples(
+        'cutline generate "a man in a" --count 5 --temperature .8 --top-p .9 --seed 1',
+        "cutline generate --photo a.jpg --model BUNDLE --retrieve 2",
+        "cutline generate --perplexity captions.txt --model BUNDLE",
+    )
+)
+@click.argument("text", required=False)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="A bundle; without it that of the workspace's newest run.",
+)
+@click.option("--photo", type=click.Path(path_type=Path), help="Captions of this photograph.")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Lines.")
+@click.option(
+    "--temperature",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Below 1 the likely becomes likelier; 0 is greedy.",
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Draw from the likeliest tokens of this share.",
+)
+@click.option("--max-tokens", type=int, default=20, show_default=True, help="Added to TEXT at the most.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option(
+    "--retrieve",
+    type=click.IntRange(min=0),
+    is_flag=False,
+    flag_value=3,
+    default=0,
+    metavar="[N]",
+    help="Print the N (3) nearest real captions beneath each line.",
+)
+@click.option(
+    "--captions",
+    type=click.Path(exists=True, path_type=Path),
+    help="Where the real captions are: a file, or a data set that was run; else those of the bundle's run.",
+)
+@click.option(
+    "--perplexity",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Write nothing: say how well the language model foretells this file, a caption a line.",
+)
+@set_option
+@workspace_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def generate(
+    text: str | None,
+    model: Path | None,
+    perplexity: Path | None,
+    as_json: bool,
+    workspace: Path,
+    photo: Path | None,
+    count: int,
+    retrieve: int,
+    captions: Path | None,
+    assignments: tuple[str, ...],
+    **numbers: Any,
+) -> None:
+    """Continue TEXT with a bundle's language model, or draw captions of a photograph."""
+    from flows import generating
+    from flows.config import parse_assignments
+    from tasks.generate import Sampling
+
+    if perplexity:
+        if text or photo:
+            raise UsageError("--perplexity reads a file and writes nothing: leave TEXT and --photo out")
+        generating.show_perplexity(generating.perplexity(perplexity, model, workspace), as_json)
+        return
+    found = generating.generate(
+        text or "",
+        model,
+        count,
+        Sampling(**numbers),
+        photo=photo,
+        tree=parse_assignments(assignments),
+        retrieve=retrieve,
+        captions=captions,
+        workspace=workspace,
+    )
+    generating.show_lines(found, as_json)
+
+
 @main.command(epilog=examples("cutline rejects", "cutline rejects data/sample --retry"))
 @click.argument("dataset", required=False, type=click.Path(path_type=Path))
 @click.option("--retry", is_flag=True, help="Read and make again what was rejected; the rest is taken over.")

@@ -21,7 +21,7 @@ from tasks.captions import load_stopwords
 from tasks.ingest import listing_digest
 from tasks.layouts import detect
 from tasks.listing import scan
-from tasks.networks import weights_digest
+from tasks.networks import resolved_precision, weights_digest
 from tasks.shards import Cut, Shard, Stage, changed_files, cut, in_place, lineage_of, path_of
 from tasks.walk import Walk, Walked
 from tasks.workspace import digest_of, digest_of_file
@@ -200,8 +200,15 @@ class Wiring:
 
     def image_features(self, images: Walked) -> Walked:
         settings = self.settings.image_features
-        weights = weights_digest(settings)
-        return self._follow(stages.IMAGE_FEATURES, settings, images.records, "images", {}, weights=weights)
+        return self._follow(
+            stages.IMAGE_FEATURES,
+            settings,
+            images.records,
+            "images",
+            {},
+            weights=weights_digest(settings),
+            precision=resolved_precision(settings),
+        )
 
     def tokens(self, ingest: Walked) -> Walked:
         settings = self.settings.captions

@@ -29,6 +29,7 @@ class Stage:
     function: str  # "tasks.stages:make_images"
     files: tuple[str, ...] = ()  # files of the repository that the function reads
     folder: str = "shards"  # bundles and reports have folders of their own
+    tensorflow: bool = False  # whether it computes with it
 
     @property
     def code(self) -> dict[str, str]:

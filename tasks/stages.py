@@ -22,6 +22,7 @@ from schemas.records import Record
 from schemas.settings import FusionSettings, LanguageModelSettings, Settings
 from schemas.tables import PASSING, UNLABELLED, check
 from tasks.code import code_digest
+from tasks.quiet import load_tensorflow
 from tasks.shards import Advance, Shard, Stage
 from tasks.tables import empty_table, read_table, write_table
 from tasks.workspace import Workspace, library_versions
@@ -38,14 +39,16 @@ INGEST = Stage("ingest", "tasks.stages:make_ingest")
 IMAGES = Stage("images", "tasks.stages:make_images_shard")
 CAPTIONS = Stage("captions", "tasks.stages:make_tokens_shard")
 VOCABULARY = Stage("vocabulary", "tasks.stages:make_vocabulary_table")
-IMAGE_FEATURES = Stage("image_features", "tasks.stages:make_image_features_shard")
-LANGUAGE_MODEL = Stage("language_model", "tasks.stages:make_language_model")
-TEXT_FEATURES = Stage("text_features", "tasks.stages:make_text_features_shard")
-FUSION = Stage("fusion", "tasks.stages:make_fusion")
-CAPTION = Stage("caption", "tasks.stages:make_predictions_shard")
+IMAGE_FEATURES = Stage("image_features", "tasks.stages:make_image_features_shard", tensorflow=True)
+LANGUAGE_MODEL = Stage("language_model", "tasks.stages:make_language_model", tensorflow=True)
+TEXT_FEATURES = Stage("text_features", "tasks.stages:make_text_features_shard", tensorflow=True)
+FUSION = Stage("fusion", "tasks.stages:make_fusion", tensorflow=True)
+CAPTION = Stage("caption", "tasks.stages:make_predictions_shard", tensorflow=True)
 EVALUATE = Stage("evaluate", "tasks.stages:make_scores")
 BUNDLE = Stage("bundle", "tasks.stages:make_bundle", folder="bundles")
-REPORT = Stage("report", "tasks.stages:make_report", ("tasks/report.html.j2",), folder="reports")
+REPORT = Stage(
+    "report", "tasks.stages:make_report", ("tasks/report.html.j2",), folder="reports", tensorflow=True
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ def make_shard(shard: Shard, workspace: Workspace, advance: Advance) -> Record:
     """Make one shard, publish its files, then its record, and return the record."""
     module, _, name = shard.stage.function.partition(":")
     function: Callable[[Work], Made] = getattr(importlib.import_module(module), name)
+    if shard.stage.tensorflow:
+        load_tensorflow()
     started = time.monotonic()
     with workspace.scratch() as out:
         made = function(Work(shard, workspace, out, advance))
