@@ -1,0 +1,208 @@
+"""Text from a trained bundle: lines that continue a text or describe a photograph, and perplexity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import polars as pl
+
+from flows.captioning import settings_with
+from flows.config import Tree
+from flows.run import last_run
+from schemas.errors import BadPhoto, CutlineError, UsageError
+from schemas.records import RunRecord
+from tasks.bundle import LANGUAGE_MODEL, Bundle, load_bundle
+from tasks.captions import tokenize
+from tasks.generate import (
+    Line,
+    Perplexity,
+    RealCaptions,
+    Sampler,
+    Sampling,
+    perplexity_of,
+    read_lines,
+    unknown_words,
+)
+from tasks.quiet import load_tensorflow
+from tasks.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tasks.language_model import LanguageModel
+
+
+def generate(
+    text: str,
+    model: Path | None,
+    count: int,
+    sampling: Sampling,
+    *,
+    photo: Path | None = None,
+    tree: Tree | None = None,
+    retrieve: int = 0,
+    captions: Path | None = None,
+    workspace: Path,
+) -> dict[str, Any]:
+    """`count` lines that begin with `text`, of a photograph where one is given; what `--json` prints.
+
+    `retrieve` real captions come with each line: those of `captions`, else those of the data set
+    that the bundle was trained on. Raises UsageError, StaleModel, CutlineError for a bad photograph.
+    """
+    folder = model or newest_bundle(workspace)
+    prompt = tokenize(text)
+    if text.strip() and not prompt:
+        raise UsageError(f"text: expected a word, found '{text.strip()[:80]}'; leave it out to begin anew")
+    real = RealCaptions(real_captions(captions, folder, workspace)) if retrieve else None
+    bundle = load_bundle(folder)
+    sampler = sampler_of(bundle, photo, tree or {})
+    lines = list(sampler.lines(prompt, count, sampling))
+    return {
+        "model": str(folder.absolute()),
+        "photo": str(photo) if photo else None,
+        "text": text,
+        "unknown_words": unknown_words(prompt, sampler.vocabulary),
+        **asdict(sampling),
+        "lines": [_as_record(line, real, retrieve) for line in lines],
+    }
+
+
+def _as_record(line: Line, real: RealCaptions | None, count: int) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "text": line.text,
+        "tokens": line.tokens,
+        "log_probability": line.log_probability,
+        "score": line.score,
+        "ended": line.ended,
+    }
+    if real is not None:
+        record["nearest"] = [
+            {"caption": near.caption, "distance": near.distance, "copy": near.is_copy}
+            for near in real.nearest(line.tokens, count)
+        ]
+    return record
+
+
+def perplexity(file: Path, model: Path | None, workspace: Path) -> Perplexity:
+    """The perplexity of a text file, a caption a line, under a bundle's language model."""
+    bundle = load_bundle(model or newest_bundle(workspace))
+    load_tensorflow()
+    return perplexity_of(_language_model(bundle), _tokens(bundle), read_lines(file))
+
+
+def newest_bundle(workspace: Path) -> Path:
+    """The bundle of the newest run that made one. Raises UsageError where there is none."""
+    for record in Workspace(workspace).runs():
+        if record.bundle and Path(record.bundle).is_dir():
+            return Path(record.bundle)
+    raise UsageError(f"expected a bundle in {workspace}, found none; name one with --model, or `cutline run`")
+
+
+def sampler_of(bundle: Bundle, photo: Path | None, tree: Tree) -> Sampler:
+    """The bundle's language model, with its fusion where there is a photograph."""
+    load_tensorflow()
+    if photo is None:
+        return Sampler(_language_model(bundle), _tokens(bundle))
+    features = photo_features(photo, bundle, tree)
+    captioner = bundle.captioner()
+    return Sampler(captioner.language_model, _tokens(bundle), captioner.fusion, features)
+
+
+def _language_model(bundle: Bundle) -> LanguageModel:
+    from tasks.language_model import load_language_model
+
+    trained = bundle.description.language_model
+    return load_language_model(bundle.folder / LANGUAGE_MODEL, bundle.vocabulary.height, trained)
+
+
+def _tokens(bundle: Bundle) -> list[str]:
+    return bundle.vocabulary["token"].to_list()
+
+
+def photo_features(photo: Path, bundle: Bundle, tree: Tree) -> np.ndarray:
+    """What the bundle's fusion sees of a photograph, (R, C) float16.
+
+    Raises StaleModel where it cannot be prepared as the bundle was trained, CutlineError where the
+    file is no photograph that can be used.
+    """
+    from tasks.images import crop_to_square, decode
+    from tasks.networks import load_network
+    from tasks.photos import read_file
+
+    settings = settings_with(bundle, tree)
+    try:
+        data = read_file(photo.parent, photo.name, settings.ingest.max_file_bytes)
+        image_rgb = decode(data, settings.images.side_px, settings.ingest.max_pixels)
+    except BadPhoto as bad:
+        raise CutlineError(f"photograph '{photo}': {bad.detail} ({bad.reason}); give another") from None
+    square = crop_to_square(image_rgb, settings.images)
+    one = settings.image_features.model_copy(update={"batch_size": 1})
+    regions, pooled = load_network(one, settings.images.side_px).features(square[None])
+    return regions[0] if bundle.description.fusion.kind == "attention" else pooled
+
+
+def real_captions(source: Path | None, bundle: Path, workspace: Path) -> Iterable[str]:
+    """The captions of a file, or of a data set that was run: without `source`, the bundle's own.
+
+    Raises UsageError where there are none.
+    """
+    if source is not None and source.is_file():
+        from tasks.evaluate import read_captions
+
+        return [row.caption for row in read_captions(source)]
+    store = Workspace(workspace)
+    if source is not None:
+        run = last_run(store, "run", source.absolute())
+        expected = f"captions '{source}': expected a file of captions, or a data set that was run with it"
+    else:
+        where = bundle.resolve()
+        run = next((r for r in store.runs() if r.bundle and Path(r.bundle).resolve() == where), None)
+        expected = f"nearest captions: expected the run that made '{bundle}'"
+    if run is None:
+        raise UsageError(f"{expected}, found none in {workspace}; name a file with --captions")
+    return _captions_of(store, run)
+
+
+def _captions_of(store: Workspace, run: RunRecord) -> Sequence[str]:
+    paths = []
+    for key in run.shards["ingest"]:
+        record = store.read_record("ingest", key)
+        if record is None:
+            raise UsageError(f"the captions of run {run.run} were pruned; `cutline run` it again")
+        paths.append(store.root / record.output("captions.parquet").path)
+    return pl.read_parquet(paths, columns=["text"])["text"].to_list()
+
+
+def show_lines(found: dict[str, Any], as_json: bool) -> None:
+    """The lines on standard output, with the real captions nearest to each beneath it."""
+    if found["unknown_words"]:
+        words = ", ".join(f"'{word[:40]}'" for word in found["unknown_words"][:10])
+        click.echo(f"cutline: the model does not know {words}: read as <unk>", err=True)
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for line in found["lines"]:
+        click.echo(line["text"])
+        for near in line.get("nearest", []):
+            words = near["distance"]
+            what = "copy" if near["copy"] else f"{words} word{'' if words == 1 else 's'} differ"
+            click.echo(f"    {what:<16}  {near['caption']}")
+
+
+def show_perplexity(found: Perplexity, as_json: bool) -> None:
+    """The perplexity on standard output; what it counts on standard error."""
+    if as_json:
+        click.echo(json.dumps({"perplexity": found.perplexity, **asdict(found)}, ensure_ascii=False))
+        return
+    click.echo(
+        f"cutline: {found.captions:,} captions, {found.tokens:,} tokens with their ends, of which "
+        f"{found.unknown:,} ({found.unknown / found.tokens:.1%}) are <unk>"
+        + (f": {', '.join(word[:40] for word in found.examples)}" if found.examples else "")
+        + (f"; {found.without_words:,} lines hold no word" if found.without_words else ""),
+        err=True,
+    )
+    click.echo(f"{found.perplexity:.2f}")
