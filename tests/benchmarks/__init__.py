@@ -1,0 +1,1 @@
+"""Ours beside what people use: `python -m tests.benchmarks`; see `__main__.py`."""
