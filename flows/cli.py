@@ -224,7 +224,11 @@ def evaluate(predictions: Path, references: Path, meteor: bool, missing: str, as
     type=click.Path(path_type=Path),
     help="A bundle; without it that of the workspace's newest run.",
 )
-@click.option("--photo", type=click.Path(path_type=Path), help="Captions of this photograph.")
+@click.option(
+    "--photo",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Draw captions of this photograph.",
+)
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Lines.")
 @click.option(
     "--temperature",

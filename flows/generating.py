@@ -57,6 +57,10 @@ def generate(
     prompt = tokenize(text)
     if text.strip() and not prompt:
         raise UsageError(f"text: expected a word, found '{text.strip()[:80]}'; leave it out to begin anew")
+    if captions and not retrieve:
+        raise UsageError("--captions says where --retrieve looks: add --retrieve, or leave it out")
+    if tree and not photo:
+        raise UsageError("--set says how a photograph is prepared: add --photo, or leave it out")
     real = RealCaptions(real_captions(captions, folder, workspace)) if retrieve else None
     bundle = load_bundle(folder)
     sampler = sampler_of(bundle, photo, tree or {})
@@ -104,8 +108,8 @@ def newest_bundle(workspace: Path) -> Path:
 
 def sampler_of(bundle: Bundle, photo: Path | None, tree: Tree) -> Sampler:
     """The bundle's language model, with its fusion where there is a photograph."""
-    load_tensorflow()
     if photo is None:
+        load_tensorflow()
         return Sampler(_language_model(bundle), _tokens(bundle))
     features = photo_features(photo, bundle, tree)
     captioner = bundle.captioner()
@@ -139,6 +143,7 @@ def photo_features(photo: Path, bundle: Bundle, tree: Tree) -> np.ndarray:
         image_rgb = decode(data, settings.images.side_px, settings.ingest.max_pixels)
     except BadPhoto as bad:
         raise CutlineError(f"photograph '{photo}': {bad.detail} ({bad.reason}); give another") from None
+    load_tensorflow()
     square = crop_to_square(image_rgb, settings.images)
     one = settings.image_features.model_copy(update={"batch_size": 1})
     regions, pooled = load_network(one, settings.images.side_px).features(square[None])
