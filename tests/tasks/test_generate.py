@@ -32,6 +32,7 @@ from schemas.settings import LanguageModelSettings
 from tasks import generate
 from tasks.caption import Captioner
 from tasks.captions import tokenize
+from tasks.fusion import build_fusion
 from tasks.generate import (
     Line,
     RealCaptions,
@@ -45,6 +46,7 @@ from tasks.generate import (
     unknown_words,
 )
 from tasks.language_model import LanguageModel, build_language_model, perplexity
+from tasks.pairs import photo_tensor
 from tasks.training import make_repeatable
 from tasks.vocabulary import END, UNK
 
@@ -214,6 +216,26 @@ def test_captions_of_a_photograph_come_as_often_as_the_fusion_says(captioner: Ca
         first_words(lines), dict(zip(VOCABULARY, shares / shares.sum(), strict=True))
     )
     assert statistic < limit
+
+
+@pytest.mark.parametrize("kind", ["attention", "concat"])
+def test_either_kind_of_fusion_is_asked_with_the_whole_text_so_far(captioner: Captioner, kind: str) -> None:
+    make_repeatable(7)
+    settings = FUSION_SETTINGS.model_copy(update={"kind": kind})
+    fusion = build_fusion(len(VOCABULARY), CHANNELS, settings, LM_SETTINGS)
+    rng = np.random.default_rng(7)
+    fusion.model.set_weights([rng.normal(size=w.shape) for w in fusion.model.get_weights()])
+    photo = photo_tensor(toy_image_features([85]), kind)[0]
+    drawn = Sampler(captioner.language_model, VOCABULARY, fusion, photo)
+    for line in drawn.lines(["a"], 5, Sampling(temperature=3.0, max_tokens=6)):
+        words = ["<start>", *line.tokens, *["<end>"] * line.ended]
+        ids = np.array([[VOCABULARY.index(word) for word in words]])
+        states = captioner.language_model.lstm(captioner.language_model.embedding(ids[:, :-1]))
+        memory = fusion.encode(photo[None].astype(np.float32))
+        logits = np.asarray(fusion.logits(memory, states), np.float64)[0]
+        gained = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected = gained[np.arange(len(gained)), ids[0, 1:]][1:].sum()  # not the prompt's own
+        assert line.log_probability == pytest.approx(expected, rel=1e-4)
 
 
 def test_captions_of_a_photograph_differ_and_tell_of_it(captioner: Captioner) -> None:
