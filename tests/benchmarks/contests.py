@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import keras
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"
-PHOTOS = 64
+PHOTOS = 32
 LARGE_PHOTOS = 16
 CAPTIONS = 35_000
 

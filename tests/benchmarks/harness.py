@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -67,6 +68,9 @@ def run(contest: Contest, rounds: int) -> list[Timing]:
             contest.sides[name]()
             wall_s, cpu_s = time.perf_counter() - wall_s, _cpu_s() - cpu_s
             timings.append(Timing(contest.name, name, turn, wall_s, cpu_s))
+            print(
+                f"{contest.name} {turn + 1}/{rounds} {name}: {cpu_s:.2f} s CPU", file=sys.stderr, flush=True
+            )
     return timings
 
 
