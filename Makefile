@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test install lint lock clean
+.PHONY: demo test bench install lint lock clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -11,6 +11,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: install
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 install: $(STAMP)
 
