@@ -61,8 +61,7 @@ class PrefectMaker:
         advance = _Progress(stage.name, rows, show)
         try:
             futures: list[PrefectFuture[Record]] = [
-                make.submit(_title(shard), shard, self.workspace.root, advance)
-                for shard in shards
+                make.submit(_title(shard), shard, self.workspace.root, advance) for shard in shards
             ]
             return [future.result() for future in futures]
         finally:
