@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from schemas.errors import UsageError
 from schemas.records import RunRecord
 from tasks.packs import files_of
-from tasks.workspace import Workspace
+from tasks.workspace import Workspace, is_alive
 
 MADE = ("shards", "bundles", "reports", "code", "packs", "partial", "tmp", "runs")
 
@@ -44,7 +43,7 @@ def find_unused(root: Path, keep: int | None = None) -> Unused:
     Raises UsageError while a run is at work on the workspace.
     """
     workspace = Workspace(root)
-    at_work = [pid for pid in _running(workspace.root) if _is_alive(pid)]
+    at_work = [pid for pid in _running(workspace.root) if is_alive(pid)]
     if at_work:
         raise UsageError(f"a run is at work on {root} (process {at_work[0]}); prune when it has ended")
     runs = workspace.runs()
@@ -106,13 +105,3 @@ def _files(root: Path) -> Iterator[Path]:
 
 def _running(root: Path) -> list[int]:
     return [int(path.name) for path in (root / "running").glob("*") if path.name.isdigit()]
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

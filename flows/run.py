@@ -182,6 +182,7 @@ class RunMarker:
 
     def __enter__(self) -> RunMarker:
         self.workspace.mark()
+        self.workspace.clear_scratch()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(datetime.now(UTC).isoformat(timespec="seconds"))
         return self

@@ -7,9 +7,11 @@ may run at once, without a lock: what is there is whole.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -117,12 +119,19 @@ class Workspace:
     def scratch(self) -> Iterator[Path]:
         """A folder of this process alone, gone afterwards; its name tells a later run whose it was."""
         self.mark()
-        folder = self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        folder = self.root / "tmp" / f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
         folder.mkdir(parents=True)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def clear_scratch(self) -> None:
+        """Remove what killed processes of this machine left half done."""
+        for folder in (self.root / "tmp").glob(f"{glob.escape(platform.node())}:*:*"):
+            pid = folder.name.rsplit(":", 2)[1]
+            if pid.isdigit() and not is_alive(int(pid)):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def partial(self, stage: str, key: str) -> Path:
         """Where a long stage keeps its checkpoints until its record is written."""
@@ -188,6 +197,17 @@ class Workspace:
             except (OSError, ValidationError):
                 continue  # a damaged run record loses its history, nothing else
         return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs under that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _read_record(path: Path) -> Record | None:

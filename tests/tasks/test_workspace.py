@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from schemas.records import Record
 from tasks.workspace import Workspace
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
@@ -79,8 +82,25 @@ def test_a_shard_with_rows_that_may_be_back_is_tried_again(made: tuple[Workspace
 
 
 def test_scratch_is_gone_also_after_a_failure(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    with pytest.raises(RuntimeError), workspace.scratch() as folder:
-        (folder / "half").write_bytes(b"x")
-        raise RuntimeError
+    def fail_half_way() -> None:
+        with Workspace(tmp_path).scratch() as folder:
+            (folder / "half").write_bytes(b"x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_scratch_of_a_killed_process_is_cleared_and_of_a_living_one_kept(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom tasks.workspace import Workspace\n"
+        "with Workspace(Path(sys.argv[1])).scratch() as folder:\n"
+        "    (folder / 'half').write_bytes(b'x')\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY)
+    workspace = Workspace(tmp_path)
+    with workspace.scratch() as mine:
+        assert len(list((tmp_path / "tmp").iterdir())) == 2
+        workspace.clear_scratch()
+        assert list((tmp_path / "tmp").iterdir()) == [mine]
