@@ -8,20 +8,15 @@ from pathlib import Path
 
 import polars as pl
 
-from flows.config import Tree, make_settings, merge
+from flows.config import Tree, settings_with
+from flows.outcome import WORKSPACE, existing, finish, last_run
 from flows.pipeline import caption_stages
-from flows.run import WORKSPACE, existing, finish, last_run
-from schemas.errors import UsageError
 from schemas.records import Record, RunRecord
-from schemas.settings import Settings
-from tasks.bundle import Bundle, FeatureOrigin, load_bundle
+from tasks.bundle import load_bundle
 from tasks.export import captioned, check_ending, write_captions
-from tasks.networks import weights_digest
 from tasks.tables import empty_table, read_table
 from tasks.walk import Walk
 from tasks.workspace import Workspace
-
-CHANGEABLE = ("ingest", "caption", "image_features")
 
 
 def caption(
@@ -62,34 +57,6 @@ def common_folder(photos: Sequence[Path]) -> tuple[Path, list[str]]:
         return paths[0], []
     folder = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths]))
     return folder, sorted({path.relative_to(folder).as_posix() for path in paths})
-
-
-def settings_with(bundle: Bundle, tree: Tree) -> Settings:
-    """The settings that a bundle was trained with, and `tree` where that changes no feature.
-
-    Raises UsageError for a stage that captioning does not have, StaleModel for features that the
-    bundle was not trained on.
-    """
-    foreign = [stage for stage in tree if stage not in CHANGEABLE]
-    if foreign:
-        raise UsageError(
-            f"setting {foreign[0]}: the bundle was trained with its own; "
-            f"here {', '.join(CHANGEABLE)} can be set"
-        )
-    trained = bundle.description
-    of_bundle: Tree = {
-        "images": trained.features.images.model_dump(),
-        "image_features": {"network": trained.features.network},
-        "language_model": trained.language_model.model_dump(),
-        "fusion": trained.fusion.model_dump(),
-        "caption": trained.caption.model_dump(),
-    }
-    settings = make_settings(merge(of_bundle, tree))
-    ours = weights_digest(settings.image_features)
-    bundle.check_features(
-        FeatureOrigin.of(settings.images, settings.image_features, ours, trained.features.channels)
-    )
-    return settings
 
 
 def captions_of(workspace: Workspace, record: RunRecord) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""Settings from a YAML file and from assignments on the command line."""
+"""Settings from a YAML file, from assignments on the command line, and from a bundle."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from pydantic import ValidationError
 
 from schemas.errors import UsageError
 from schemas.settings import Settings
+from tasks.bundle import Bundle, FeatureOrigin
+from tasks.networks import weights_digest
 
 Tree = dict[str, dict[str, Any]]
+
+# Stages whose settings may differ from those that a bundle was trained with.
+CHANGEABLE = ("ingest", "caption", "image_features")
 
 
 def read_settings(config: Path | None, assignments: Sequence[str]) -> Settings:
@@ -60,6 +65,34 @@ def make_settings(tree: Mapping[str, Mapping[str, Any]]) -> Settings:
         return Settings.model_validate(tree)
     except ValidationError as error:
         raise UsageError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def settings_with(bundle: Bundle, tree: Tree) -> Settings:
+    """The settings that a bundle was trained with, and `tree` where that changes no feature.
+
+    Raises UsageError for a stage that captioning does not have, StaleModel for features that the
+    bundle was not trained on.
+    """
+    foreign = [stage for stage in tree if stage not in CHANGEABLE]
+    if foreign:
+        raise UsageError(
+            f"setting {foreign[0]}: the bundle was trained with its own; "
+            f"here {', '.join(CHANGEABLE)} can be set"
+        )
+    trained = bundle.description
+    of_bundle: Tree = {
+        "images": trained.features.images.model_dump(),
+        "image_features": {"network": trained.features.network},
+        "language_model": trained.language_model.model_dump(),
+        "fusion": trained.fusion.model_dump(),
+        "caption": trained.caption.model_dump(),
+    }
+    settings = make_settings(merge(of_bundle, tree))
+    ours = weights_digest(settings.image_features)
+    bundle.check_features(
+        FeatureOrigin.of(settings.images, settings.image_features, ours, trained.features.channels)
+    )
+    return settings
 
 
 def _explain(problem: Any) -> str:

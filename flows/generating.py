@@ -12,9 +12,8 @@ import click
 import numpy as np
 import polars as pl
 
-from flows.captioning import settings_with
-from flows.config import Tree
-from flows.run import last_run
+from flows.config import Tree, settings_with
+from flows.outcome import last_run
 from schemas.errors import BadPhoto, CutlineError, UsageError
 from schemas.records import RunRecord
 from tasks.bundle import LANGUAGE_MODEL, Bundle, load_bundle

@@ -17,11 +17,10 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.captioning import settings_with
-from flows.config import Tree
+from flows.config import Tree, settings_with
+from flows.outcome import WORKSPACE, RunMarker, existing, finish, last_run
 from flows.pipeline import caption_stages, run_stages
 from flows.progress import display
-from flows.run import WORKSPACE, RunMarker, existing, finish, last_run
 from schemas.records import RunRecord
 from schemas.settings import Settings
 from tasks.bundle import load_bundle

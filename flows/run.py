@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 
+from flows.outcome import WORKSPACE, describe, existing, finish, last_run
 from flows.pipeline import run_stages
 from schemas.errors import UsageError
-from schemas.records import Record, RunRecord
+from schemas.records import RunRecord
 from schemas.settings import Settings
-from schemas.tables import NOTICES, REJECTS_DTYPES
+from schemas.tables import REJECTS_DTYPES
 from tasks.walk import Walk
 from tasks.workspace import Workspace
-
-WORKSPACE = Path("data/workspace")
 
 
 def plan(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: bool = False) -> Walk:
@@ -92,100 +88,3 @@ def _last_of(dataset: Path | None, workspace: Path) -> RunRecord:
             f"expected an earlier run{what} in {workspace}, found none; start with `cutline run`"
         )
     return runs[0]
-
-
-def existing(dataset: Path) -> Path:
-    """The absolute path of a data set; UsageError where there is none."""
-    if not dataset.exists():
-        raise UsageError(f"data set '{dataset}': expected a folder or a Parquet file, found nothing there")
-    return dataset.absolute()
-
-
-def last_run(workspace: Workspace, command: str, dataset: Path) -> RunRecord | None:
-    """The newest run of the same command on the same data set."""
-    for record in workspace.runs():
-        if record.command == command and record.dataset == str(dataset):
-            return record
-    return None
-
-
-def finish(walk: Walk, command: str, dataset: Path, settings: Settings) -> RunRecord:
-    """Write the record of a complete walk down, and return it.
-
-    A walk that made nothing and refers to what the last run refers to is that run.
-    """
-    record = describe(walk, command, dataset, settings)
-    last = walk.last
-    if last and last.shards == record.shards and not any(stage.made for stage in record.stages):
-        return last.model_copy(update={"stages": record.stages})
-    walk.workspace.write_run(record)
-    return record
-
-
-def describe(walk: Walk, command: str, dataset: Path, settings: Settings) -> RunRecord:
-    """The record of a walk, complete or not."""
-    report, bundle, evaluate = (_one(walk, name) for name in ("report", "bundle", "evaluate"))
-    root = walk.workspace.root
-    return RunRecord(
-        run=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
-        command=command,
-        dataset=str(dataset),
-        workspace=str(root),
-        settings=settings.model_dump(),
-        shards={walked.stage.name: [shard.key for shard in walked.shards if shard] for walked in walk.stages},
-        report=str(root / report.output("report.html").path) if report else None,
-        captions=str(root / report.output("captions.parquet").path) if report else None,
-        rejects=str(root / report.output("rejects.parquet").path) if report else None,
-        bundle=str((root / bundle.output("bundle.json").path).parent) if bundle else None,
-        scores=held_out_scores(root / evaluate.output("scores.parquet").path) if evaluate else {},
-        reject_rate=reject_rate(walk),
-        stages=[walked.summary() for walked in walk.stages],
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _one(walk: Walk, name: str) -> Record | None:
-    return next((walked.one for walked in walk.stages if walked.stage.name == name), None)
-
-
-def held_out_scores(path: Path) -> dict[str, float]:
-    """The scores of the test split, of dev where there is no test split."""
-    scores = pl.read_parquet(path)
-    for split in ("test", "dev"):
-        rows = scores.filter(pl.col("split") == split)
-        if rows.height:
-            return dict(rows.select("metric", "value").iter_rows())
-    return {}
-
-
-def reject_rate(walk: Walk) -> float:
-    """Share of the rows read from the data set that were rejected; notices do not count."""
-    rejected = rows = 0
-    for walked in walk.stages[:3]:
-        for record in walked.present:
-            if record.stage == "ingest":
-                rows = record.rows_in
-            if record.has("rejects.parquet"):
-                reasons = pl.read_parquet(walk.workspace.root / record.output("rejects.parquet").path)[
-                    "reason"
-                ]
-                rejected += int((~reasons.is_in(list(NOTICES))).sum())
-    return rejected / rows if rows else 0.0
-
-
-class RunMarker:
-    """Says that a run is at work on a workspace, so that nothing is pruned under it."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
-        self.path = workspace.root / "running" / f"{os.getpid()}"
-
-    def __enter__(self) -> RunMarker:
-        self.workspace.mark()
-        self.workspace.clear_scratch()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(datetime.now(UTC).isoformat(timespec="seconds"))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.path.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ SMALL = [
     "fusion.hidden_size=32",
     "fusion.heads=2",
     "fusion.epochs=2",
+    "fusion.rewarded_epochs=1",
     "caption.max_tokens=8",
     "report.gallery=4",
 ]

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows.outcome import RunMarker, describe, last_run
 from flows.pipeline import Wiring
 from flows.prune import find_unused, remove
-from flows.run import RunMarker, describe, last_run
 from schemas.records import Record
 from schemas.settings import ReportSettings, Settings
 from tasks import stages
