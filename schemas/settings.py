@@ -111,6 +111,10 @@ class FusionSettings(StageSettings):
     learning_rate: float = Field(2e-3, gt=0, description="Adam's, at its highest")
     epochs: int = Field(12, ge=1, description="at most; ends early when the dev split's CIDEr stops rising")
     patience: int = Field(5, ge=1, description="epochs without a better CIDEr before it ends")
+    rewarded_epochs: int = Field(
+        12, ge=0, description="epochs after these in which captions are sampled and rewarded by their CIDEr"
+    )
+    rewarded_learning_rate: float = Field(2e-4, gt=0, description="Adam's in the rewarded epochs")
     dev_beam: int = Field(3, ge=1, le=64, description="beam for the dev split's captions after each epoch")
     seed: int = Field(1, description="of the first weights, the order of captions, and dropout")
 

@@ -15,6 +15,7 @@ from schemas.settings import FusionSettings, LanguageModelSettings
 from tasks.beam_search import BeamSearch, Words
 from tasks.language_model import LanguageModel, load_language_model
 from tasks.pairs import Pairs
+from tasks.rewards import Cider, Sampler, Tokens, advantages
 from tasks.training import (
     Checkpoint,
     Progress,
@@ -25,7 +26,7 @@ from tasks.training import (
     make_repeatable,
     save_weights,
 )
-from tasks.vocabulary import PAD, UNK
+from tasks.vocabulary import END, PAD, UNK
 
 if TYPE_CHECKING:
     import keras
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 WEIGHTS = "fusion.weights.h5"
 REGION_LENGTH = 8.0  # regions and pooled features are scaled to this length
 DEV_BATCH, DEV_MAX_TOKENS = 50, 20  # how the dev split is captioned after each epoch
+SAMPLES, SAMPLE_MAX_TOKENS = 5, 20  # captions drawn a row in the rewarded epochs
+LIKENESS = 0.3  # what a person's caption counts there; without it the model forgets its English
 
 Score = Callable[[Mapping[str, str], Mapping[str, Sequence[str]]], Mapping[str, float]]
 Drop = Callable[[Any, str], Any]  # values and their place in the network -> values with some zeroed
@@ -184,11 +187,12 @@ def train_fusion(
 
     `pairs` has a row a caption: caption_id, photo_id, split, tokens. After each epoch the dev
     split's photographs are captioned and `score`d against `references` (by photo_id); the weights
-    of the highest CIDEr are kept. Without a dev photograph all of `settings.epochs` are trained and
-    the last is kept; the curve's dev columns are then empty. An interrupted training goes on from
-    its last whole epoch, kept in `scratch`, to the same bytes. `advance` is told the captions
-    done, `settings.epochs` times each at most. Raises UsageError where no training caption has
-    features, StaleModel where the language model does not fit.
+    of the highest CIDEr are kept. The best of them go through `settings.rewarded_epochs` more, of
+    self-critical training (tasks/rewards.py). Without a dev photograph all epochs are trained and the
+    last is kept; the curve's dev columns are then empty. An interrupted training goes on from its
+    last whole epoch, kept in `scratch`, to the same bytes. `advance` is told the captions done, once
+    an epoch each. Raises UsageError where no training caption has features, StaleModel where the
+    language model does not fit.
     """
     make_repeatable(settings.seed)
     words = load_language_model(language_model, vocabulary.height, lm_settings)
@@ -201,19 +205,26 @@ def train_fusion(
     progress = Progress(trainer.variables, [], [])
     progress.load(checkpoint)
     advance(trainer.captions * len(progress.curve))
-    for epoch in range(len(progress.curve) + 1, settings.epochs + 1):
-        if progress.stopped:
-            break
-        train_loss = trainer.epoch(epoch, advance)
+    while not progress.stopped or _rewarded_epochs(progress) < settings.rewarded_epochs:
+        epoch, rewarded = len(progress.curve) + 1, progress.stopped
+        if rewarded and not _rewarded_epochs(progress):
+            progress.restore_best(trainer.model)
+            trainer.begin_rewards()
+        train_loss = (trainer.rewarded_epoch if rewarded else trainer.epoch)(epoch, advance)
         with trainer.averaged():
             dev_loss, cider = trainer.dev_loss(), trainer.dev_cider(references, score)
             badness = -epoch if cider is None else -cider
-            progress.add(epoch, train_loss, badness, trainer.model, dev_loss=dev_loss, dev_cider=cider)
-        progress.stopped = progress.epochs_since_best() >= settings.patience
+            values = {"dev_loss": dev_loss, "dev_cider": cider, "rewarded": rewarded}
+            progress.add(epoch, train_loss, badness, trainer.model, **values)
+        progress.stopped |= epoch == settings.epochs or progress.epochs_since_best() >= settings.patience
         progress.save(checkpoint)
     progress.restore_best(trainer.model)
     save_weights(trainer.model, out / WEIGHTS)
     return curve_table(progress.curve)
+
+
+def _rewarded_epochs(progress: Progress) -> int:
+    return sum(row["rewarded"] for row in progress.curve)
 
 
 class _Trainer:
@@ -236,9 +247,11 @@ class _Trainer:
         self.fusion = build_fusion(vocabulary.height, data.photos.shape[-1], settings, lm_settings)
         self.model = self.fusion.model
         start_from(self.fusion, language_model)
-        self.optimizer = self._optimizer()
+        self.optimizer, self.reward_optimizer = self._optimizers()
         self.averages = [tf.Variable(variable.value) for variable in self.model.trainable_variables]
-        self._learn, self._judge = self._compiled_steps()
+        self._reward = Cider(map(self._captions, self.train_rows))
+        self._sampler = Sampler(language_model, self.fusion, SAMPLES, SAMPLE_MAX_TOKENS)
+        self._learn, self._judge, self._draw, self._learn_drawn = self._compiled_steps()
         self._tokens = vocabulary.sort("id")["token"].to_list()
         words = Words.of(self._tokens)
         self._search = BeamSearch(
@@ -248,7 +261,8 @@ class _Trainer:
     @property
     def variables(self) -> list[Any]:
         """All that changes while training."""
-        return [*self.model.variables, *self.optimizer.variables, *self.averages]
+        optimizers = [*self.optimizer.variables, *self.reward_optimizer.variables]
+        return [*self.model.variables, *optimizers, *self.averages]
 
     def epoch(self, epoch: int, advance: Callable[[int], None]) -> float:
         """One pass over the training captions; returns the mean -ln p a token."""
@@ -260,6 +274,32 @@ class _Trainer:
             total, count = total + float(loss), count + float(tokens)
             advance(captions)
         return total / count
+
+    def begin_rewards(self) -> None:
+        """Forget the averages of the epochs before: the model as it is now is where they begin."""
+        for average, variable in zip(self.averages, self.model.trainable_variables, strict=True):
+            average.assign(variable)
+
+    def rewarded_epoch(self, epoch: int, advance: Callable[[int], None]) -> float:
+        """One pass in which captions drawn from the model are rewarded; returns the mean -ln p a token.
+
+        That loss is of the captions that people wrote, with dropout, and may rise: they are not the goal.
+        """
+        rng = np.random.default_rng((self.settings.seed, epoch))
+        rows = [self.train_rows[i] for i in rng.permutation(len(self.train_rows))]
+        total = count = 0.0
+        for step, (batch, captions) in enumerate(self.data.batches(rows, self.rows_a_step)):
+            seed = rng.integers(2**31 - 1000, size=2, dtype=np.int32)
+            drawn, states = self._draw(batch.photos, seed)
+            here = rows[step * self.rows_a_step :][: self.rows_a_step]
+            worth = advantages(drawn.numpy(), list(map(self._captions, here)), self._reward)
+            loss, tokens = self._learn_drawn(*batch, drawn, states, worth, seed)
+            total, count = total + float(loss), count + float(tokens)
+            advance(captions)
+        return total / count
+
+    def _captions(self, row: np.ndarray) -> list[Tokens]:
+        return [(*self.data.captions[caption].tolist(), END) for caption in row]
 
     def dev_loss(self) -> float | None:
         """Mean -ln p a token of the dev captions, or None where there are none."""
@@ -296,7 +336,7 @@ class _Trainer:
         for variable, value in zip(variables, latest, strict=True):
             variable.assign(value)
 
-    def _optimizer(self) -> keras.optimizers.Optimizer:
+    def _optimizers(self) -> tuple[keras.optimizers.Optimizer, keras.optimizers.Optimizer]:
         import keras
 
         steps = -(-len(self.train_rows) // self.rows_a_step)
@@ -307,11 +347,13 @@ class _Trainer:
             warmup_target=self.settings.learning_rate,
             warmup_steps=steps,
         )
-        optimizer = keras.optimizers.Adam(rate, global_clipnorm=1.0)
-        optimizer.build(self.model.trainable_variables)
-        return optimizer
+        rates = rate, self.settings.rewarded_learning_rate
+        optimizers = [keras.optimizers.Adam(rate, global_clipnorm=1.0) for rate in rates]
+        for optimizer in optimizers:
+            optimizer.build(self.model.trainable_variables)
+        return optimizers[0], optimizers[1]
 
-    def _compiled_steps(self) -> tuple[Any, Any]:
+    def _compiled_steps(self) -> tuple[Any, ...]:
         import tensorflow as tf
 
         rows, data = self.rows_a_step, self.data
@@ -320,12 +362,20 @@ class _Trainer:
             tf.TensorSpec((rows, None, *data.states.shape), tf.float16),
             tf.TensorSpec((rows, None), tf.int32),
         ]
-        learn = tf.function(self._learn_from, input_signature=[*batch, tf.TensorSpec((2,), tf.int32)])
+        seed = tf.TensorSpec((2,), tf.int32)
+        learn = tf.function(self._learn_from, input_signature=[*batch, seed])
         judge = tf.function(
             lambda photos, states, targets: self._losses(photos, states, targets, _keep_all),
             input_signature=batch,
         )
-        return learn, judge
+        length = SAMPLE_MAX_TOKENS + 1
+        drawn = [
+            tf.TensorSpec((rows, SAMPLES, length), tf.int32),
+            tf.TensorSpec((rows, SAMPLES, length, *data.states.shape), tf.float32),
+            tf.TensorSpec((rows, SAMPLES), tf.float32),
+        ]
+        draw = tf.function(self._draw_for, input_signature=[batch[0], seed])
+        return learn, judge, draw, tf.function(self._learn_from_drawn, input_signature=[*batch, *drawn, seed])
 
     def _learn_from(
         self, photos: tf.Tensor, states: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor
@@ -339,17 +389,57 @@ class _Trainer:
             mean = loss / count
         self.optimizer.apply_gradients(zip(tape.gradient(mean, variables), variables, strict=True))
         steps = tf.cast(self.optimizer.iterations, tf.float32)
-        kept = tf.minimum(self.settings.averaging, steps / (steps + 10))  # short at first: forget the start
-        for average, variable in zip(self.averages, variables, strict=True):
-            average.assign(kept * average + (1 - kept) * variable)
+        # Short at first: forget the start.
+        self._average(tf.minimum(self.settings.averaging, steps / (steps + 10)))
         return loss, count
 
-    def _drop(self, seed: tf.Tensor) -> Drop:
+    def _average(self, kept: tf.Tensor | float) -> None:
+        for average, variable in zip(self.averages, self.model.trainable_variables, strict=True):
+            average.assign(kept * average + (1 - kept) * variable)
+
+    def _draw_for(self, photos: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        import tensorflow as tf
+
+        photos, drop = tf.cast(photos, tf.float32), self._drop(seed, hidden=0.0)
+        return self._sampler.draw(photos, drop, self.settings.emphasis, seed)
+
+    def _learn_from_drawn(
+        self,
+        photos: tf.Tensor,
+        states: tf.Tensor,
+        targets: tf.Tensor,
+        drawn: tf.Tensor,
+        drawn_states: tf.Tensor,
+        worth: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """One step on the captions drawn, by their worth, and on those that people wrote, by LIKENESS.
+
+        The dropout is that with which the captions were drawn: `seed` is the same. Returns the sum
+        of -ln p of people's tokens and their number.
+        """
+        import tensorflow as tf
+
+        variables, rows, length = self.model.trainable_variables, self.rows_a_step, drawn.shape[-1]
+        drawn_states = tf.reshape(drawn_states, (rows, SAMPLES * length, -1))
+        every_state = tf.concat([drawn_states, tf.cast(states, tf.float32)], 1)
+        every_target = tf.concat([tf.reshape(drawn, (rows, -1)), targets], 1)
+        weights = tf.concat([tf.repeat(worth, length, 1), tf.fill(tf.shape(targets), LIKENESS)], 1)
+        drop, emphasis = self._drop(seed, hidden=0.0), self.settings.emphasis
+        with tf.GradientTape() as tape:
+            real, losses = self._token_losses(photos, every_state, every_target, drop, emphasis)
+            goal = tf.reduce_sum(losses * tf.gather_nd(weights, real)) / (rows * SAMPLES)
+        self.reward_optimizer.apply_gradients(zip(tape.gradient(goal, variables), variables, strict=True))
+        self._average(self.settings.averaging)
+        written = tf.cast(real[:, 1] >= SAMPLES * length, tf.float32)
+        return tf.reduce_sum(losses * written), tf.reduce_sum(written)
+
+    def _drop(self, seed: tf.Tensor, hidden: float | None = None) -> Drop:
         """Dropout by place: whole channels of a photograph and of its states, single units elsewhere."""
         import tensorflow as tf
 
         rates = {"regions": self.settings.feature_dropout, "states": self.settings.feature_dropout}
-        rates["hidden"] = self.settings.dropout
+        rates["hidden"] = self.settings.dropout if hidden is None else hidden
 
         def drop(values: tf.Tensor, place: str) -> tf.Tensor:
             shape = tf.shape(values)
@@ -364,13 +454,21 @@ class _Trainer:
         """The sum of -ln p over the targets that are no padding, and how many they are."""
         import tensorflow as tf
 
+        _, losses = self._token_losses(photos, tf.cast(states, tf.float32), targets, drop, 1.0)
+        return tf.reduce_sum(losses), tf.cast(tf.size(losses), tf.float32)
+
+    def _token_losses(
+        self, photos: tf.Tensor, states: tf.Tensor, targets: tf.Tensor, drop: Drop, emphasis: float
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The places of the targets that are no padding, (N, 2), and -ln p of each, (N,)."""
+        import tensorflow as tf
+
         real = tf.where(targets != PAD)
         memory = self.fusion.encode(tf.cast(photos, tf.float32), drop)
-        hidden = self.fusion.hidden(memory, tf.cast(states, tf.float32), drop)
+        hidden = self.fusion.hidden(memory, states, drop, emphasis)
         logits = self.fusion.layers["output"](tf.gather_nd(hidden, real))
         foretold = tf.gather_nd(targets, real)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(foretold, logits)
-        return tf.reduce_sum(losses), tf.cast(tf.size(foretold), tf.float32)
+        return real, tf.nn.sparse_softmax_cross_entropy_with_logits(foretold, logits)
 
 
 def start_from(fusion: Fusion, language_model: LanguageModel) -> None:

@@ -62,8 +62,9 @@ def test_two_trainings_give_the_same_bytes(
     assert curve.equals(trained[1])
 
 
+@pytest.mark.parametrize("whole_epochs", [2, 7])  # the seventh and eighth are rewarded
 def test_a_training_killed_half_way_ends_with_the_same_bytes(
-    features: Path, trained: tuple[Path, pl.DataFrame], tmp_path: Path
+    features: Path, trained: tuple[Path, pl.DataFrame], tmp_path: Path, whole_epochs: int
 ) -> None:
     (tmp_path / "features").symlink_to(features)
     command = [sys.executable, "tests/tasks/toys.py", "fusion", str(tmp_path)]
@@ -71,19 +72,28 @@ def test_a_training_killed_half_way_ends_with_the_same_bytes(
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     for line in process.stdout:  # the toy prints the captions done; there are 360 an epoch
-        if int(line) > 360 * 2.5:
+        if int(line) > 360 * (whole_epochs + 0.5):
             os.kill(process.pid, signal.SIGKILL)
             break
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / WEIGHTS).exists()
     done: list[int] = []
     curve = train_toy_fusion(features, tmp_path, advance=done.append)
-    assert done[0] == 720, "the first two epochs were not trained again"
+    assert done[0] == 360 * whole_epochs, "whole epochs were not trained again"
     assert (tmp_path / WEIGHTS).read_bytes() == (trained[0] / WEIGHTS).read_bytes()
     assert curve.equals(trained[1])
     assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["fusion.npz"], (
         "scratch files are given back"
     )
+
+
+def test_rewards_alone_teach_the_words_that_the_references_have(features: Path, tmp_path: Path) -> None:
+    once = FUSION_SETTINGS.model_copy(update={"epochs": 1, "rewarded_epochs": 0, "learning_rate": 0.01})
+    before = train_toy_fusion(features, tmp_path / "before", once)["dev_cider"].max()
+    settings = once.model_copy(update={"rewarded_epochs": 6, "rewarded_learning_rate": 0.01})
+    after = train_toy_fusion(features, tmp_path / "after", settings)
+    assert after.height == 7
+    assert after["dev_cider"].max() > before
 
 
 def test_concat_learns_from_pooled_features(features: Path, tmp_path: Path) -> None:
@@ -95,9 +105,10 @@ def test_concat_learns_from_pooled_features(features: Path, tmp_path: Path) -> N
 
 def test_without_a_dev_photograph_the_last_epoch_is_kept(features: Path, tmp_path: Path) -> None:
     pairs = toy_pairs().filter(split="train")
-    curve = train_toy_fusion(features, tmp_path, FUSION_SETTINGS.model_copy(update={"epochs": 2}), pairs)
-    assert curve["best"].to_list() == [False, True]
-    assert curve["dev_cider"].null_count() == curve["dev_loss"].null_count() == 2
+    settings = FUSION_SETTINGS.model_copy(update={"epochs": 2, "rewarded_epochs": 1})
+    curve = train_toy_fusion(features, tmp_path, settings, pairs)
+    assert curve["best"].to_list() == [False, False, True]
+    assert curve["dev_cider"].null_count() == curve["dev_loss"].null_count() == 3
 
 
 def test_captions_without_features_are_left_out_and_none_left_is_said(features: Path, tmp_path: Path) -> None:
