@@ -24,7 +24,7 @@ def test_cider_is_that_of_pycocoevalcap() -> None:
     from pycocoevalcap.cider.cider import Cider as Pycoco
 
     rng = np.random.default_rng(3)
-    references = [random_captions(rng, rng.integers(1, 6)) for _ in range(40)]
+    references = [random_captions(rng, int(rng.integers(1, 6))) for _ in range(40)]
     said = [random_captions(rng, 1)[0] for _ in range(38)] + [references[38][0], (4, 4, 4, 4, 4, 4)]
 
     def as_text(captions: list[tuple[int, ...]]) -> list[str]:
