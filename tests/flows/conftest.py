@@ -29,6 +29,7 @@ SMALL = [
     "fusion.heads=2",
     "fusion.epochs=2",
     "fusion.rewarded_epochs=1",
+    "fusion.rewarded_epochs=1",
     "caption.max_tokens=8",
     "report.gallery=4",
 ]
