@@ -11,11 +11,11 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 
 from schemas.errors import BadPhoto
 from schemas.settings import IngestSettings
 from tasks.photos import read_header
+from tests.conftest import REPOSITORY
 
 SAMPLE = REPOSITORY / "data" / "sample"
 

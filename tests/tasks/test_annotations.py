@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import photo, put, read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests.tasks.datasets import photo, put, read
 
 # ---- flickr8k ----
 

@@ -8,13 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import (
-    CHANNELS,
-    FUSION_SETTINGS,
-    LM_SETTINGS,
-    toy_image_features,
-    toy_vocabulary,
-)
 
 from schemas.errors import StaleModel, UsageError
 from schemas.settings import CaptionSettings, ImageFeaturesSettings, ImagesSettings
@@ -23,6 +16,13 @@ from tasks.caption import Captioner
 from tasks.fusion import build_fusion
 from tasks.language_model import build_language_model
 from tasks.training import make_repeatable, save_weights
+from tests.tasks.toys import (
+    CHANNELS,
+    FUSION_SETTINGS,
+    LM_SETTINGS,
+    toy_image_features,
+    toy_vocabulary,
+)
 
 ORIGIN = FeatureOrigin.of(ImagesSettings(), ImageFeaturesSettings(), "a1" * 16, CHANNELS)
 

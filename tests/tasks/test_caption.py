@@ -7,7 +7,17 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
-from toys import (
+
+from schemas.errors import UsageError
+from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
+from schemas.tables import check
+from tasks.beam_search import NEEDS_MORE, Words
+from tasks.caption import Captioner
+from tasks.fusion import build_fusion
+from tasks.language_model import build_language_model
+from tasks.training import make_repeatable
+from tasks.vocabulary import END
+from tests.tasks.toys import (
     CHANNELS,
     FUSION_SETTINGS,
     LM_SETTINGS,
@@ -19,16 +29,6 @@ from toys import (
     train_toy_fusion,
     write_toy_features,
 )
-
-from schemas.errors import UsageError
-from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
-from schemas.tables import check
-from tasks.beam_search import NEEDS_MORE, Words
-from tasks.caption import Captioner
-from tasks.fusion import build_fusion
-from tasks.language_model import build_language_model
-from tasks.training import make_repeatable
-from tasks.vocabulary import END
 
 UNSEEN = range(80, 100)  # photographs of the toy world that no split holds
 

@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from toys import (
+
+from schemas.errors import UsageError
+from schemas.settings import FusionSettings
+from schemas.tables import check
+from tasks.fusion import WEIGHTS, load_fusion, start_from
+from tasks.language_model import load_language_model
+from tasks.pairs import Pairs
+from tests.tasks.toys import (
     CHANNELS,
     DEV_PHOTOS,
     FUSION_SETTINGS,
@@ -22,13 +29,6 @@ from toys import (
     train_toy_fusion,
     write_toy_features,
 )
-
-from schemas.errors import UsageError
-from schemas.settings import FusionSettings
-from schemas.tables import check
-from tasks.fusion import WEIGHTS, load_fusion, start_from
-from tasks.language_model import load_language_model
-from tasks.pairs import Pairs
 
 
 @pytest.fixture(scope="module")

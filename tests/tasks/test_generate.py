@@ -14,18 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from nltk.metrics.distance import edit_distance
-from toys import (
-    CHANNELS,
-    FUSION_SETTINGS,
-    LM_SETTINGS,
-    as_tokens,
-    scene,
-    toy_captions,
-    toy_image_features,
-    toy_vocabulary,
-    train_toy_fusion,
-    write_toy_features,
-)
 
 from schemas.errors import StaleModel, UsageError
 from schemas.settings import LanguageModelSettings
@@ -49,6 +37,18 @@ from tasks.language_model import LanguageModel, build_language_model, perplexity
 from tasks.pairs import photo_tensor
 from tasks.training import make_repeatable
 from tasks.vocabulary import END, UNK
+from tests.tasks.toys import (
+    CHANNELS,
+    FUSION_SETTINGS,
+    LM_SETTINGS,
+    as_tokens,
+    scene,
+    toy_captions,
+    toy_image_features,
+    toy_vocabulary,
+    train_toy_fusion,
+    write_toy_features,
+)
 
 VOCABULARY = toy_vocabulary()["token"].to_list()
 DRAWS = 10_000

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from toys import LM_SETTINGS, REPOSITORY, as_tokens, toy_captions, toy_vocabulary
 
 from schemas.errors import StaleModel, UsageError
 from schemas.settings import LanguageModelSettings
@@ -23,6 +22,7 @@ from tasks.language_model import (
     perplexity,
     train_language_model,
 )
+from tests.tasks.toys import LM_SETTINGS, REPOSITORY, as_tokens, toy_captions, toy_vocabulary
 
 
 def train(

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import photo, put, read
 
 from schemas.errors import UnknownDataset
 from tasks.listing import scan
+from tests.tasks.datasets import photo, put, read
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import photo, put, read
 
 from schemas.errors import UnknownDataset
 from tasks.listing import WORKSPACE_MARKER, scan
+from tests.tasks.datasets import photo, put, read
 
 
 def test_hidden_files_and_mac_folders_are_passed_over(root: Path) -> None:

@@ -8,13 +8,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import bytes_of, photo, put, read
 
 from schemas.errors import BadPhoto
 from schemas.settings import IngestSettings
 from tasks.ingest import ingest
 from tasks.packs import files_of, located
 from tasks.photos import read_bytes
+from tests.tasks.datasets import bytes_of, photo, put, read
 
 NAME = "0123456789abcdef" * 2 + ".pack"
 

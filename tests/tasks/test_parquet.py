@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import MAX_BYTES, bytes_of, photo, put, read
+
+from tests.tasks.datasets import MAX_BYTES, bytes_of, photo, put, read
 
 
 def test_parquet_of_hugging_face_has_bytes_in_a_struct_and_lists_of_captions(root: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from toys import CHANNELS, FUSION_SETTINGS, LM_SETTINGS
 
 from tasks.fusion import build_fusion
 from tasks.language_model import build_language_model
 from tasks.rewards import Cider, Sampler, advantages
 from tasks.training import make_repeatable
 from tasks.vocabulary import END, PAD, UNK
+from tests.tasks.toys import CHANNELS, FUSION_SETTINGS, LM_SETTINGS
 
 VOCABULARY = 30
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import MAX_BYTES, bytes_of, photo, put, read
+
+from tests.tasks.datasets import MAX_BYTES, bytes_of, photo, put, read
 
 
 def tar_of(*members: tuple[str, Any]) -> bytes:

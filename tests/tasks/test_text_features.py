@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from toys import LM_SETTINGS, as_tokens, toy_captions, toy_vocabulary
 
 from schemas.settings import TextFeaturesSettings
 from schemas.tables import check
@@ -15,6 +14,7 @@ from tasks.language_model import build_language_model
 from tasks.text_features import make_text_features
 from tasks.training import make_repeatable, save_weights
 from tasks.vocabulary import UNK
+from tests.tasks.toys import LM_SETTINGS, as_tokens, toy_captions, toy_vocabulary
 
 
 @pytest.fixture(scope="module")
