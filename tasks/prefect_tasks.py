@@ -57,6 +57,8 @@ class PrefectMaker:
         rows = sum(shard.rows for shard in shards)
         if reused:
             reuse(f"{stage.name}: {reused} reused", reused)
+        if not shards:
+            return []
         show = self.display(stage.name, rows)
         advance = _Progress(stage.name, rows, show)
         try:

@@ -17,7 +17,7 @@ from tasks.workspace import Workspace
 
 EXPLAINED_SHARDS = 50  # why is told for so many shards of a stage, then only counted
 
-# Makes shards, in order; the number is how many others of the stage are reused.
+# Makes shards, in order, if any; the number is how many others of the stage are reused.
 Maker = Callable[[Stage, list[Shard], int], list[Record]]
 
 
@@ -134,7 +134,7 @@ class Walk:
                 walked.whys.append(
                     why_made(shard, before, self.workspace, found) if explained else "as the others"
                 )
-        if missing and self.maker:
+        if self.maker:
             ready = earlier.with_donors([shard for _, shard in missing])
             made = self.maker(stage, ready, len(shards) - len(missing))
             for (place, _), record in zip(missing, made, strict=True):
