@@ -87,11 +87,16 @@ class Wiring:
         sources: Mapping[str, Any],
         needs: Sequence[Known],
         place: str = "",
+        counted: Sequence[Known] = (),
+        passes: int = 1,
     ) -> Walked:
-        """A stage of one shard; unknown where any of `needs` is."""
+        """A stage of one shard; unknown where any of `needs` is.
+
+        Its progress counts the rows of `counted`, so many times as there are passes over them.
+        """
         if any(need is None for need in needs):
             return self.walk.stage(stage, [None])
-        rows = sum(need.rows_out for need in needs if need)
+        rows = passes * sum(record.rows_out for record in counted if record)
         shard = Shard(
             stage=stage,
             place=place or str(self.dataset),
@@ -228,6 +233,7 @@ class Wiring:
             _digests(train, "tokens"),
             {"tokens": _paths(train, "tokens")},
             needs=train,
+            counted=train,
         )
 
     def language_model(self, tokens: Walked, vocabulary: Walked) -> Walked:
@@ -242,6 +248,8 @@ class Wiring:
                 "vocabulary": _path(vocabulary.one, "vocabulary.parquet"),
             },
             needs=[*train, *dev, vocabulary.one],
+            counted=train,
+            passes=self.settings.language_model.epochs,
         )
 
     def text_features(self, tokens: Walked, vocabulary: Walked, language_model: Walked) -> Walked:
@@ -291,6 +299,8 @@ class Wiring:
                 "language_model": _path(language_model.one, "language_model.weights.h5"),
             },
             needs=needs,
+            counted=tokens.of("train"),
+            passes=self.settings.fusion.epochs + self.settings.fusion.rewarded_epochs,
         )
 
     def caption(self, features: Walked, model: Mapping[str, Walked]) -> Walked:
@@ -324,6 +334,7 @@ class Wiring:
                 "train": _paths(train, "tokens"),
             },
             needs=[ingest.one, *scored, *train, *references],
+            counted=scored,
         )
 
     def bundle(self, ingest: Walked, features: Walked, model: Mapping[str, Walked], scores: Walked) -> Walked:
@@ -391,6 +402,7 @@ class Wiring:
                 "stages": [stage.summary().model_dump() for stage in walked],
             },
             needs=[ingest.one, scores.one, bundle.one, *captioned.records, *curves.values()],
+            counted=captioned.records,
         )
 
 

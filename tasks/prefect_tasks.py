@@ -61,13 +61,12 @@ class PrefectMaker:
             return []
         show = self.display(stage.name, rows)
         advance = _Progress(stage.name, rows, show)
-        try:
-            futures: list[PrefectFuture[Record]] = [
-                make.submit(_title(shard), shard, self.workspace.root, advance) for shard in shards
-            ]
-            return [future.result() for future in futures]
-        finally:
-            advance.finish()
+        futures: list[PrefectFuture[Record]] = [
+            make.submit(_title(shard), shard, self.workspace.root, advance) for shard in shards
+        ]
+        records = [future.result() for future in futures]
+        advance.finish()
+        return records
 
 
 def _title(shard: Shard) -> str:
@@ -93,8 +92,9 @@ class _Progress:
             self._update(min(100.0, 100 * self.done / self.rows))
 
     def finish(self) -> None:
-        """Leave the artifact as it ended."""
-        self._update(min(100.0, 100 * self.done / self.rows))
+        """Fill what a training that ended early, or a stage without rows, left open."""
+        self.show(max(0, self.rows - self.done))
+        self._update(100.0)
 
     def _update(self, percent: float) -> None:
         self.updated = time.monotonic()
