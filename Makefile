@@ -9,8 +9,9 @@ STAMP := .venv/installed
 demo: install
 	$(BIN)/cutline run data/sample
 
+# Tests run side by side; `make test ARGS="-n 0 tests/tasks"` runs them one after the other.
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 bench: install
 	$(BIN)/python -m tests.benchmarks $(ARGS)

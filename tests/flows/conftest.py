@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.conftest import REPOSITORY, Once
+
 COLOURS = {"red": (40, 40, 220), "green": (60, 180, 60), "blue": (220, 90, 40), "yellow": (40, 220, 230)}
 SPLITS = {"train": 20, "dev": 5, "test": 5}
 
@@ -28,7 +29,6 @@ SMALL = [
     "fusion.hidden_size=32",
     "fusion.heads=2",
     "fusion.epochs=2",
-    "fusion.rewarded_epochs=1",
     "fusion.rewarded_epochs=1",
     "caption.max_tokens=8",
     "report.gallery=4",
@@ -120,11 +120,15 @@ class Ran:
 
 
 @pytest.fixture(scope="session")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(once: Once) -> Ran:
     """One run of every stage; never change what it returns, copy it."""
-    folder = tmp_path_factory.mktemp("ran")
-    dataset = make_dataset(folder / "dataset")
-    return Ran(dataset, folder / "workspace", run_json(dataset, folder / "workspace"))
+
+    def fill(folder: Path) -> None:
+        record = run_json(make_dataset(folder / "dataset"), folder / "workspace")
+        (folder / "record.json").write_text(json.dumps(record))
+
+    folder = once("ran", fill)
+    return Ran(folder / "dataset", folder / "workspace", json.loads((folder / "record.json").read_text()))
 
 
 def tables(workspace: Path) -> dict[str, str]:

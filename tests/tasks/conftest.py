@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import pytest
+
+from tasks.caption import Captioner
+from tests.conftest import Once
+from tests.tasks.toys import (
+    CHANNELS,
+    FUSION_SETTINGS,
+    LM_SETTINGS,
+    toy_vocabulary,
+    train_toy_fusion,
+    write_toy_features,
+)
 
 
 @pytest.fixture
@@ -13,3 +25,33 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "dataset"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_features(once: Once) -> Path:
+    """What `write_toy_features` writes; never write to it."""
+    return once("toy_features", write_toy_features)
+
+
+@pytest.fixture(scope="session")
+def toy_fusion(once: Once, toy_features: Path) -> tuple[Path, pl.DataFrame]:
+    """A folder with the toy fusion's weights, and its curve."""
+
+    def fill(folder: Path) -> None:
+        train_toy_fusion(toy_features, folder).write_parquet(folder / "curve")
+
+    folder = once("toy_fusion", fill)
+    return folder, pl.read_parquet(folder / "curve")
+
+
+@pytest.fixture(scope="session")
+def captioner(toy_features: Path, toy_fusion: tuple[Path, pl.DataFrame]) -> Captioner:
+    """The toy fusion, loaded to caption."""
+    return Captioner.load(
+        toy_features / "language_model.weights.h5",
+        toy_fusion[0] / "fusion.weights.h5",
+        toy_vocabulary(),
+        LM_SETTINGS,
+        FUSION_SETTINGS,
+        CHANNELS,
+    )

@@ -19,33 +19,13 @@ from tasks.training import make_repeatable
 from tasks.vocabulary import END
 from tests.tasks.toys import (
     CHANNELS,
-    FUSION_SETTINGS,
-    LM_SETTINGS,
     REGIONS,
     an_id,
     scene,
     toy_image_features,
-    toy_vocabulary,
-    train_toy_fusion,
-    write_toy_features,
 )
 
 UNSEEN = range(80, 100)  # photographs of the toy world that no split holds
-
-
-@pytest.fixture(scope="module")
-def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
-    folder = tmp_path_factory.mktemp("work")
-    write_toy_features(folder / "features")
-    train_toy_fusion(folder / "features", folder)
-    return Captioner.load(
-        folder / "features" / "language_model.weights.h5",
-        folder / "fusion.weights.h5",
-        toy_vocabulary(),
-        LM_SETTINGS,
-        FUSION_SETTINGS,
-        CHANNELS,
-    )
 
 
 def a_random_captioner(tokens: list[str], kind: str = "attention", sharpness: float = 6.0) -> Captioner:

@@ -27,46 +27,33 @@ from tests.tasks.toys import (
     toy_pairs,
     toy_vocabulary,
     train_toy_fusion,
-    write_toy_features,
 )
-
-
-@pytest.fixture(scope="module")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("work") / "features"
-    write_toy_features(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(features: Path) -> tuple[Path, pl.DataFrame]:
-    return features.parent, train_toy_fusion(features, features.parent)
 
 
 def load(folder: Path, settings: FusionSettings = FUSION_SETTINGS):
     return load_fusion(folder / WEIGHTS, toy_vocabulary().height, CHANNELS, settings, LM_SETTINGS)
 
 
-def test_it_learns_what_the_photographs_show(trained: tuple[Path, pl.DataFrame]) -> None:
-    _, curve = trained
+def test_it_learns_what_the_photographs_show(toy_fusion: tuple[Path, pl.DataFrame]) -> None:
+    _, curve = toy_fusion
     check(curve, "curve")
     assert curve["dev_loss"].min() < 0.8 * curve["dev_loss"][0]
     assert curve.filter("best")["dev_cider"][0] == curve["dev_cider"].max() > 0.95
 
 
 def test_two_trainings_give_the_same_bytes(
-    features: Path, trained: tuple[Path, pl.DataFrame], tmp_path: Path
+    toy_features: Path, toy_fusion: tuple[Path, pl.DataFrame], tmp_path: Path
 ) -> None:
-    curve = train_toy_fusion(features, tmp_path)
-    assert (tmp_path / WEIGHTS).read_bytes() == (trained[0] / WEIGHTS).read_bytes()
-    assert curve.equals(trained[1])
+    curve = train_toy_fusion(toy_features, tmp_path)
+    assert (tmp_path / WEIGHTS).read_bytes() == (toy_fusion[0] / WEIGHTS).read_bytes()
+    assert curve.equals(toy_fusion[1])
 
 
 @pytest.mark.parametrize("whole_epochs", [2, 7])  # the seventh and eighth are rewarded
 def test_a_training_killed_half_way_ends_with_the_same_bytes(
-    features: Path, trained: tuple[Path, pl.DataFrame], tmp_path: Path, whole_epochs: int
+    toy_features: Path, toy_fusion: tuple[Path, pl.DataFrame], tmp_path: Path, whole_epochs: int
 ) -> None:
-    (tmp_path / "features").symlink_to(features)
+    (tmp_path / "features").symlink_to(toy_features)
     command = [sys.executable, "tests/tasks/toys.py", "fusion", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env=environment)
@@ -78,52 +65,56 @@ def test_a_training_killed_half_way_ends_with_the_same_bytes(
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / WEIGHTS).exists()
     done: list[int] = []
-    curve = train_toy_fusion(features, tmp_path, advance=done.append)
+    curve = train_toy_fusion(toy_features, tmp_path, advance=done.append)
     assert done[0] == 360 * whole_epochs, "whole epochs were not trained again"
-    assert (tmp_path / WEIGHTS).read_bytes() == (trained[0] / WEIGHTS).read_bytes()
-    assert curve.equals(trained[1])
+    assert (tmp_path / WEIGHTS).read_bytes() == (toy_fusion[0] / WEIGHTS).read_bytes()
+    assert curve.equals(toy_fusion[1])
     assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["fusion.npz"], (
         "scratch files are given back"
     )
 
 
-def test_rewards_alone_teach_the_words_that_the_references_have(features: Path, tmp_path: Path) -> None:
+def test_rewards_alone_teach_the_words_that_the_references_have(toy_features: Path, tmp_path: Path) -> None:
     once = FUSION_SETTINGS.model_copy(update={"epochs": 1, "rewarded_epochs": 0, "learning_rate": 0.01})
-    before = train_toy_fusion(features, tmp_path / "before", once)["dev_cider"].max()
+    before = train_toy_fusion(toy_features, tmp_path / "before", once)["dev_cider"].max()
     settings = once.model_copy(update={"rewarded_epochs": 6, "rewarded_learning_rate": 0.01})
-    after = train_toy_fusion(features, tmp_path / "after", settings)
+    after = train_toy_fusion(toy_features, tmp_path / "after", settings)
     assert after.height == 7
     assert after["dev_cider"].max() > before
 
 
-def test_concat_learns_from_pooled_features(features: Path, tmp_path: Path) -> None:
+def test_concat_learns_from_pooled_features(toy_features: Path, tmp_path: Path) -> None:
     settings = FUSION_SETTINGS.model_copy(update={"kind": "concat"})
-    curve = train_toy_fusion(features, tmp_path, settings)
+    curve = train_toy_fusion(toy_features, tmp_path, settings)
     assert curve["dev_cider"].max() > 0.8
     assert "key" not in load(tmp_path, settings).layers
 
 
-def test_without_a_dev_photograph_the_last_epoch_is_kept(features: Path, tmp_path: Path) -> None:
+def test_without_a_dev_photograph_the_last_epoch_is_kept(toy_features: Path, tmp_path: Path) -> None:
     pairs = toy_pairs().filter(split="train")
     settings = FUSION_SETTINGS.model_copy(update={"epochs": 2, "rewarded_epochs": 1})
-    curve = train_toy_fusion(features, tmp_path, settings, pairs)
+    curve = train_toy_fusion(toy_features, tmp_path, settings, pairs)
     assert curve["best"].to_list() == [False, False, True]
     assert curve["dev_cider"].null_count() == curve["dev_loss"].null_count() == 3
 
 
-def test_captions_without_features_are_left_out_and_none_left_is_said(features: Path, tmp_path: Path) -> None:
+def test_captions_without_features_are_left_out_and_none_left_is_said(
+    toy_features: Path, tmp_path: Path
+) -> None:
     nowhere = toy_pairs().with_columns(photo_id=pl.lit("0" * 32))
     with pytest.raises(UsageError, match="nothing to learn captions from"):
-        train_toy_fusion(features, tmp_path, pairs=nowhere)
+        train_toy_fusion(toy_features, tmp_path, pairs=nowhere)
     test_only = toy_pairs().with_columns(split=pl.lit("test"))
     with pytest.raises(UsageError, match="nothing to learn captions from"):
-        train_toy_fusion(features, tmp_path, pairs=test_only)
+        train_toy_fusion(toy_features, tmp_path, pairs=test_only)
 
 
-def test_before_it_has_learned_it_says_what_the_language_model_says(features: Path) -> None:
+def test_before_it_has_learned_it_says_what_the_language_model_says(toy_features: Path) -> None:
     from tasks.fusion import build_fusion
 
-    words = load_language_model(features / "language_model.weights.h5", toy_vocabulary().height, LM_SETTINGS)
+    words = load_language_model(
+        toy_features / "language_model.weights.h5", toy_vocabulary().height, LM_SETTINGS
+    )
     fusion = build_fusion(toy_vocabulary().height, CHANNELS, FUSION_SETTINGS, LM_SETTINGS)
     start_from(fusion, words)
     rng = np.random.default_rng(0)
@@ -133,8 +124,8 @@ def test_before_it_has_learned_it_says_what_the_language_model_says(features: Pa
     assert np.asarray(logits) == pytest.approx(np.asarray(words.model(read)), abs=1e-5)
 
 
-def test_the_logits_are_those_of_a_plain_numpy_model(trained: tuple[Path, pl.DataFrame]) -> None:
-    fusion, rng = load(trained[0]), np.random.default_rng(1)
+def test_the_logits_are_those_of_a_plain_numpy_model(toy_fusion: tuple[Path, pl.DataFrame]) -> None:
+    fusion, rng = load(toy_fusion[0]), np.random.default_rng(1)
     photo, states = rng.random((1, 4, CHANNELS)), rng.normal(size=(1, 3, 24))
     weights = {
         name: [w.astype(np.float64) for w in layer.get_weights()] for name, layer in fusion.layers.items()
@@ -160,8 +151,10 @@ def test_the_logits_are_those_of_a_plain_numpy_model(trained: tuple[Path, pl.Dat
     assert np.asarray(found)[0] == pytest.approx(np.array(expected), abs=1e-3)
 
 
-def test_pairs_give_each_caption_once_with_its_own_states_and_targets(features: Path, tmp_path: Path) -> None:
-    images, texts = sorted(features.glob("images.*")), sorted(features.glob("texts.*"))
+def test_pairs_give_each_caption_once_with_its_own_states_and_targets(
+    toy_features: Path, tmp_path: Path
+) -> None:
+    images, texts = sorted(toy_features.glob("images.*")), sorted(toy_features.glob("texts.*"))
     pairs = toy_pairs().sample(fraction=1, shuffle=True, seed=3)
     data = Pairs.read(pairs, images, texts, toy_vocabulary(), "attention", tmp_path)
     by_caption = {

@@ -46,8 +46,6 @@ from tests.tasks.toys import (
     toy_captions,
     toy_image_features,
     toy_vocabulary,
-    train_toy_fusion,
-    write_toy_features,
 )
 
 VOCABULARY = toy_vocabulary()["token"].to_list()
@@ -58,21 +56,6 @@ CRITICAL = (
     *(10.828, 13.816, 16.266, 18.467, 20.515, 22.458, 24.322, 26.124, 27.877, 29.588),
     *(31.264, 32.910, 34.528, 36.123, 37.697, 39.252, 40.790, 42.312, 43.820, 45.315),
 )
-
-
-@pytest.fixture(scope="module")
-def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
-    folder = tmp_path_factory.mktemp("work")
-    write_toy_features(folder / "features")
-    train_toy_fusion(folder / "features", folder)
-    return Captioner.load(
-        folder / "features" / "language_model.weights.h5",
-        folder / "fusion.weights.h5",
-        toy_vocabulary(),
-        LM_SETTINGS,
-        FUSION_SETTINGS,
-        CHANNELS,
-    )
 
 
 @pytest.fixture(scope="module")
