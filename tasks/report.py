@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 import polars as pl
 from markupsafe import Markup
@@ -20,9 +17,9 @@ from markupsafe import Markup
 from schemas.settings import Settings
 from schemas.tables import NOTICES, REASONS, SPLITS, UNLABELLED
 from tasks.curves import draw_curve
+from tasks.pages import decimal, environment, small_jpeg
 
 # What keeps the page small, whatever comes in.
-LONGEST_TEXT = 400  # letters
 EXAMPLES_A_REASON = 10
 MOST_REFERENCES = 8
 MOST_WORDS = 24  # words of a caption with a picture of their own
@@ -127,7 +124,7 @@ def write_report(report: ReportInput, path: Path) -> None:
     thumbnail_px = report.settings.report.thumbnail_px
     shown = report.gallery[: report.settings.report.gallery]
     page = (
-        _environment()
+        environment(Path(__file__).parent)
         .get_template("report.html.j2")
         .render(
             dataset=report.dataset,
@@ -169,71 +166,11 @@ def heat_map(square: np.ndarray, weights: np.ndarray, side_px: int) -> np.ndarra
 
 def thumbnail(picture: np.ndarray, longest_px: int, quality: int = 82) -> Markup:
     """A JPEG of (H, W, 3) RGB uint8, its longer side at most `longest_px`, as a data URI."""
-    height, width = picture.shape[:2]
-    scale = min(1.0, longest_px / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA) if scale < 1.0 else picture
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), options)
-    return _data_uri("image/jpeg", data.tobytes())
+    return _data_uri("image/jpeg", small_jpeg(picture, longest_px, quality))
 
 
 def _data_uri(media_type: str, data: bytes) -> Markup:
     return Markup(f"data:{media_type};base64,{base64.b64encode(data).decode()}")  # noqa: S704 base64 holds no markup
-
-
-# ── the template's words ────────────────────────────────────────────────────────────────────────────
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"clip": _clip, "number": _number, "count_of": _count_of}
-    environment.filters |= {"decimal": _decimal, "sha256": _sha256}
-    return environment
-
-
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff\ufffe\uffff]")
-
-
-def _visible(value: Any) -> Any:
-    """Write out what a text may hide: control characters, overrides of direction, lone surrogates."""
-    if type(value) is not str:
-        return value
-    return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
-
-
-def _clip(text: str, longest: int = LONGEST_TEXT) -> str:
-    return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} letters in all)"
-
-
-def _number(value: int) -> str:
-    return f"{value:,}"
-
-
-def _count_of(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _decimal(value: float | None, places: int = 2) -> str:
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:,.{places}f}".replace("-", "−")
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
-
-
-def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 # ── what the template shows ─────────────────────────────────────────────────────────────────────────
@@ -261,7 +198,7 @@ def _headline(scores: pl.DataFrame) -> dict[str, Any]:
     values = _by_metric(scores)
     for split in ("test", "dev"):
         large = [
-            {"label": QUALITY[metric].label, "value": _decimal(values[metric][split], 3)}
+            {"label": QUALITY[metric].label, "value": decimal(values[metric][split], 3)}
             for metric in HEADLINE_METRICS
             if split in values.get(metric, {})
         ]
@@ -295,7 +232,7 @@ def _in_form(value: float | None, form: str) -> str:
         return "–"
     if form == "share":
         return f"{value:.1%}".replace("%", " %")
-    return _decimal(value, {"count": 0, "mean": 1, "score": 3}[form])
+    return decimal(value, {"count": 0, "mean": 1, "score": 3}[form])
 
 
 def _curve(name: str, curve: pl.DataFrame) -> dict[str, Any]:
@@ -340,6 +277,10 @@ def _examples(
         picture = thumbnails.get(row["name"])
         examples.append(row | {"picture": None if picture is None else thumbnail(picture, thumbnail_px)})
     return examples
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _is_unicode(text: str) -> bool:
