@@ -31,8 +31,12 @@ def plan(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: b
 
 def run(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: bool = False) -> RunRecord:
     """Make what is missing of a data set's captions, scores, bundle and report."""
+    store = Workspace(workspace)
+    recalled = store.recall_code()
     walk = plan(dataset, settings, workspace, deep)
     if walk.complete:
+        if not recalled:
+            store.keep_code()
         return finish(walk, "run", existing(dataset), settings)
     from flows.server import choose_server
 

@@ -20,12 +20,22 @@ PACKAGES = ("tasks",)
 STORE = ("tasks.workspace", "tasks.shards", "tasks.code", "tasks.walk", "tasks.quiet")
 
 
-@cache
+# What `code_of` found, by its arguments; half a second's work for all stages.
+_known: dict[str, dict[str, str]] = {}
+
+
 def code_of(function: str, *files: str) -> dict[str, str]:
     """Digest of each definition that `function` ("tasks.images:make_images") reaches, by name.
 
     `files` are further files that the function reads, relative to the repository (a template, say).
     """
+    key = " ".join((function, *files))
+    if key not in _known:
+        _known[key] = _find_code(function, files)
+    return _known[key]
+
+
+def _find_code(function: str, files: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     waiting = [tuple(function.split(":"))]
     while waiting:
@@ -44,6 +54,35 @@ def code_of(function: str, *files: str) -> dict[str, str]:
     for file in files:
         found[file] = _digest((REPOSITORY / file).read_text(encoding="utf-8"))
     return dict(sorted(found.items()))
+
+
+def known_code() -> str:
+    """What `code_of` has found so far, for `recall_code` of another process."""
+    return json.dumps({"sources": _sources_digest(), "known": _known})
+
+
+def recall_code(text: str) -> bool:
+    """Take over what `known_code` told, if the sources are still the same."""
+    try:
+        told = json.loads(text)
+        if told["sources"] != _sources_digest():
+            return False
+        _known.update(told["known"])
+    except (ValueError, KeyError, TypeError):
+        return False  # damaged: it is found again
+    return True
+
+
+def _sources_digest() -> str:
+    """Digest of every file that `code_of` may read."""
+    digest = hashlib.blake2b(digest_size=16)
+    for package in PACKAGES:
+        for path in sorted((REPOSITORY / package).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                data = path.read_bytes()
+                digest.update(f"{path.relative_to(REPOSITORY)}\0{len(data)}\0".encode())
+                digest.update(data)
+    return digest.hexdigest()
 
 
 def code_digest(code: dict[str, str]) -> str:

@@ -22,9 +22,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from schemas.records import Output, Record, RunRecord
+from tasks.code import known_code, recall_code
 from tasks.listing import WORKSPACE_MARKER
 
 HASH_BLOCK_BYTES = 1 << 20
+CODE_KNOWN = "code.json"
 
 
 def digest_of(value: object) -> str:
@@ -183,6 +185,17 @@ class Workspace:
             return json.loads((self.root / "code" / f"{digest}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
+
+    def recall_code(self) -> bool:
+        """Spare this process the digests of code that an earlier one found in the same sources."""
+        try:
+            return recall_code((self.root / CODE_KNOWN).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+
+    def keep_code(self) -> None:
+        """Write down what `recall_code` takes over."""
+        self.write_text(self.root / CODE_KNOWN, known_code())
 
     def write_run(self, run: RunRecord) -> None:
         """Write down a run; what it refers to is kept by `cutline prune`."""

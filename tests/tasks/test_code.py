@@ -44,7 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def digest() -> dict[str, str]:
-    code.code_of.cache_clear()
+    code._known.clear()
     code._Module.of.cache_clear()
     return code.code_of("tasks.stage:make")
 
@@ -98,3 +98,15 @@ def test_a_changed_line_is_seen_and_named(
     earlier = digest()
     edit(project / f"{file}.py", before, after)
     assert code.changed_definitions(earlier, digest()) == [named]
+
+
+def test_what_was_found_is_recalled_by_another_process_while_the_sources_are_the_same(project: Path) -> None:
+    found, told = digest(), code.known_code()
+    code._known.clear()
+    assert code.recall_code(told)
+    assert code._known == {"tasks.stage:make": found}
+    edit(project / "helper.py", "x + x", "2 * x")
+    assert not code.recall_code(told)
+    assert digest() != found
+    assert not code.recall_code("{}")
+    assert not code.recall_code("cut o")
