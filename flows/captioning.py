@@ -12,10 +12,11 @@ from flows.config import Tree, settings_with
 from flows.outcome import WORKSPACE, existing, finish, last_run
 from flows.pipeline import caption_stages
 from schemas.records import Record, RunRecord
-from tasks.bundle import load_bundle
+from schemas.settings import Settings
+from tasks.bundle import Bundle, load_bundle
 from tasks.export import captioned, check_ending, write_captions
 from tasks.tables import empty_table, read_table
-from tasks.walk import Walk
+from tasks.walk import Maker, Walk
 from tasks.workspace import Workspace
 
 
@@ -32,8 +33,7 @@ def caption(
     bundle = load_bundle(model)
     settings = settings_with(bundle, tree)
     store = Workspace(workspace)
-    walk = Walk(store, last=last_run(store, "caption", dataset))
-    caption_stages(walk, dataset, settings, bundle, only)
+    walk = walk_captions(store, dataset, settings, bundle, only)
     if walk.complete:
         record = finish(walk, "caption", dataset, settings)
     else:
@@ -45,6 +45,20 @@ def caption(
         record = from_terminal(caption_photos, dataset, model.absolute(), tree, only, workspace)
     write_captions(captions_of(store, record), out)
     return record.model_copy(update={"captions": str(out.absolute())}), settings.ingest.max_reject_rate
+
+
+def walk_captions(
+    store: Workspace,
+    dataset: Path,
+    settings: Settings,
+    bundle: Bundle,
+    only: Sequence[str] = (),
+    maker: Maker | None = None,
+) -> Walk:
+    """Look up what captioning needs, and have the missing made where there is a maker."""
+    walk = Walk(store, maker, last_run(store, "caption", dataset))
+    caption_stages(walk, dataset, settings, bundle, only)
+    return walk
 
 
 def common_folder(photos: Sequence[Path]) -> tuple[Path, list[str]]:

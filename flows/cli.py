@@ -305,6 +305,112 @@ def generate(
     generating.show_lines(found, as_json)
 
 
+@main.command(
+    epilog=examples(
+        "cutline reprocess --set caption.beam=5 --dry-run",
+        "cutline reprocess data/sample --set images.crop=pad",
+    )
+)
+@click.argument("dataset", required=False, type=click.Path(path_type=Path))
+@set_option
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be made, why, and about how long; make nothing."
+)
+@workspace_option
+@json_option
+def reprocess(
+    dataset: Path | None, assignments: tuple[str, ...], dry_run: bool, workspace: Path, as_json: bool
+) -> None:
+    """Run DATASET (that of the newest run) again with its last settings, changed by --set.
+
+    Makes what depends on the changes and nothing else, then says which captions they changed. A new
+    data set takes the settings of the newest run.
+    """
+    from flows import reprocessing
+    from flows.tables import show_comparison, show_run, show_status
+
+    if dry_run:
+        record = reprocessing.dry_run(dataset, assignments, workspace)
+        if as_json:
+            click.echo(_as_json(record))
+        show_status(record)
+        return
+    record, comparison = reprocessing.reprocess(dataset, assignments, workspace)
+    if as_json:
+        click.echo(_as_json(record))
+    show_run(record)
+    if comparison:
+        show_comparison(comparison, most=10)
+    _exit(record.reject_rate, record.settings["ingest"]["max_reject_rate"])
+
+
+@main.command(epilog=examples("cutline compare", "cutline compare 20261101-02 20261102-02 --count 50"))
+@click.argument("before", required=False)
+@click.argument("after", required=False)
+@click.option(
+    "--count", type=click.IntRange(min=0), default=20, show_default=True, help="Captions shown side by side."
+)
+@workspace_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, every caption.")
+def compare(before: str | None, after: str | None, count: int, workspace: Path, as_json: bool) -> None:
+    """Captions and scores of run AFTER beside those of run BEFORE: the newest, and the one before it.
+
+    A run is named by its id, or the beginning of it.
+    """
+    from flows.reprocessing import compare as compare_runs
+    from flows.tables import show_comparison
+
+    comparison = compare_runs(before, after, workspace)
+    if as_json:
+        click.echo(json.dumps(comparison.as_dict(), ensure_ascii=False))
+    else:
+        show_comparison(comparison, count)
+
+
+@main.command(epilog=examples("cutline server", "cutline server --port 4300 --workspace /srv/cutline"))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", type=click.IntRange(1, 65535), default=4200, show_default=True)
+@workspace_option
+def server(host: str, port: int, workspace: Path) -> None:
+    """Start Prefect's server, whose page shows every run; its state lies in the workspace."""
+    from flows.server import start_server
+
+    start_server(workspace, host, port)
+
+
+@main.command(
+    epilog=examples(
+        "cutline serve ~/inbox",
+        'cutline serve ~/inbox --dataset ~/flickr8k --schedule "train=0 4 * * 6" --timezone Europe/Vienna',
+    )
+)
+@click.argument("photos", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Path(path_type=Path), help="A bundle; without it the newest run's.")
+@click.option("--dataset", type=click.Path(path_type=Path), help="What train and reprocess work on.")
+@click.option(
+    "--schedule",
+    "schedules",
+    multiple=True,
+    metavar="NAME=WHEN",
+    help="When a deployment runs: five fields of cron, or a number of seconds.  [default: "
+    "nightly-captions=0 2 * * *]",
+)
+@click.option("--timezone", default="UTC", show_default=True, help="Of the fields of cron.")
+@workspace_option
+def serve(
+    photos: Path,
+    model: Path | None,
+    dataset: Path | None,
+    schedules: tuple[str, ...],
+    timezone: str,
+    workspace: Path,
+) -> None:
+    """Offer nightly-captions (of PHOTOS), train and reprocess at the server, and run them when due."""
+    from flows.deployments import serve as serve_all
+
+    serve_all(photos, model, dataset, schedules, timezone, workspace)
+
+
 @main.command(epilog=examples("cutline rejects", "cutline rejects data/sample --retry"))
 @click.argument("dataset", required=False, type=click.Path(path_type=Path))
 @click.option("--retry", is_flag=True, help="Read and make again what was rejected; the rest is taken over.")

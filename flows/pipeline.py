@@ -192,7 +192,7 @@ class Wiring:
         )
         if ingest.one is None and not self.walk.maker:
             detect(scan(self.dataset, self.only), self.settings.ingest.layout)  # fails early, if it must
-        if ingest.one is None and known and self.walk.preview and ingest.shards[0]:
+        if ingest.one is None and self.walk.preview and ingest.shards[0]:
             made = stages.make_shard(ingest.shards[0], self.walk.preview, lambda _rows: None)
             ingest.records[0] = in_place(made, self.walk.preview)
         if ingest.one and files and ingest.whys == ["input: files"]:

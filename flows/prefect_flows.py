@@ -1,7 +1,7 @@
 """The Prefect flows: what `cutline` runs when there is work, and what a deployment serves.
 
-Each walks the stages of `flows.pipeline` with Prefect making the missing shards, and leaves the
-stage table, the scores, the rejects and a link to the report as artifacts.
+Each walks the stages of `flows.pipeline` with Prefect making the missing shards, leaves artifacts
+for people, and says in its last state what came of it.
 """
 
 from __future__ import annotations
@@ -9,21 +9,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import polars as pl
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
 
+from flows.artifacts import leave_artifacts, leave_comparison, leave_plan
+from flows.captioning import captions_of, walk_captions
 from flows.config import Tree, settings_with
+from flows.generating import newest_bundle
+from flows.lost_runs import claim_run
 from flows.outcome import WORKSPACE, RunMarker, existing, finish, last_run
-from flows.pipeline import caption_stages, run_stages
+from flows.pipeline import run_stages
 from flows.progress import display
+from flows.reprocessing import dry_run as look
+from flows.reprocessing import last_before, moved, what_to_make
+from schemas.errors import UnknownDataset
 from schemas.records import RunRecord
-from schemas.settings import Settings
-from tasks.bundle import load_bundle
+from schemas.settings import IngestSettings, Settings
+from tasks.bundle import Bundle, load_bundle
+from tasks.export import check_ending, write_captions
 from tasks.prefect_tasks import PrefectMaker
 from tasks.walk import Walk
 from tasks.workspace import Workspace
@@ -31,54 +40,155 @@ from tasks.workspace import Workspace
 # A shard uses all cores by itself (OpenCV's threads, TensorFlow's), so one is made at a time.
 ONE_SHARD_AT_A_TIME: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
 
+# Names of final states beside Prefect's own; deployment/lost-runs.yaml knows them too.
+NOTHING_NEW, DRY_RUN = "Nothing new", "Dry run"
+
+DEFAULTS, INGEST_DEFAULTS = Settings(), IngestSettings()
+Change = Annotated[str, Field(pattern=r"^\w+\.\w+=", description="such as images.crop=pad")]
+
 
 @flow(
     name="run",
-    flow_run_name="run {dataset}",
+    flow_run_name="run {dataset.name}",
     task_runner=ONE_SHARD_AT_A_TIME,
     validate_parameters=True,
     persist_result=False,
 )
 def run_dataset(
-    dataset: Path, settings: Settings, workspace: Path = WORKSPACE, retry: bool = False
-) -> RunRecord:
-    """From a data set to captions, scores, a bundle and a report; makes only what is missing."""
+    dataset: Path, settings: Settings = DEFAULTS, workspace: Path = WORKSPACE, retry: bool = False
+) -> State[RunRecord]:
+    """From a data set to captions, scores, a bundle and a report; makes only what is missing.
+
+    `retry` reads anew whatever was rejected.
+    """
+    claim_run()
+    record = _run(existing(dataset), settings, workspace, retry)
+    leave_artifacts(record)
+    return Completed(message=_said(record), data=record)
+
+
+def _run(dataset: Path, settings: Settings, workspace: Path, retry: bool = False) -> RunRecord:
     store = Workspace(workspace)
-    dataset = existing(dataset)
     with RunMarker(store), display() as show:
         walk = Walk(store, PrefectMaker(store, show), last_run(store, "run", dataset), retry=retry)
         run_stages(walk, dataset, settings)
-        record = finish(walk, "run", dataset, settings)
+        return finish(walk, "run", dataset, settings)
+
+
+def _said(record: RunRecord) -> str:
+    """What a run came to, in a sentence."""
+    made, reused = (sum(getattr(stage, name) for stage in record.stages) for name in ("made", "reused"))
+    score = f"; CIDEr {record.scores['CIDEr']:.3f}" if "CIDEr" in record.scores else ""
+    return f"{made:,} shards made, {reused:,} reused{score}"
+
+
+@flow(
+    name="reprocess",
+    flow_run_name="reprocess {dataset.name}",
+    task_runner=ONE_SHARD_AT_A_TIME,
+    persist_result=False,
+)
+def reprocess(
+    dataset: Path,
+    changes: tuple[Change, ...] = (),
+    dry_run: bool = False,
+    workspace: Path = WORKSPACE,
+) -> State[RunRecord]:
+    """Make a data set anew with the settings of its last run and some changed; says first which and why.
+
+    `changes` are such as images.crop=pad. A data set without a run takes the settings of the newest
+    run. With `dry_run` nothing is made.
+    """
+    claim_run()
+    dataset, settings = what_to_make(dataset, changes, workspace)
+    planned = look(dataset, changes, workspace)
+    leave_plan(planned)
+    if dry_run:
+        return Completed(name=DRY_RUN, message=_said(planned).replace("made", "to make"), data=planned)
+    before = last_before(dataset, workspace)
+    record = _run(dataset, settings, workspace)
     leave_artifacts(record)
-    return record
+    if comparison := moved(before, record, workspace):
+        leave_comparison(comparison, record)
+    return Completed(message=_said(record), data=record)
 
 
 @flow(
     name="caption",
-    flow_run_name="caption {dataset}",
+    flow_run_name="caption {dataset.name}",
     task_runner=ONE_SHARD_AT_A_TIME,
     persist_result=False,
 )
 def caption_photos(
     dataset: Path, model: Path, tree: Tree, only: list[str], workspace: Path = WORKSPACE
-) -> RunRecord:
+) -> State[RunRecord]:
     """Caption the photographs of a folder with a trained bundle; makes only what is missing.
 
     `tree` overrides the settings of ingest and caption; `only` names files below `dataset`, all if
     empty.
     """
-    store = Workspace(workspace)
+    claim_run()
     bundle = load_bundle(model)
-    settings = settings_with(bundle, tree)
-    with RunMarker(store), display() as show:
-        walk = Walk(store, PrefectMaker(store, show), last_run(store, "caption", dataset))
-        caption_stages(walk, dataset, settings, bundle, only)
-        record = finish(walk, "caption", dataset, settings)
+    record, captioned = _caption(dataset, bundle, settings_with(bundle, tree), only, workspace)
     leave_artifacts(record)
-    return record
+    return Completed(message=f"{captioned:,} photographs captioned", data=record)
 
 
-def from_terminal(flow: Callable[..., RunRecord], *args: Any, **kwargs: Any) -> RunRecord:
+def _caption(
+    dataset: Path, bundle: Bundle, settings: Settings, only: list[str], workspace: Path
+) -> tuple[RunRecord, int]:
+    """The record, and how many photographs were captioned that were not before."""
+    store = Workspace(workspace)
+    with RunMarker(store), display() as show:
+        walk = walk_captions(store, dataset, settings, bundle, only, PrefectMaker(store, show))
+        record = finish(walk, "caption", dataset, settings)
+    return record, sum(shard.rows_in - shard.reused_rows for shard in walk.stages[-1].made)
+
+
+@flow(
+    name="nightly-captions",
+    flow_run_name="captions of {photos.name}",
+    task_runner=ONE_SHARD_AT_A_TIME,
+    persist_result=False,
+)
+def caption_new(
+    photos: Path,
+    model: Path | None = None,
+    out: Path | None = None,
+    ingest: IngestSettings = INGEST_DEFAULTS,
+    workspace: Path = WORKSPACE,
+) -> State[RunRecord | None]:
+    """Caption what is new in a folder, and say so where nothing is.
+
+    Without `model` the bundle of the newest run is used. The captions of all photographs of the
+    folder go to `out`, else to captions/ in the workspace.
+    """
+    claim_run()
+    photos = existing(photos)
+    out = out or Workspace(workspace).root / "captions" / f"{photos.name}.parquet"
+    check_ending(out)
+    bundle = load_bundle(model or newest_bundle(workspace))
+    settings = settings_with(bundle, {"ingest": ingest.model_dump(exclude_unset=True)})
+    try:
+        walk = walk_captions(Workspace(workspace), photos, settings, bundle)
+    except UnknownDataset as empty:
+        found = str(empty).splitlines()[-1]
+        return Completed(name=NOTHING_NEW, message=f"no photographs in {photos}: {found}")
+    if walk.complete and out.is_file():
+        rows = sum(record.rows_out for record in walk.stages[-1].present)
+        return Completed(
+            name=NOTHING_NEW, message=f"all {rows:,} photographs of {photos} were captioned before"
+        )
+    record, captioned = _caption(photos, bundle, settings, [], workspace)
+    write_captions(captions_of(Workspace(workspace), record), out)
+    leave_artifacts(record)
+    message = (
+        f"{captioned:,} photographs captioned, {record.reject_rate:.1%} of the files rejected; see {out}"
+    )
+    return Completed(name=None if captioned else NOTHING_NEW, message=message, data=record)
+
+
+def from_terminal(flow: Callable[..., Any], *args: Any, **kwargs: Any) -> RunRecord:
     """Call a flow without its heartbeat, whose thread costs a second at the end.
 
     A person watches; deployments keep it. Errors are shown by the command line, not by Prefect.
@@ -86,26 +196,3 @@ def from_terminal(flow: Callable[..., RunRecord], *args: Any, **kwargs: Any) -> 
     logging.getLogger("prefect").setLevel(logging.CRITICAL)
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         return flow(*args, **kwargs)
-
-
-def leave_artifacts(record: RunRecord) -> None:
-    """Put the stage table, the scores, the rejects and a link to the report on the run's page."""
-    columns = ("name", "made", "reused", "rows_in", "rows_out", "rejected", "took_s", "why")
-    rows = [{column: getattr(stage, column) for column in columns} for stage in record.stages]
-    create_table_artifact(rows, key="stages", description=f"Stages of run {record.run}")
-    if record.scores:
-        scores = [{"metric": name, "value": round(value, 4)} for name, value in record.scores.items()]
-        create_table_artifact(scores, key="scores", description="Scores on the held-out split")
-    if record.rejects:
-        rejects = (
-            pl.read_parquet(record.rejects).group_by("stage", "reason").len("rows").sort("stage", "reason")
-        )
-        create_table_artifact(rejects.to_dicts(), key="rejects", description=f"All rejects: {record.rejects}")
-    if record.report:
-        create_link_artifact(Path(record.report).as_uri(), link_text="Report of the run", key="report")
-        create_markdown_artifact(
-            f"- report: `{record.report}`\n- captions: `{record.captions}`\n"
-            f"- rejects: `{record.rejects}`\n- bundle: `{record.bundle}`",
-            key="files",
-            description="Where the files of the run lie",
-        )

@@ -13,6 +13,7 @@ from schemas.errors import UsageError
 from schemas.records import RunRecord
 from schemas.settings import Settings
 from schemas.tables import REJECTS_DTYPES
+from tasks.estimate import estimates
 from tasks.walk import Walk
 from tasks.workspace import Workspace
 
@@ -49,8 +50,8 @@ def run(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: bo
 def status(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: bool = False) -> RunRecord:
     """What a run would make, and why; the workspace stays as it is.
 
-    New and changed photographs of a known data set are read, so that the shards they fall into can
-    be named.
+    New and changed photographs are read, so that the shards they fall into can be named. How long
+    it would take is told by the rates of the last run on the data set, else of the newest run.
     """
     dataset = existing(dataset)
     store = Workspace(workspace)
@@ -58,7 +59,11 @@ def status(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep:
         preview = Workspace(Path(folder))
         walk = Walk(store, last=last_run(store, "run", dataset), deep=deep, preview=preview)
         run_stages(walk, dataset, settings)
-        return describe(walk, "run", dataset, settings)
+        record = describe(walk, "run", dataset, settings)
+        newest = next((run for run in store.runs() if run.command == "run"), None)
+        seconds = estimates(walk, record.settings, walk.last or newest)
+    stages = [stage.model_copy(update={"estimate_s": seconds[stage.name]}) for stage in record.stages]
+    return record.model_copy(update={"stages": stages})
 
 
 def retry_rejects(dataset: Path | None, workspace: Path = WORKSPACE) -> RunRecord:

@@ -1,20 +1,28 @@
-"""Which Prefect server a run uses: the one that answers, else Prefect's embedded one.
+"""Prefect's server: starting one for a workspace, and which one a run uses.
 
-Prefect reads its settings when it is imported, so this comes first.
+A run uses the server that answers, else Prefect's embedded one. Prefect reads its settings when it
+is imported, so this comes first.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
+import socket
 import sys
 import tomllib
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import NoReturn
+
+from schemas.errors import UsageError
+from tasks.workspace import Workspace
 
 DEFAULT_URL = "http://127.0.0.1:4200/api"
 ANSWER_WITHIN_S = 2.0
+ADDRESS = "address"  # in the workspace's prefect folder: where its server was last started
 
 # For every server and client: stay at home, and record each task run (the recorder of the embedded
 # server drops what it has not yet written when a run ends, unless it writes in batches).
@@ -27,15 +35,74 @@ ALWAYS = {
 }
 
 
+def start_server(workspace: Path, host: str, port: int) -> NoReturn:
+    """Become Prefect's own server, with its state in the workspace; Ctrl-C and SIGTERM end it.
+
+    Raises UsageError where the port is taken, and where the address is not of this machine alone and
+    no password is set: who reaches the server can start runs.
+    """
+    if not _is_loopback(host) and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        raise UsageError(
+            f"--host {host}: other machines would reach the server without a password; "
+            "set PREFECT_SERVER_API_AUTH_STRING=NAME:PASSWORD first, or leave --host out"
+        )
+    _check_free(host, port)
+    home = _home(workspace)
+    page = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    environment = {
+        **ALWAYS,
+        "PREFECT_API_URL": f"{page}/api",
+        "PREFECT_UI_API_URL": f"{page}/api",
+        # Pages of other origins, open in the same browser, may not talk to the server.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{page},http://localhost:{port}",
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+    }
+    Workspace(workspace).write_text(home / ADDRESS, f"{page}/api")
+    print(f"Prefect's page: {page} (its state: {home}); Ctrl-C ends the server", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    os.execve(sys.executable, command, environment)  # noqa: S606 the command is ours, without a shell
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_free(host: str, port: int) -> None:
+    try:
+        family = socket.getaddrinfo(host, port)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise UsageError(
+            f"expected to listen at {host}:{port}, found: {error.strerror or error}; "
+            "end what listens there, or take another port with --port"
+        ) from None
+
+
+def demand_server(workspace: Path) -> str:
+    """As `choose_server`, for what needs a server that stays: UsageError where none answers."""
+    url = choose_server(workspace)
+    if url is None:
+        raise UsageError("expected a Prefect server that answers, found none; start `cutline server` first")
+    return url
+
+
 def choose_server(workspace: Path) -> str | None:
     """Set Prefect up for this process; the address of the server that answered, None if embedded.
 
-    The embedded server keeps its state in the workspace.
+    It is the one that the environment or Prefect's profile names, else the workspace's own, else the
+    one at Prefect's usual port. The embedded server keeps its state in the workspace.
     """
     for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
     configured = os.environ.get("PREFECT_API_URL") or _profile_url()
-    for url in [configured] if configured else [DEFAULT_URL]:
+    for url in [configured] if configured else [*_address_of(workspace), DEFAULT_URL]:
         if _answers(url):
             os.environ["PREFECT_API_URL"] = url
             return url
@@ -45,13 +112,28 @@ def choose_server(workspace: Path) -> str | None:
             file=sys.stderr,
         )
     os.environ.pop("PREFECT_API_URL", None)
-    home = workspace.absolute() / "prefect"
-    home.mkdir(parents=True, exist_ok=True)
+    home = _home(workspace)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_PROFILES_PATH"] = str(home / "profiles.toml")
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
     os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
     return None
+
+
+def _home(workspace: Path) -> Path:
+    """Where Prefect keeps the state of a workspace's runs."""
+    Workspace(workspace).mark()
+    home = workspace.absolute() / "prefect"
+    home.mkdir(exist_ok=True)
+    return home
+
+
+def _address_of(workspace: Path) -> list[str]:
+    """The address that the workspace's server was last started at, if it was."""
+    try:
+        return [(workspace / "prefect" / ADDRESS).read_text(encoding="utf-8")]
+    except (OSError, UnicodeDecodeError):
+        return []
 
 
 def _profile_url() -> str | None:

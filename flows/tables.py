@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
@@ -9,6 +11,9 @@ from rich.table import Table
 
 from schemas.records import RunRecord
 from schemas.tables import REASONS
+
+if TYPE_CHECKING:
+    from tasks.compare import Comparison
 
 WIDTH_OF_FILES = 160  # of a line, where the output is no terminal
 
@@ -41,12 +46,56 @@ def show_run(record: RunRecord) -> None:
 
 def show_status(record: RunRecord) -> None:
     """What a run would make, and why."""
-    table = _stage_table("to make", "reused", "why")
+    table = _stage_table("to make", "reused", "about seconds", "why")
     for stage in record.stages:
-        table.add_row(stage.name, f"{stage.made:,}", f"{stage.reused:,}", escape(stage.why))
+        seconds = "?" if stage.estimate_s is None else f"{stage.estimate_s:,.1f}" if stage.made else ""
+        table.add_row(stage.name, f"{stage.made:,}", f"{stage.reused:,}", seconds, escape(stage.why))
     console.print(table)
     if not any(stage.made for stage in record.stages):
         console.print("up to date: a run would make nothing")
+        return
+    told = [stage.estimate_s for stage in record.stages if stage.estimate_s is not None]
+    missing = " and what is marked ?, which no earlier run tells" if len(told) < len(record.stages) else ""
+    console.print(f"about {duration(sum(told))} by the rates of earlier runs, without start-up{missing}")
+
+
+def duration(seconds: float) -> str:
+    """20 s, 5 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def show_comparison(comparison: Comparison, most: int) -> None:
+    """Settings, scores and captions of two runs side by side, on standard output."""
+    out = _console(stderr=False)
+    captions = comparison.captions
+    out.print(f"{comparison.after} beside {comparison.before}")
+    for name, before, after in comparison.settings:
+        out.print(f"{name}: {escape(str(before))} → {escape(str(after))}")
+    out.print(
+        f"{captions.height:,} captions changed, {comparison.same:,} stayed the same; "
+        f"{comparison.new:,} photographs are new, {comparison.gone:,} gone"
+    )
+    if comparison.scores.height:
+        table = _table("split", "metric", "before", "after", "change")
+        for split, metric, before, after, change in comparison.scores.iter_rows():
+            table.add_row(split, metric, f"{before:.3f}", f"{after:.3f}", f"{change:+.3f}")
+        out.print(table)
+    if most and captions.height:
+        table = _table("photo", "before", "after", "CIDEr")
+        for row in captions.head(most).iter_rows(named=True):
+            no_cider = row["cider_after"] is None
+            cider = "" if no_cider else f"{row['cider_before']:.2f} → {row['cider_after']:.2f}"
+            table.add_row(*(escape(row[name]) for name in ("path", "before", "after")), cider)
+        out.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def show_rejects(rejects: pl.DataFrame) -> None:

@@ -67,6 +67,7 @@ class StageSummary(Frozen):
     took_s: float  # spent in this run
     why: str  # why anything was made
     outputs: list[str]  # paths
+    estimate_s: float | None = None  # to make what is missing, where a walk only looked
 
 
 class RunRecord(Frozen):

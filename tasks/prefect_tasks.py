@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from prefect import task
@@ -30,19 +31,22 @@ Display = Callable[[str, int], Advance]
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
-def make(title: str, shard: Shard, root: Path, advance: Advance) -> Record:
-    """Make one shard, unless another run has made it meanwhile."""
+def make(title: str, shard: Shard, root: Path, advance: Advance) -> State:
+    """Make one shard, unless another run has made it meanwhile; the state says which."""
     workspace = Workspace(root)
-    record = None
     if not shard.sources.get("again"):
         record, _ = workspace.lookup(shard.stage.name, shard.key)
-    return record or make_shard(shard, workspace, advance)
+        if record:
+            return Completed(name="Cached", message="another run made it meanwhile", data=record)
+    record = make_shard(shard, workspace, advance)
+    told = f"{record.rows_in:,} rows read, {record.rows_out:,} written, {record.rejected:,} rejected"
+    return Completed(message=f"{told}, in {record.took_s:,.1f} s", data=record)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
 def reuse(title: str, shards: int) -> State:
     """Show that shards were there already."""
-    return Completed(name="Cached", message=f"{shards} shards reused")
+    return Completed(name="Cached", message=f"{shards:,} shards were made before")
 
 
 class PrefectMaker:
@@ -61,7 +65,7 @@ class PrefectMaker:
             return []
         show = self.display(stage.name, rows)
         advance = _Progress(stage.name, rows, show)
-        futures: list[PrefectFuture[Record]] = [
+        futures: list[PrefectFuture[Any]] = [
             make.submit(_title(shard), shard, self.workspace.root, advance) for shard in shards
         ]
         records = [future.result() for future in futures]
@@ -70,8 +74,10 @@ class PrefectMaker:
 
 
 def _title(shard: Shard) -> str:
+    """The stage, which part of the rows, and how many: `images train/0110: 250 rows`."""
     part = shard.place if "/" in shard.place and not shard.place.startswith("/") else ""
-    return f"{shard.stage.name} {part} ({shard.rows:,} rows)".replace("  ", " ")
+    rows = f": {shard.rows:,} rows" if shard.rows else ""
+    return f"{shard.stage.name} {part.removesuffix('/')}".strip() + rows
 
 
 class _Progress:

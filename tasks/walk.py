@@ -29,6 +29,7 @@ class Walked:
     shards: list[Shard | None]
     records: list[Record | None]
     whys: list[str] = field(default_factory=list)  # one for each shard that was missing
+    made: list[Record] = field(default_factory=list)  # by this walk
     took_s: float = 0.0
 
     @property
@@ -136,8 +137,8 @@ class Walk:
                 )
         if self.maker:
             ready = earlier.with_donors([shard for _, shard in missing])
-            made = self.maker(stage, ready, len(shards) - len(missing))
-            for (place, _), record in zip(missing, made, strict=True):
+            walked.made = self.maker(stage, ready, len(shards) - len(missing))
+            for (place, _), record in zip(missing, walked.made, strict=True):
                 walked.records[place] = record
             walked.took_s = time.monotonic() - started
         self.stages.append(walked)

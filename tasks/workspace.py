@@ -223,6 +223,16 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def started(pid: int) -> str:
+    """When a process of this machine began, in ticks since boot; empty where it is gone or the system
+    does not tell."""
+    try:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return "" if state in "ZX" else numbers[18]  # a killed process stays listed until its parent looks
+
+
 def _read_record(path: Path) -> Record | None:
     try:
         return Record.model_validate_json(path.read_bytes())

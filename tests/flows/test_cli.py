@@ -13,7 +13,10 @@ from click.testing import CliRunner
 from flows.cli import main
 from tests.flows.conftest import Ran, cutline, draw, small
 
-COMMANDS = ["run", "status", "caption", "evaluate", "generate", "rejects", "prune"]
+COMMANDS = [
+    "run", "status", "reprocess", "compare", "caption", "evaluate", "generate", "rejects", "prune",
+    "server", "serve",
+]  # fmt: skip
 
 
 def ask(*arguments: str | Path) -> tuple[int, str]:

@@ -79,7 +79,7 @@ def test_states_and_artifacts_of_a_run_are_on_the_server_that_answers(
     assert states["fusion: 1 reused"] == "Cached"
     made = sum(stage["made"] for stage in record["stages"])
     assert sum(state == "Completed" for state in states.values()) == made
-    assert any(name.startswith("image_features unlabelled/") for name in states)
+    assert any(name.startswith("image_features unlabelled") for name in states)
     artifacts = {found["key"] or found["type"] for found in ask(server, "artifacts/filter", limit=200)}
     assert artifacts >= {"stages", "scores", "rejects", "report", "progress"}
 

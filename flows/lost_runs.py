@@ -1,0 +1,77 @@
+"""Flow runs whose process is gone: `kill -9`, a crash or a power cut leaves them Running at the server.
+
+Each run names its process in a tag, and every run, and `cutline serve` again and again, ends those
+whose process of this machine is not there any more. Runs of a machine that is lost for good send no
+heartbeat: the server itself ends them (deployment/lost-runs.yaml).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.context import FlowRunContext
+from prefect.states import Crashed
+
+from tasks.workspace import is_alive, started
+
+UNFINISHED = [StateType.RUNNING, StateType.CANCELLING]
+TAG = "process:"
+
+
+def claim_run() -> None:
+    """Tag the present flow run with this process, and end the runs whose process is gone."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    with get_client(sync_client=True) as client:
+        others = [tag for tag in context.flow_run.tags if not tag.startswith(TAG)]
+        client.update_flow_run(context.flow_run.id, tags=[*others, tag_of_this_process()])
+        end_lost_runs(client)
+
+
+def tag_of_this_process() -> str:
+    """Machine, number and start of this process; the start tells it from a later one of that number."""
+    return f"{TAG}{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
+
+
+def end_lost_runs(client: SyncPrefectClient) -> list[str]:
+    """Force runs of dead processes of this machine to Crashed; the names of those runs."""
+    unfinished = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
+    )
+    lost = [run for run in client.read_flow_runs(flow_run_filter=unfinished) if is_lost(run.tags)]
+    for run in lost:
+        _crash(client, run)
+    return [run.name for run in lost]
+
+
+def is_lost(tags: Sequence[str]) -> bool:
+    """Whether the tags name a process of this machine that is not there any more."""
+    for tag in tags:
+        host, _, process = tag.removeprefix(TAG).rpartition(":")[0].rpartition(":")
+        start = tag.rpartition(":")[2]
+        if tag.startswith(TAG) and host == socket.gethostname() and process.isdigit():
+            return not is_alive(int(process)) or started(int(process)) != start
+    return False
+
+
+def _crash(client: SyncPrefectClient, run: FlowRun) -> None:
+    message = "Its process was killed; what it made is kept, and the next run goes on from there."
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    unfinished = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED)))
+    for task_run in client.read_task_runs(flow_run_filter=of_run, task_run_filter=unfinished):
+        client.set_task_run_state(task_run.id, Crashed(message=message), force=True)
+    client.set_flow_run_state(run.id, Crashed(message=message), force=True)

@@ -1,0 +1,74 @@
+"""Making an existing workspace anew with changed settings or on another data set, and what it changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.config import make_settings, merge, parse_assignments
+from flows.outcome import WORKSPACE, existing, finish, last_run
+from flows.run import plan, status
+from schemas.errors import UsageError
+from schemas.records import RunRecord
+from schemas.settings import Settings
+from tasks.compare import Comparison, choose_runs
+from tasks.compare import compare as compare_runs
+from tasks.workspace import Workspace
+
+
+def reprocess(
+    dataset: Path | None, changes: Sequence[str], workspace: Path = WORKSPACE
+) -> tuple[RunRecord, Comparison | None]:
+    """Run again with the settings of the last run and `changes` to them; makes what depends on those.
+
+    Without `dataset`, that of the newest run. Returns the run's record, and its comparison with the
+    last one unless it is the last one. Raises UsageError.
+    """
+    dataset, settings = what_to_make(dataset, changes, workspace)
+    before = last_before(dataset, workspace)
+    walk = plan(dataset, settings, workspace)
+    if walk.complete:
+        record = finish(walk, "run", dataset, settings)
+    else:
+        from flows.server import choose_server
+
+        choose_server(workspace)
+        from flows.prefect_flows import from_terminal
+        from flows.prefect_flows import reprocess as reprocess_flow
+
+        record = from_terminal(reprocess_flow, dataset, tuple(changes), False, workspace)
+    return record, moved(before, record, workspace)
+
+
+def dry_run(dataset: Path | None, changes: Sequence[str], workspace: Path = WORKSPACE) -> RunRecord:
+    """What `reprocess` would make, why, and how long by the rates of the last run; makes nothing."""
+    dataset, settings = what_to_make(dataset, changes, workspace)
+    return status(dataset, settings, workspace)
+
+
+def what_to_make(dataset: Path | None, changes: Sequence[str], workspace: Path) -> tuple[Path, Settings]:
+    """The data set, and the settings of its last run (else of the newest run) with the changes."""
+    newest = next((run for run in Workspace(workspace).runs() if run.command == "run"), None)
+    if newest is None:
+        raise UsageError(f"expected an earlier run in {workspace}, found none; start with `cutline run`")
+    dataset = existing(dataset or Path(newest.dataset))
+    base = last_run(Workspace(workspace), "run", dataset) or newest
+    return dataset, make_settings(merge(base.settings, parse_assignments(changes)))
+
+
+def last_before(dataset: Path, workspace: Path) -> RunRecord | None:
+    """The run that a new one on the data set is compared with."""
+    return last_run(Workspace(workspace), "run", dataset)
+
+
+def moved(before: RunRecord | None, after: RunRecord, workspace: Path) -> Comparison | None:
+    """The comparison of a run with the one before; None where there is none or they are the same."""
+    if before is None or before.run == after.run:
+        return None
+    return compare_runs(Workspace(workspace), before, after)
+
+
+def compare(before: str | None, after: str | None, workspace: Path = WORKSPACE) -> Comparison:
+    """Compare two runs by their ids; without them the newest with the one before. Raises UsageError."""
+    store = Workspace(workspace)
+    return compare_runs(store, *choose_runs(store.runs(), before, after))

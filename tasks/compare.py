@@ -1,0 +1,221 @@
+"""Two runs side by side: which settings and captions differ, and how the scores moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from schemas.errors import UsageError
+from schemas.records import Record, RunRecord
+from tasks.evaluate import SCORES_DTYPES, ptb_tokens
+from tasks.tables import read_table
+from tasks.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What became of the captions of one run in another.
+
+    `settings` are (name, before, after) of those that differ. `scores` has a row a split and metric:
+    split, metric, before, after, change. `captions` has a row for each photograph whose caption
+    changed, those first whose CIDEr moved most: path, split, photo_id, before, after, score_before,
+    score_after (mean log-probabilities of a token, each by its own model), cider_before, cider_after
+    (null outside the dev and test split).
+    """
+
+    before: str
+    after: str
+    settings: list[tuple[str, Any, Any]]
+    same: int
+    gone: int  # photographs that only the run before captioned
+    new: int  # photographs that only the run after captioned
+    scores: pl.DataFrame
+    captions: pl.DataFrame
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs: all of it, as JSON can write it."""
+        settings = [dict(zip(("name", "before", "after"), row, strict=True)) for row in self.settings]
+        return {
+            "before": self.before,
+            "after": self.after,
+            "settings": settings,
+            "changed": self.captions.height,
+            "same": self.same,
+            "new": self.new,
+            "gone": self.gone,
+            "scores": self.scores.to_dicts(),
+            "captions": self.captions.to_dicts(),
+        }
+
+
+def compare(workspace: Workspace, before: RunRecord, after: RunRecord) -> Comparison:
+    """Compare the captions and scores of two runs; photographs are the same by their bytes.
+
+    Raises UsageError where a run's captions were pruned.
+    """
+    old, new = _predictions(workspace, before), _predictions(workspace, after)
+    both = new.join(old, on="photo_id", suffix="_before")
+    changed = both.filter(pl.col("caption") != pl.col("caption_before"))
+    photos = _ingested(workspace, after, "photos").select("photo_id", "path", "split")
+    rows = changed.join(photos, on="photo_id", maintain_order="left")
+    held_out = _held_out(workspace, after)
+    cider = _cider(old, held_out).join(_cider(new, held_out), on="photo_id", suffix="_after")
+    moved = (pl.col("cider_after") - pl.col("cider_before")).abs()
+    captions = (
+        rows.join(cider, on="photo_id", how="left", maintain_order="left")
+        .select(
+            "path", "split", "photo_id",
+            before="caption_before", after="caption", score_before="score_before", score_after="score",
+            cider_before="cider", cider_after="cider_after",
+        )
+        .sort(moved, "path", descending=[True, False], nulls_last=True)
+    )  # fmt: skip
+    return Comparison(
+        before.run,
+        after.run,
+        _changed_settings(before.settings, after.settings),
+        same=both.height - changed.height,
+        gone=old.height - both.height,
+        new=new.height - both.height,
+        scores=_moved_scores(workspace, before, after),
+        captions=captions,
+    )
+
+
+def _predictions(workspace: Workspace, run: RunRecord) -> pl.DataFrame:
+    """photo_id, caption and score of every photograph that a run captioned."""
+    paths = [
+        workspace.root / record.output("predictions.parquet").path
+        for record in _records(workspace, run, "caption")
+    ]
+    columns = ["photo_id", "caption", "score"]
+    if not paths:
+        return pl.DataFrame(schema={"photo_id": pl.String, "caption": pl.String, "score": pl.Float32})
+    return pl.read_parquet(paths, columns=columns)
+
+
+def _records(workspace: Workspace, run: RunRecord, stage: str) -> list[Record]:
+    """The records of a run's stage, none for a stage that it does not have."""
+    found = [workspace.read_record(stage, key) for key in run.shards.get(stage, [])]
+    there = [
+        record
+        for record in found
+        if record and all((workspace.root / output.path).is_file() for output in record.outputs)
+    ]
+    if len(there) < len(found):
+        raise UsageError(f"run {run.run}: what its stage {stage} made is not there any more; run it again")
+    return there
+
+
+def _ingested(workspace: Workspace, run: RunRecord, table: str) -> pl.DataFrame:
+    (ingest,) = _records(workspace, run, "ingest")
+    return read_table(workspace.root / ingest.output(f"{table}.parquet").path, table)
+
+
+def _held_out(workspace: Workspace, run: RunRecord) -> list[dict[str, list[str]]]:
+    """What people wrote under the photographs of the dev and of the test split."""
+    captions = _ingested(workspace, run, "captions").drop_nulls("photo_id")
+    return [
+        dict(
+            captions.filter(pl.col("split") == split)
+            .group_by("photo_id", maintain_order=True)
+            .agg("text")
+            .iter_rows()
+        )
+        for split in ("dev", "test")
+    ]
+
+
+def _cider(predictions: pl.DataFrame, held_out: Sequence[dict[str, list[str]]]) -> pl.DataFrame:
+    """photo_id and the CIDEr of its caption, of those that have references; their mean is the split's."""
+    from pycocoevalcap.cider.cider import Cider
+
+    said = dict(predictions.select("photo_id", "caption").iter_rows())
+    found: dict[str, float] = {}
+    for references in held_out:
+        known = {photo: [text for text in ptb_tokens(texts) if text] for photo, texts in references.items()}
+        known = {photo: texts for photo, texts in known.items() if texts and photo in said}
+        if known:
+            captions = ptb_tokens(said[photo] for photo in known)
+            results = {photo: [text] for photo, text in zip(known, captions, strict=True)}
+            found |= dict(zip(known, map(float, Cider().compute_score(known, results)[1]), strict=True))
+    return pl.DataFrame(
+        {"photo_id": list(found), "cider": list(found.values())},
+        schema={"photo_id": pl.String, "cider": pl.Float64},
+    )
+
+
+def _changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    old, new = _flat(before), _flat(after)
+    return [
+        (name, old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    return {f"{stage}.{name}": value for stage, of in settings.items() for name, value in of.items()}
+
+
+def _moved_scores(workspace: Workspace, before: RunRecord, after: RunRecord) -> pl.DataFrame:
+    """The scores of both runs; those of a metric that one of them lacks are left out."""
+    old, new = (_scores(workspace, run) for run in (before, after))
+    both = new.join(old, on=["split", "metric"], suffix="_before", maintain_order="left")
+    return both.select(
+        "split",
+        "metric",
+        before="value_before",
+        after="value",
+        change=pl.col("value") - pl.col("value_before"),
+    )
+
+
+def _scores(workspace: Workspace, run: RunRecord) -> pl.DataFrame:
+    tables = [
+        read_table(workspace.root / record.output("scores.parquet").path, "scores")
+        for record in _records(workspace, run, "evaluate")
+    ]
+    return pl.concat(tables) if tables else pl.DataFrame(schema=SCORES_DTYPES)
+
+
+def choose_runs(
+    runs: Sequence[RunRecord], before: str | None, after: str | None
+) -> tuple[RunRecord, RunRecord]:
+    """The runs that two ids, or beginnings of ids, name; without them the newest and the one before.
+
+    `runs` are newest first. Raises UsageError where an id names none or several.
+    """
+    later = _named(runs, after) if after else next((run for run in runs if run.command == "run"), None)
+    if later is None:
+        raise UsageError("expected two runs to compare, found none; start with `cutline run`")
+    if before:
+        return _named(runs, before), later
+    older = runs[runs.index(later) + 1 :]
+    earlier = next(
+        (run for run in older if (run.command, run.dataset) == (later.command, later.dataset)), None
+    )
+    if earlier is None:
+        raise UsageError(
+            f"expected a run before {later.run} on {later.dataset}, found none; name two of "
+            f"{_list(runs)}, or make one: `cutline reprocess --set STAGE.KEY=VALUE`"
+        )
+    return earlier, later
+
+
+def _named(runs: Sequence[RunRecord], name: str) -> RunRecord:
+    found = [run for run in runs if run.run.startswith(name)]
+    if len(found) != 1:
+        what = "several runs" if found else "none"
+        raise UsageError(
+            f"run '{name}': expected the beginning of one run's id, found {what}: {_list(found or runs)}"
+        )
+    return found[0]
+
+
+def _list(runs: Sequence[RunRecord]) -> str:
+    """The newest runs, for a message."""
+    return ", ".join(run.run for run in runs[:5]) or "no runs"

@@ -1,0 +1,72 @@
+"""A few captioned photographs of a run with their pictures, for pages that show some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from schemas.records import Record, RunRecord
+from schemas.tables import UNLABELLED
+from tasks.workspace import Workspace
+
+BEST_FIRST = ("test", "dev", UNLABELLED, "train")  # what a model has not learned from tells most
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A photograph, (H, W, 3) RGB uint8, with what was written under it."""
+
+    path: str
+    split: str
+    square: np.ndarray
+    caption: str
+    score: float
+
+
+def samples(workspace: Workspace, run: RunRecord, count: int, of: Sequence[str] = ()) -> list[Sample]:
+    """The first `count` captioned photographs of the best held-out split, or of the ids in `of`.
+
+    Reads no more shards than it shows photographs.
+    """
+    (ingest,) = _records(workspace, run, "ingest")
+    photos = pl.scan_parquet(workspace.root / ingest.output("photos.parquet").path)
+    if of:
+        chosen = photos.filter(pl.col("photo_id").is_in(list(of[:count])))
+    else:
+        order = pl.col("split").replace_strict(BEST_FIRST, range(len(BEST_FIRST)), return_dtype=pl.Int8)
+        chosen = photos.sort(order, "photo_id").head(count)
+    rows = chosen.select("photo_id", "path", "split").collect()
+    captions = _rows(workspace, _records(workspace, run, "caption"), rows, "predictions")
+    squares = _rows(workspace, _records(workspace, run, "images"), rows, "images")
+    if captions is None or squares is None:
+        return []
+    found = rows.join(captions, on="photo_id").join(squares, on="photo_id", maintain_order="left")
+    side = round((found["square"].dtype.shape[0] / 3) ** 0.5)  # type: ignore[attr-defined]
+    pictures = found["square"].to_numpy().reshape(-1, side, side, 3)
+    names = found.select("path", "split", "caption", "score").rows(named=True)
+    return [Sample(square=picture, **row) for picture, row in zip(pictures, names, strict=True)]
+
+
+def _rows(
+    workspace: Workspace, records: Sequence[Record], photos: pl.DataFrame, table: str
+) -> pl.DataFrame | None:
+    """The rows of `photos` from the shards that hold them; a shard's place is the first bits of its ids."""
+    wanted = [
+        f"{split}/{int(photo_id, 16):0128b}"
+        for photo_id, split in photos.select("photo_id", "split").iter_rows()
+    ]
+    frames = [
+        pl.scan_parquet(workspace.root / record.output(f"{table}.parquet").path)
+        .filter(pl.col("photo_id").is_in(photos["photo_id"].to_list()))
+        .collect()
+        for record in records
+        if any(id_bits.startswith(record.place) for id_bits in wanted)
+    ]
+    return pl.concat(frames) if frames else None
+
+
+def _records(workspace: Workspace, run: RunRecord, stage: str) -> list[Record]:
+    return [record for key in run.shards[stage] if (record := workspace.read_record(stage, key))]
