@@ -11,6 +11,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from schemas.records import RunRecord
 from tasks.compare import Comparison
+from tasks.pages import count_of
 from tasks.report import thumbnail
 from tasks.samples import Sample, samples
 from tasks.workspace import Workspace
@@ -100,8 +101,8 @@ def comparison_page(comparison: Comparison, pictures: dict[str, Sample]) -> str:
     lines += [f"- `{name}`: {_text(before)} → {_text(after)}" for name, before, after in comparison.settings]
     lines += [
         "",
-        f"{changed.height:,} captions changed, {comparison.same:,} stayed the same; "
-        f"{comparison.new:,} photographs are new, {comparison.gone:,} gone.",
+        f"{count_of(changed.height, 'caption')} changed, {comparison.same:,} stayed the same; "
+        f"{count_of(comparison.new, 'photograph')} new, {comparison.gone:,} gone.",
         "",
         "| split | metric | before | after | change |",
         "| --- | --- | --- | --- | --- |",

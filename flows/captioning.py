@@ -85,5 +85,12 @@ def captions_of(workspace: Workspace, record: RunRecord) -> pl.DataFrame:
     return captioned(photos, rows)
 
 
+def photos_of(workspace: Workspace, captioned: Sequence[Record]) -> pl.Series:
+    """The photographs that some shards of captions hold, by id."""
+    paths = [workspace.root / record.output("predictions.parquet").path for record in captioned]
+    found = read_table(paths, "predictions", ["photo_id"]) if paths else empty_table("predictions")
+    return found["photo_id"]
+
+
 def _records(workspace: Workspace, run: RunRecord, stage: str) -> list[Record]:
     return [record for key in run.shards[stage] if (record := workspace.read_record(stage, key))]

@@ -19,7 +19,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows.artifacts import leave_artifacts, leave_comparison, leave_plan
-from flows.captioning import captions_of, walk_captions
+from flows.captioning import captions_of, photos_of, walk_captions
 from flows.config import Tree, settings_with
 from flows.generating import newest_bundle
 from flows.lost_runs import claim_run
@@ -33,6 +33,7 @@ from schemas.records import RunRecord
 from schemas.settings import IngestSettings, Settings
 from tasks.bundle import Bundle, load_bundle
 from tasks.export import check_ending, write_captions
+from tasks.pages import count_of
 from tasks.prefect_tasks import PrefectMaker
 from tasks.walk import Walk
 from tasks.workspace import Workspace
@@ -59,7 +60,11 @@ def run_dataset(
 ) -> State[RunRecord]:
     """From a data set to captions, scores, a bundle and a report; makes only what is missing.
 
-    `retry` reads anew whatever was rejected.
+    Args:
+        dataset: a folder or a Parquet file
+        settings: of every stage
+        workspace: folder for everything that is made
+        retry: read anew whatever was rejected
     """
     claim_run()
     record = _run(existing(dataset), settings, workspace, retry)
@@ -79,7 +84,7 @@ def _said(record: RunRecord) -> str:
     """What a run came to, in a sentence."""
     made, reused = (sum(getattr(stage, name) for stage in record.stages) for name in ("made", "reused"))
     score = f"; CIDEr {record.scores['CIDEr']:.3f}" if "CIDEr" in record.scores else ""
-    return f"{made:,} shards made, {reused:,} reused{score}"
+    return f"{count_of(made, 'shard')} made, {reused:,} reused{score}"
 
 
 @flow(
@@ -96,8 +101,11 @@ def reprocess(
 ) -> State[RunRecord]:
     """Make a data set anew with the settings of its last run and some changed; says first which and why.
 
-    `changes` are such as images.crop=pad. A data set without a run takes the settings of the newest
-    run. With `dry_run` nothing is made.
+    Args:
+        dataset: one without a run takes the settings of the newest run
+        changes: such as images.crop=pad
+        dry_run: only say what would be made, why, and about how long it would take
+        workspace: the one that holds the earlier runs
     """
     claim_run()
     dataset, settings = what_to_make(dataset, changes, workspace)
@@ -129,20 +137,24 @@ def caption_photos(
     """
     claim_run()
     bundle = load_bundle(model)
-    record, captioned = _caption(dataset, bundle, settings_with(bundle, tree), only, workspace)
-    leave_artifacts(record)
-    return Completed(message=f"{captioned:,} photographs captioned", data=record)
+    record, new, captioned = _caption(dataset, bundle, settings_with(bundle, tree), only, workspace)
+    leave_artifacts(record, new)
+    return Completed(message=f"{count_of(captioned, 'photograph')} captioned", data=record)
 
 
 def _caption(
     dataset: Path, bundle: Bundle, settings: Settings, only: list[str], workspace: Path
-) -> tuple[RunRecord, int]:
-    """The record, and how many photographs were captioned that were not before."""
+) -> tuple[RunRecord, list[str], int]:
+    """The record, the photographs that the last run did not caption, and how many captions are new."""
     store = Workspace(workspace)
     with RunMarker(store), display() as show:
         walk = walk_captions(store, dataset, settings, bundle, only, PrefectMaker(store, show))
         record = finish(walk, "caption", dataset, settings)
-    return record, sum(shard.rows_in - shard.reused_rows for shard in walk.stages[-1].made)
+    made = walk.stages[-1].made
+    before = [store.lookup("caption", key)[0] for key in walk.last.shards["caption"]] if walk.last else []
+    ids = photos_of(store, made)
+    new = ids.filter(~ids.is_in(photos_of(store, [record for record in before if record]).implode()))
+    return record, new.to_list(), sum(shard.rows_in - shard.reused_rows for shard in made)
 
 
 @flow(
@@ -160,8 +172,12 @@ def caption_new(
 ) -> State[RunRecord | None]:
     """Caption what is new in a folder, and say so where nothing is.
 
-    Without `model` the bundle of the newest run is used. The captions of all photographs of the
-    folder go to `out`, else to captions/ in the workspace.
+    Args:
+        photos: the folder
+        model: a bundle; without it the newest run's
+        out: the captions of all photographs of the folder go here, else to captions/ in the workspace
+        ingest: which photographs are taken
+        workspace: folder for everything that is made
     """
     claim_run()
     photos = existing(photos)
@@ -175,13 +191,11 @@ def caption_new(
         found = str(empty).splitlines()[-1]
         return Completed(name=NOTHING_NEW, message=f"no photographs in {photos}: {found}")
     if walk.complete and out.is_file():
-        rows = sum(record.rows_out for record in walk.stages[-1].present)
-        return Completed(
-            name=NOTHING_NEW, message=f"all {rows:,} photographs of {photos} were captioned before"
-        )
-    record, captioned = _caption(photos, bundle, settings, [], workspace)
+        known = count_of(sum(record.rows_out for record in walk.stages[-1].present), "photograph")
+        return Completed(name=NOTHING_NEW, message=f"{known} of {photos} captioned before, none is new")
+    record, fresh, captioned = _caption(photos, bundle, settings, [], workspace)
     write_captions(captions_of(Workspace(workspace), record), out)
-    leave_artifacts(record)
+    leave_artifacts(record, fresh)
     message = (
         f"{captioned:,} photographs captioned, {record.reject_rate:.1%} of the files rejected; see {out}"
     )

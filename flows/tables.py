@@ -74,8 +74,8 @@ def show_comparison(comparison: Comparison, most: int) -> None:
     for name, before, after in comparison.settings:
         out.print(f"{name}: {escape(str(before))} → {escape(str(after))}")
     out.print(
-        f"{captions.height:,} captions changed, {comparison.same:,} stayed the same; "
-        f"{comparison.new:,} photographs are new, {comparison.gone:,} gone"
+        f"{captions.height:,} captions changed, {comparison.same:,} stayed the same, "
+        f"{comparison.new:,} of new photographs, {comparison.gone:,} gone"
     )
     if comparison.scores.height:
         table = _table("split", "metric", "before", "after", "change")

@@ -162,10 +162,10 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _moved_scores(workspace: Workspace, before: RunRecord, after: RunRecord) -> pl.DataFrame:
-    """The scores of both runs; those of a metric that one of them lacks are left out."""
+    """The scores of both runs, test first; those of a metric that one of them lacks are left out."""
     old, new = (_scores(workspace, run) for run in (before, after))
     both = new.join(old, on=["split", "metric"], suffix="_before", maintain_order="left")
-    return both.select(
+    return both.sort("split", descending=True, maintain_order=True).select(
         "split",
         "metric",
         before="value_before",

@@ -20,6 +20,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
 from schemas.records import Record
+from tasks.pages import count_of
 from tasks.shards import Advance, Shard, Stage
 from tasks.stages import make_shard
 from tasks.workspace import Workspace
@@ -46,7 +47,7 @@ def make(title: str, shard: Shard, root: Path, advance: Advance) -> State:
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
 def reuse(title: str, shards: int) -> State:
     """Show that shards were there already."""
-    return Completed(name="Cached", message=f"{shards:,} shards were made before")
+    return Completed(name="Cached", message=f"{count_of(shards, 'shard')} made before")
 
 
 class PrefectMaker:
@@ -76,7 +77,7 @@ class PrefectMaker:
 def _title(shard: Shard) -> str:
     """The stage, which part of the rows, and how many: `images train/0110: 250 rows`."""
     part = shard.place if "/" in shard.place and not shard.place.startswith("/") else ""
-    rows = f": {shard.rows:,} rows" if shard.rows else ""
+    rows = f": {count_of(shard.rows, 'row')}" if shard.rows else ""
     return f"{shard.stage.name} {part.removesuffix('/')}".strip() + rows
 
 
@@ -85,17 +86,17 @@ class _Progress:
 
     def __init__(self, name: str, rows: int, show: Advance) -> None:
         self.name = name
-        self.rows = max(rows, 1)
+        self.rows = rows
         self.show = show
         self.done = 0
         self.started = self.updated = time.monotonic()
-        self.artifact: UUID = create_progress_artifact(0.0, description=f"{name}: 0 of {rows:,} rows")  # type: ignore[assignment]
+        self.artifact: UUID = create_progress_artifact(0.0, description=self._told())  # type: ignore[assignment]
 
     def __call__(self, rows: int) -> None:
         self.done += rows
         self.show(rows)
         if time.monotonic() - self.updated >= SECONDS_BETWEEN_UPDATES:
-            self._update(min(100.0, 100 * self.done / self.rows))
+            self._update(min(100.0, 100 * self.done / max(self.rows, 1)))
 
     def finish(self) -> None:
         """Fill what a training that ended early, or a stage without rows, left open."""
@@ -104,9 +105,10 @@ class _Progress:
 
     def _update(self, percent: float) -> None:
         self.updated = time.monotonic()
+        update_progress_artifact(self.artifact, percent, description=self._told())
+
+    def _told(self) -> str:
+        if not self.rows:
+            return self.name
         rate = self.done / max(self.updated - self.started, 1e-9)
-        update_progress_artifact(
-            self.artifact,
-            percent,
-            description=f"{self.name}: {self.done:,} of {self.rows:,} rows, {rate:,.1f} a second",
-        )
+        return f"{self.name}: {self.done:,} of {count_of(self.rows, 'row')}, {rate:,.1f} a second"
