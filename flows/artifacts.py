@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import polars as pl
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -33,13 +32,13 @@ def leave_artifacts(record: RunRecord, shown: Sequence[str] = ()) -> None:
         scores = [{"metric": name, "value": round(value, 4)} for name, value in record.scores.items()]
         create_table_artifact(scores, key="scores", description="Scores on the held-out split")
     leave_rejects(record)
-    store = Workspace(Path(record.workspace))
+    store = Workspace(record.workspace)
     if found := samples(store, record, SAMPLES, shown):
         create_markdown_artifact(
             sample_table(found), key="samples", description="Captions of some photographs"
         )
     if record.report:
-        create_link_artifact(Path(record.report).as_uri(), link_text="Report of the run", key="report")
+        create_link_artifact(store.file(record.report).as_uri(), link_text="Report of the run", key="report")
         create_markdown_artifact(
             f"- report: `{record.report}`\n- captions: `{record.captions}`\n"
             f"- rejects: `{record.rejects}`\n- bundle: `{record.bundle}`",
@@ -50,9 +49,9 @@ def leave_artifacts(record: RunRecord, shown: Sequence[str] = ()) -> None:
 
 def leave_rejects(record: RunRecord) -> None:
     """Rejects by stage and reason, with the first names of each."""
-    store = Workspace(Path(record.workspace))
+    store = Workspace(record.workspace)
     paths = [
-        store.root / path
+        store.file(path)
         for stage in record.stages
         for path in stage.outputs
         if path.endswith("rejects.parquet") and stage.name != "report"
@@ -87,7 +86,7 @@ def leave_comparison(comparison: Comparison, after: RunRecord) -> None:
     shown = comparison.captions.head(CHANGES)
     pictures = {
         sample.path: sample
-        for sample in samples(Workspace(Path(after.workspace)), after, CHANGES, shown["photo_id"].to_list())
+        for sample in samples(Workspace(after.workspace), after, CHANGES, shown["photo_id"].to_list())
     }
     create_markdown_artifact(
         comparison_page(comparison, pictures), key="comparison", description="Beside the run before"

@@ -14,14 +14,20 @@ from flows.pipeline import caption_stages
 from schemas.records import Record, RunRecord
 from schemas.settings import Settings
 from tasks.bundle import Bundle, load_bundle
+from tasks.cluster import LOCAL
 from tasks.export import captioned, check_ending, write_captions
 from tasks.tables import empty_table, read_table
 from tasks.walk import Maker, Walk
-from tasks.workspace import Workspace
+from tasks.workspace import Workspace, bundle_at
 
 
 def caption(
-    photos: Sequence[Path], model: Path, out: Path, tree: Tree, workspace: Path = WORKSPACE
+    photos: Sequence[Path],
+    model: Path,
+    out: Path,
+    tree: Tree,
+    workspace: Path = WORKSPACE,
+    runner: str = LOCAL,
 ) -> tuple[RunRecord, float]:
     """Caption files, folders or a Parquet manifest, and write the captions to `out`.
 
@@ -30,19 +36,17 @@ def caption(
     """
     check_ending(out)
     dataset, only = common_folder(photos)
-    bundle = load_bundle(model)
-    settings = settings_with(bundle, tree)
     store = Workspace(workspace)
+    bundle = load_bundle(bundle_at(model))
+    settings = settings_with(bundle, tree)
     walk = walk_captions(store, dataset, settings, bundle, only)
     if walk.complete:
         record = finish(walk, "caption", dataset, settings)
     else:
-        from flows.server import choose_server
+        from flows.runners import start
 
-        choose_server(workspace)
-        from flows.prefect_flows import caption_photos, from_terminal
-
-        record = from_terminal(caption_photos, dataset, model.absolute(), tree, only, workspace)
+        asked = (dataset, bundle.folder.absolute(), tree, only, workspace)
+        record = start("caption_photos", *asked, root=store.root, runner=runner)
     write_captions(captions_of(store, record), out)
     return record.model_copy(update={"captions": str(out.absolute())}), settings.ingest.max_reject_rate
 
@@ -76,21 +80,27 @@ def common_folder(photos: Sequence[Path]) -> tuple[Path, list[str]]:
 def captions_of(workspace: Workspace, record: RunRecord) -> pl.DataFrame:
     """The `captioned` table of a run's photographs."""
     predictions = [
-        workspace.root / found.output("predictions.parquet").path
-        for found in _records(workspace, record, "caption")
+        found.output("predictions.parquet").path for found in _records(workspace, record, "caption")
     ]
     (ingest,) = _records(workspace, record, "ingest")
-    photos = read_table(workspace.root / ingest.output("photos.parquet").path, "photos")
-    rows = read_table(predictions, "predictions") if predictions else empty_table("predictions")
+    photos = read_table(workspace.file(ingest.output("photos.parquet").path), "photos")
+    rows = (
+        read_table(workspace.files(predictions), "predictions") if predictions else empty_table("predictions")
+    )
     return captioned(photos, rows)
 
 
 def photos_of(workspace: Workspace, captioned: Sequence[Record]) -> pl.Series:
     """The photographs that some shards of captions hold, by id."""
-    paths = [workspace.root / record.output("predictions.parquet").path for record in captioned]
-    found = read_table(paths, "predictions", ["photo_id"]) if paths else empty_table("predictions")
+    paths = [record.output("predictions.parquet").path for record in captioned]
+    found = (
+        read_table(workspace.files(paths), "predictions", ["photo_id"])
+        if paths
+        else empty_table("predictions")
+    )
     return found["photo_id"]
 
 
 def _records(workspace: Workspace, run: RunRecord, stage: str) -> list[Record]:
+    workspace.look_ahead(stage, run.shards[stage])
     return [record for key in run.shards[stage] if (record := workspace.read_record(stage, key))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,37 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-workspace_option = click.option(
-    "--workspace",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=DEFAULT_WORKSPACE,
-    show_default="data/workspace",
-    help="Folder for everything that is made.",
+def _set_cache(_ctx: click.Context, _option: click.Parameter, folder: Path | None) -> None:
+    if folder:
+        os.environ["CUTLINE_CACHE"] = str(folder.absolute())  # workers of this machine read it too
+
+
+def workspace_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option of every command that reads or writes a workspace, and where a store's cache lies."""
+    cache = click.option(
+        "--cache",
+        type=click.Path(file_okay=False, path_type=Path),
+        expose_value=False,
+        callback=_set_cache,
+        help="Folder for this machine's copies of an object store; also $CUTLINE_CACHE.",
+    )
+    workspace = click.option(
+        "--workspace",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=DEFAULT_WORKSPACE,
+        show_default="data/workspace",
+        help="Folder for everything that is made, or an object store: s3://BUCKET/PREFIX.",
+    )
+    return workspace(cache(command))
+
+
+runner_option = click.option(
+    "--runner",
+    default="local",
+    show_default=True,
+    metavar="RUNNER",
+    help="Where the shards of photographs and captions are made: local, dask (workers of this machine) or "
+    "dask://HOST:PORT (a scheduler's). Training stays on this machine.",
 )
 config_option = click.option(
     "--config",
@@ -78,12 +104,13 @@ def main() -> None:
 
 
 @main.command(
-    epilog=examples("cutline run data/sample", "cutline run ~/flickr8k --set fusion.kind=concat --json")
+    epilog=examples("cutline run data/sample", "cutline run ~/flickr8k --set fusion.kind=concat --json"),
 )
 @click.argument("dataset", type=click.Path(path_type=Path))
 @config_option
 @set_option
 @workspace_option
+@runner_option
 @deep_option
 @json_option
 def run(
@@ -91,6 +118,7 @@ def run(
     config: Path | None,
     assignments: tuple[str, ...],
     workspace: Path,
+    runner: str,
     deep: bool,
     as_json: bool,
 ) -> None:
@@ -99,7 +127,7 @@ def run(
     from flows.run import run as run_stages
 
     settings = read_settings(config, assignments)
-    record = run_stages(dataset, settings, workspace, deep)
+    record = run_stages(dataset, settings, workspace, deep, runner)
     if as_json:
         click.echo(_as_json(record))
     from flows.tables import show_run
@@ -155,6 +183,7 @@ def status(
 )
 @set_option
 @workspace_option
+@runner_option
 @json_option
 def caption(
     photos: tuple[Path, ...],
@@ -162,13 +191,15 @@ def caption(
     out: Path,
     assignments: tuple[str, ...],
     workspace: Path,
+    runner: str,
     as_json: bool,
 ) -> None:
     """Caption PHOTOS (files, folders or a Parquet manifest) with a trained bundle."""
     from flows.captioning import caption as caption_photos
     from flows.config import parse_assignments
 
-    record, limit = caption_photos(list(photos), model, out, parse_assignments(assignments), workspace)
+    tree = parse_assignments(assignments)
+    record, limit = caption_photos(list(photos), model, out, tree, workspace, runner)
     if as_json:
         click.echo(_as_json(record))
     from flows.tables import show_run
@@ -445,7 +476,7 @@ def prune(keep: int | None, yes: bool, workspace: Path) -> None:
     from flows.prune import find_unused, remove
 
     unused = find_unused(workspace, keep)
-    if not unused.paths:
+    if not unused.sizes:
         click.echo("nothing to remove: every file is one that a run refers to")
         return
     for kind, (count, size) in unused.by_kind().items():
@@ -453,7 +484,7 @@ def prune(keep: int | None, yes: bool, workspace: Path) -> None:
     if not yes:
         click.confirm("Remove these files?", abort=True)
     remove(unused)
-    click.echo(f"removed {len(unused.paths):,} files, {unused.size / 1e6:,.1f} MB")
+    click.echo(f"removed {len(unused.sizes):,} files, {unused.size / 1e6:,.1f} MB")
 
 
 def _as_json(record: Any) -> str:

@@ -29,7 +29,7 @@ from tasks.generate import (
     unknown_words,
 )
 from tasks.quiet import load_tensorflow
-from tasks.workspace import Workspace
+from tasks.workspace import Workspace, bundle_at
 
 if TYPE_CHECKING:
     from tasks.language_model import LanguageModel
@@ -52,7 +52,7 @@ def generate(
     `retrieve` real captions come with each line: those of `captions`, else those of the data set
     that the bundle was trained on. Raises UsageError, StaleModel, CutlineError for a bad photograph.
     """
-    folder = model or newest_bundle(workspace)
+    folder = bundle_at(model) if model else newest_bundle(workspace)
     prompt = tokenize(text)
     if text.strip() and not prompt:
         raise UsageError(f"text: expected a word, found '{text.strip()[:80]}'; leave it out to begin anew")
@@ -92,17 +92,20 @@ def _as_record(line: Line, real: RealCaptions | None, count: int) -> dict[str, A
 
 def perplexity(file: Path, model: Path | None, workspace: Path) -> Perplexity:
     """The perplexity of a text file, a caption a line, under a bundle's language model."""
-    bundle = load_bundle(model or newest_bundle(workspace))
+    bundle = load_bundle(bundle_at(model) if model else newest_bundle(workspace))
     load_tensorflow()
     return perplexity_of(_language_model(bundle), _tokens(bundle), read_lines(file))
 
 
 def newest_bundle(workspace: Path) -> Path:
     """The bundle of the newest run that made one. Raises UsageError where there is none."""
-    for record in Workspace(workspace).runs():
-        if record.bundle and Path(record.bundle).is_dir():
-            return Path(record.bundle)
-    raise UsageError(f"expected a bundle in {workspace}, found none; name one with --model, or `cutline run`")
+    store = Workspace(workspace)
+    for record in store.runs():
+        if record.bundle and (folder := bundle_at(record.bundle)).is_dir():
+            return folder
+    raise UsageError(
+        f"expected a bundle in {store.where}, found none; name one with --model, or `cutline run`"
+    )
 
 
 def sampler_of(bundle: Bundle, photo: Path | None, tree: Tree) -> Sampler:
@@ -164,7 +167,7 @@ def real_captions(source: Path | None, bundle: Path, workspace: Path) -> Iterabl
         expected = f"captions '{source}': expected a file of captions, or a data set that was run with it"
     else:
         where = bundle.resolve()
-        run = next((r for r in store.runs() if r.bundle and Path(r.bundle).resolve() == where), None)
+        run = next((r for r in store.runs() if r.bundle and bundle_at(r.bundle).resolve() == where), None)
         expected = f"nearest captions: expected the run that made '{bundle}'"
     if run is None:
         raise UsageError(f"{expected}, found none in {workspace}; name a file with --captions")
@@ -177,7 +180,7 @@ def _captions_of(store: Workspace, run: RunRecord) -> Sequence[str]:
         record = store.read_record("ingest", key)
         if record is None:
             raise UsageError(f"the captions of run {run.run} were pruned; `cutline run` it again")
-        paths.append(store.root / record.output("captions.parquet").path)
+        paths.append(store.file(record.output("captions.parquet").path))
     return pl.read_parquet(paths, columns=["text"])["text"].to_list()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,19 +49,19 @@ def finish(walk: Walk, command: str, dataset: Path, settings: Settings) -> RunRe
 def describe(walk: Walk, command: str, dataset: Path, settings: Settings) -> RunRecord:
     """The record of a walk, complete or not."""
     report, bundle, evaluate = (_one(walk, name) for name in ("report", "bundle", "evaluate"))
-    root = walk.workspace.root
+    workspace = walk.workspace
     return RunRecord(
         run=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
         command=command,
         dataset=str(dataset),
-        workspace=str(root),
+        workspace=workspace.where,
         settings=settings.model_dump(),
         shards={walked.stage.name: [shard.key for shard in walked.shards if shard] for walked in walk.stages},
-        report=str(root / report.output("report.html").path) if report else None,
-        captions=str(root / report.output("captions.parquet").path) if report else None,
-        rejects=str(root / report.output("rejects.parquet").path) if report else None,
-        bundle=str((root / bundle.output("bundle.json").path).parent) if bundle else None,
-        scores=held_out_scores(root / evaluate.output("scores.parquet").path) if evaluate else {},
+        report=workspace.reached_at(report.output("report.html").path) if report else None,
+        captions=workspace.reached_at(report.output("captions.parquet").path) if report else None,
+        rejects=workspace.reached_at(report.output("rejects.parquet").path) if report else None,
+        bundle=workspace.reached_at(bundle.output("bundle.json").path.rpartition("/")[0]) if bundle else None,
+        scores=held_out_scores(workspace.file(evaluate.output("scores.parquet").path)) if evaluate else {},
         reject_rate=reject_rate(walk),
         stages=[walked.summary() for walked in walk.stages],
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -91,26 +90,8 @@ def reject_rate(walk: Walk) -> float:
             if record.stage == "ingest":
                 rows = record.rows_in
             if record.has("rejects.parquet"):
-                reasons = pl.read_parquet(walk.workspace.root / record.output("rejects.parquet").path)[
+                reasons = pl.read_parquet(walk.workspace.file(record.output("rejects.parquet").path))[
                     "reason"
                 ]
                 rejected += int((~reasons.is_in(list(NOTICES))).sum())
     return rejected / rows if rows else 0.0
-
-
-class RunMarker:
-    """Says that a run is at work on a workspace, so that nothing is pruned under it."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
-        self.path = workspace.root / "running" / f"{os.getpid()}"
-
-    def __enter__(self) -> RunMarker:
-        self.workspace.mark()
-        self.workspace.clear_scratch()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(datetime.now(UTC).isoformat(timespec="seconds"))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.path.unlink(missing_ok=True)

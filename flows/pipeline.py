@@ -119,7 +119,7 @@ class Wiring:
         path = record.output(f"{table}.parquet").path
         lineage = lineage_of(stage, settings.model_dump(), "", **inputs)
         shards: list[Shard | None] = []
-        for part, ids in _families(self.walk.workspace.root / path, table):
+        for part, ids in _families(self.walk.workspace.file(path), table):
             shards.append(
                 Shard(
                     stage=stage,
@@ -284,7 +284,7 @@ class Wiring:
             stages.FUSION,
             self.settings.fusion,
             {
-                "pairs": _digest_of_pairs(self.walk.workspace.root / pairs),
+                "pairs": _digest_of_pairs(self.walk.workspace.file(pairs)),
                 **_digests(photos, "image_features"),
                 **_digests(captions, "text_features"),
                 **_digests([vocabulary.one], "vocabulary"),
@@ -314,11 +314,13 @@ class Wiring:
 
     def caption_with(self, bundle: Bundle, features: Walked) -> Walked:
         """As `caption`, with the files of a bundle: the same bytes make the same shards."""
-        files = {
-            name: Source(digest_of_file(bundle.folder / file), str((bundle.folder / file).absolute()))
-            for name, file in MODEL_FILES.items()
-        }
+        files = {name: self._of_bundle(bundle.folder / file) for name, file in MODEL_FILES.items()}
         return self._follow(stages.CAPTION, self.settings.caption, features.records, "image_features", files)
+
+    def _of_bundle(self, file: Path) -> Source:
+        digest = digest_of_file(file)
+        makes = self.walk.maker is not None  # one that only looks puts nothing into a store
+        return Source(digest, self.walk.workspace.shared(file, digest) if makes else str(file))
 
     def evaluate(self, ingest: Walked, tokens: Walked, captioned: Walked) -> Walked:
         scored, train = captioned.of("dev", "test"), tokens.of("train")

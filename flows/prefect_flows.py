@@ -23,7 +23,7 @@ from flows.captioning import captions_of, photos_of, walk_captions
 from flows.config import Tree, settings_with
 from flows.generating import newest_bundle
 from flows.lost_runs import claim_run
-from flows.outcome import WORKSPACE, RunMarker, existing, finish, last_run
+from flows.outcome import WORKSPACE, existing, finish, last_run
 from flows.pipeline import run_stages
 from flows.progress import display
 from flows.reprocessing import dry_run as look
@@ -36,7 +36,7 @@ from tasks.export import check_ending, write_captions
 from tasks.pages import count_of
 from tasks.prefect_tasks import PrefectMaker
 from tasks.walk import Walk
-from tasks.workspace import Workspace
+from tasks.workspace import Workspace, bundle_at
 
 # A shard uses all cores by itself (OpenCV's threads, TensorFlow's), so one is made at a time.
 ONE_SHARD_AT_A_TIME: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
@@ -74,7 +74,7 @@ def run_dataset(
 
 def _run(dataset: Path, settings: Settings, workspace: Path, retry: bool = False) -> RunRecord:
     store = Workspace(workspace)
-    with RunMarker(store), display() as show:
+    with store.at_work_on(), display() as show:
         walk = Walk(store, PrefectMaker(store, show), last_run(store, "run", dataset), retry=retry)
         run_stages(walk, dataset, settings)
         return finish(walk, "run", dataset, settings)
@@ -147,7 +147,7 @@ def _caption(
 ) -> tuple[RunRecord, list[str], int]:
     """The record, the photographs that the last run did not caption, and how many captions are new."""
     store = Workspace(workspace)
-    with RunMarker(store), display() as show:
+    with store.at_work_on(), display() as show:
         walk = walk_captions(store, dataset, settings, bundle, only, PrefectMaker(store, show))
         record = finish(walk, "caption", dataset, settings)
     made = walk.stages[-1].made
@@ -183,7 +183,7 @@ def caption_new(
     photos = existing(photos)
     out = out or Workspace(workspace).root / "captions" / f"{photos.name}.parquet"
     check_ending(out)
-    bundle = load_bundle(model or newest_bundle(workspace))
+    bundle = load_bundle(bundle_at(model) if model else newest_bundle(workspace))
     settings = settings_with(bundle, {"ingest": ingest.model_dump(exclude_unset=True)})
     try:
         walk = walk_captions(Workspace(workspace), photos, settings, bundle)

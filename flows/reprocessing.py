@@ -30,13 +30,10 @@ def reprocess(
     if walk.complete:
         record = finish(walk, "run", dataset, settings)
     else:
-        from flows.server import choose_server
+        from flows.runners import start
 
-        choose_server(workspace)
-        from flows.prefect_flows import from_terminal
-        from flows.prefect_flows import reprocess as reprocess_flow
-
-        record = from_terminal(reprocess_flow, dataset, tuple(changes), False, workspace)
+        asked = (dataset, tuple(changes), False, workspace)
+        record = start("reprocess", *asked, root=walk.workspace.root)
     return record, moved(before, record, workspace)
 
 

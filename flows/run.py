@@ -13,6 +13,7 @@ from schemas.errors import UsageError
 from schemas.records import RunRecord
 from schemas.settings import Settings
 from schemas.tables import REJECTS_DTYPES
+from tasks.cluster import LOCAL
 from tasks.estimate import estimates
 from tasks.walk import Walk
 from tasks.workspace import Workspace
@@ -30,7 +31,13 @@ def plan(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: b
     return walk
 
 
-def run(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: bool = False) -> RunRecord:
+def run(
+    dataset: Path,
+    settings: Settings,
+    workspace: Path = WORKSPACE,
+    deep: bool = False,
+    runner: str = LOCAL,
+) -> RunRecord:
     """Make what is missing of a data set's captions, scores, bundle and report."""
     store = Workspace(workspace)
     recalled = store.recall_code()
@@ -39,12 +46,10 @@ def run(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: bo
         if not recalled:
             store.keep_code()
         return finish(walk, "run", existing(dataset), settings)
-    from flows.server import choose_server
+    from flows.runners import start
 
-    choose_server(workspace)
-    from flows.prefect_flows import from_terminal, run_dataset
-
-    return from_terminal(run_dataset, existing(dataset), settings, workspace)
+    root = walk.workspace.root
+    return start("run_dataset", existing(dataset), settings, workspace, root=root, runner=runner)
 
 
 def status(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: bool = False) -> RunRecord:
@@ -69,20 +74,19 @@ def status(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep:
 def retry_rejects(dataset: Path | None, workspace: Path = WORKSPACE) -> RunRecord:
     """Run again as last time, reading anew whatever was rejected."""
     last = _last_of(dataset, workspace)
-    from flows.server import choose_server
+    from flows.runners import start
 
-    choose_server(workspace)
-    from flows.prefect_flows import from_terminal, run_dataset
-
-    return from_terminal(
-        run_dataset, Path(last.dataset), Settings.model_validate(last.settings), workspace, retry=True
-    )
+    settings = Settings.model_validate(last.settings)
+    root = Workspace(workspace).root
+    return start("run_dataset", Path(last.dataset), settings, workspace, root=root, retry=True)
 
 
 def last_rejects(dataset: Path | None, workspace: Path = WORKSPACE) -> pl.DataFrame:
     """The rejects table of the last run."""
     last = _last_of(dataset, workspace)
-    return pl.read_parquet(last.rejects) if last.rejects else pl.DataFrame(schema=REJECTS_DTYPES)
+    if last.rejects:
+        return pl.read_parquet(Workspace(workspace).file(last.rejects))
+    return pl.DataFrame(schema=REJECTS_DTYPES)
 
 
 def _last_of(dataset: Path | None, workspace: Path) -> RunRecord:

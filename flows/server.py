@@ -123,7 +123,7 @@ def choose_server(workspace: Path) -> str | None:
 def _home(workspace: Path) -> Path:
     """Where Prefect keeps the state of a workspace's runs."""
     Workspace(workspace).mark()
-    home = workspace.absolute() / "prefect"
+    home = Workspace(workspace).root / "prefect"
     home.mkdir(exist_ok=True)
     return home
 
@@ -131,7 +131,7 @@ def _home(workspace: Path) -> Path:
 def _address_of(workspace: Path) -> list[str]:
     """The address that the workspace's server was last started at, if it was."""
     try:
-        return [(workspace / "prefect" / ADDRESS).read_text(encoding="utf-8")]
+        return [(Workspace(workspace).root / "prefect" / ADDRESS).read_text(encoding="utf-8")]
     except (OSError, UnicodeDecodeError):
         return []
 

@@ -8,7 +8,9 @@ CutlineError
 ├── SchemaMismatch      a table breaks its schema
 ├── MissingWeights      a network's weights are not to be had
 ├── StaleModel          a bundle and the features it is given do not fit together
-└── StageFailed         a stage could not be made; names the stage and the shard
+├── StageFailed         a stage could not be made; names the stage and the shard
+├── StoreFailed         an object store did not answer, or not as it should
+└── ClusterFailed       the workers of a cluster cannot do what they are asked
 """
 
 from __future__ import annotations
@@ -60,3 +62,11 @@ class StaleModel(CutlineError):
 
 class StageFailed(CutlineError):
     """A stage could not be made."""
+
+
+class StoreFailed(CutlineError):
+    """An object store did not answer, refused, or holds other bytes than were put there."""
+
+
+class ClusterFailed(CutlineError):
+    """There is no worker, or a worker that cannot see what it needs."""

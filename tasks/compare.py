@@ -87,23 +87,20 @@ def compare(workspace: Workspace, before: RunRecord, after: RunRecord) -> Compar
 
 def _predictions(workspace: Workspace, run: RunRecord) -> pl.DataFrame:
     """photo_id, caption and score of every photograph that a run captioned."""
-    paths = [
-        workspace.root / record.output("predictions.parquet").path
-        for record in _records(workspace, run, "caption")
-    ]
+    paths = [record.output("predictions.parquet").path for record in _records(workspace, run, "caption")]
     columns = ["photo_id", "caption", "score"]
     if not paths:
         return pl.DataFrame(schema={"photo_id": pl.String, "caption": pl.String, "score": pl.Float32})
-    return pl.read_parquet(paths, columns=columns)
+    return pl.read_parquet(workspace.files(paths), columns=columns)
 
 
 def _records(workspace: Workspace, run: RunRecord, stage: str) -> list[Record]:
     """The records of a run's stage, none for a stage that it does not have."""
-    found = [workspace.read_record(stage, key) for key in run.shards.get(stage, [])]
+    keys = run.shards.get(stage, [])
+    workspace.look_ahead(stage, keys)
+    found = [workspace.read_record(stage, key) for key in keys]
     there = [
-        record
-        for record in found
-        if record and all((workspace.root / output.path).is_file() for output in record.outputs)
+        record for record in found if record and all(workspace.has(output.path) for output in record.outputs)
     ]
     if len(there) < len(found):
         raise UsageError(f"run {run.run}: what its stage {stage} made is not there any more; run it again")
@@ -112,7 +109,7 @@ def _records(workspace: Workspace, run: RunRecord, stage: str) -> list[Record]:
 
 def _ingested(workspace: Workspace, run: RunRecord, table: str) -> pl.DataFrame:
     (ingest,) = _records(workspace, run, "ingest")
-    return read_table(workspace.root / ingest.output(f"{table}.parquet").path, table)
+    return read_table(workspace.file(ingest.output(f"{table}.parquet").path), table)
 
 
 def _held_out(workspace: Workspace, run: RunRecord) -> list[dict[str, list[str]]]:
@@ -176,7 +173,7 @@ def _moved_scores(workspace: Workspace, before: RunRecord, after: RunRecord) -> 
 
 def _scores(workspace: Workspace, run: RunRecord) -> pl.DataFrame:
     tables = [
-        read_table(workspace.root / record.output("scores.parquet").path, "scores")
+        read_table(workspace.file(record.output("scores.parquet").path), "scores")
         for record in _records(workspace, run, "evaluate")
     ]
     return pl.concat(tables) if tables else pl.DataFrame(schema=SCORES_DTYPES)

@@ -1,4 +1,4 @@
-"""The one module of `tasks` that knows Prefect: shards as task runs, numbers as artifacts.
+"""The one module of tasks that knows Prefect: shards as task runs, numbers as artifacts.
 
 Prefect shows what happens; it decides nothing. Whether a shard is there is known from its record,
 so Prefect's own cache and results are off.
@@ -6,9 +6,11 @@ so Prefect's own cache and results are off.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from threading import Lock
 from typing import Any
 from uuid import UUID
 
@@ -16,32 +18,76 @@ from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
+from prefect.context import FlowRunContext
 from prefect.states import Completed
+from prefect.task_runners import ThreadPoolTaskRunner
 
+from schemas.errors import ClusterFailed
 from schemas.records import Record
+from tasks.cluster import check_workers, photo_to_see, wait_for
 from tasks.pages import count_of
 from tasks.shards import Advance, Shard, Stage
 from tasks.stages import make_shard
 from tasks.workspace import Workspace
 
 SECONDS_BETWEEN_UPDATES = 5.0
+# Prefect's server writes 25 to 50 task runs a second down, and a flow's page shows some hundreds.
+TASK_RUNS_A_STAGE = 400
+COUNTS = ("rows_in", "rows_out", "rejected")
 
 # Shows a stage while it is made: (name, rows) -> what to call with the rows just done.
 Display = Callable[[str, int], Advance]
 
+_one_at_a_time = Lock()  # a shard uses all cores by itself, also on a worker of several threads
+
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
-def make(title: str, shard: Shard, root: Path, advance: Advance) -> State:
-    """Make one shard, unless another run has made it meanwhile; the state says which."""
-    workspace = Workspace(root)
-    if not shard.sources.get("again"):
-        record, _ = workspace.lookup(shard.stage.name, shard.key)
-        if record:
-            return Completed(name="Cached", message="another run made it meanwhile", data=record)
-    record = make_shard(shard, workspace, advance)
-    told = f"{record.rows_in:,} rows read, {record.rows_out:,} written, {record.rejected:,} rejected"
-    return Completed(message=f"{told}, in {record.took_s:,.1f} s", data=record)
+def make(
+    title: str, shards: Sequence[Shard], keys: Sequence[str], where: str, advance: Advance | None
+) -> State[list[Record]]:
+    """Make shards, each unless another run, or a worker that was lost, has made it meanwhile.
+
+    `keys` are the shards' keys as the flow has them: a worker with other code has others. The state
+    says what was made.
+    """
+    return _make(shards, keys, where, advance)
+
+
+def _make(
+    shards: Sequence[Shard], keys: Sequence[str], where: str, advance: Advance | None
+) -> State[list[Record]]:
+    workspace = _workspace(where)
+    records, made = [], []
+    with _one_at_a_time:
+        for shard, key in zip(shards, keys, strict=True):
+            if shard.key != key:
+                raise ClusterFailed(
+                    f"{shard.stage.name}: this worker has other code than the machine that runs the flow; "
+                    "install the same version of Cutline there, and start the worker anew"
+                )
+            record = None
+            if not shard.sources.get("again"):
+                record, _ = workspace.lookup(shard.stage.name, key)
+            if record is None:
+                record = make_shard(shard, workspace, advance or _nobody_counts)
+                made.append(record)
+            records.append(record)
+    if not made:
+        return Completed(name="Cached", message="another run made it meanwhile", data=records)
+    read, written, rejected = (sum(getattr(record, name) for record in made) for name in COUNTS)
+    took_s = sum(record.took_s for record in made)
+    told = f"{read:,} rows read, {written:,} written, {rejected:,} rejected, in {took_s:,.1f} s"
+    return Completed(message=told, data=records)
+
+
+def _nobody_counts(_rows: int) -> None:
+    """On a worker: the flow counts the rows of a shard when its record arrives."""
+
+
+@lru_cache(maxsize=4)
+def _workspace(where: str) -> Workspace:
+    """One a process, so that a store is connected to once."""
+    return Workspace(where)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{title}")
@@ -51,11 +97,16 @@ def reuse(title: str, shards: int) -> State:
 
 
 class PrefectMaker:
-    """Makes the missing shards of a stage as Prefect task runs, with progress for people."""
+    """Makes the missing shards of a stage as Prefect task runs, with progress for people.
+
+    On a cluster, stages of many shards go to its workers; others, and those that read photographs
+    which the workers do not see, are made here.
+    """
 
     def __init__(self, workspace: Workspace, display: Display) -> None:
         self.workspace = workspace
         self.display = display
+        self._sees_photos: bool | None = None  # None: no worker was asked yet
 
     def __call__(self, stage: Stage, shards: list[Shard], reused: int) -> list[Record]:
         """The records of `shards`, in order; the first failure ends the stage."""
@@ -64,21 +115,94 @@ class PrefectMaker:
             reuse(f"{stage.name}: {reused} reused", reused)
         if not shards:
             return []
-        show = self.display(stage.name, rows)
-        advance = _Progress(stage.name, rows, show)
-        futures: list[PrefectFuture[Any]] = [
-            make.submit(_title(shard), shard, self.workspace.root, advance) for shard in shards
-        ]
-        records = [future.result() for future in futures]
+        advance = _Progress(stage.name, rows, self.display(stage.name, rows))
+        client = _cluster()
+        if client is not None and self._goes_to(client, stage, shards[0]):
+            records = self._on_cluster(client, shards, advance)
+        elif client is not None:
+            states: list[Any] = [make(*self._asked(batch), advance) for batch in _batches(shards)]
+            records = [record for state in states for record in state.result()]
+        else:
+            futures: list[Any] = [make.submit(*self._asked(batch), advance) for batch in _batches(shards)]
+            records = [record for future in futures for record in future.result()]
         advance.finish()
         return records
 
+    def _asked(self, batch: Sequence[Shard]) -> tuple[str, Sequence[Shard], list[str], str]:
+        return _title(batch), batch, [shard.key for shard in batch], self.workspace.where
 
-def _title(shard: Shard) -> str:
+    def _goes_to(self, client: Any, stage: Stage, shard: Shard) -> bool:
+        """Whether the shards of a stage are made by the workers of a cluster."""
+        if not shard.lineage:  # a stage of one shard, as training is
+            return False
+        seen = photo_to_see(shard, self.workspace) if stage.reads_photos else None
+        if self._sees_photos is None or seen:
+            dataset = shard.sources["dataset"]
+            self._sees_photos = check_workers(client, self.workspace, dataset, seen)
+            if not self._sees_photos:
+                print(
+                    f"cutline: not every worker sees the photographs of '{dataset}', so {stage.name} are "
+                    "made on this machine; the workers do the rest",
+                    file=sys.stderr,
+                )
+        return self._sees_photos or not stage.reads_photos
+
+    def _on_cluster(self, client: Any, shards: Sequence[Shard], advance: _Progress) -> list[Record]:
+        workers = len(client.scheduler_info()["workers"])
+        batches = _batches(shards, max(TASK_RUNS_A_STAGE, 4 * workers))
+        futures = [make.submit(*self._asked(batch), None) for batch in batches]
+        records = []
+        for future, batch in zip(futures, batches, strict=True):
+            wait_for(client, partial(_is_done, future))
+            records += _result(future, batch)
+            advance(sum(shard.rows for shard in batch))
+        return records
+
+
+def _cluster() -> Any:
+    """The Dask client of the flow that runs; None where it runs on this machine alone."""
+    context = FlowRunContext.get()
+    runner = context.task_runner if context else None
+    return None if runner is None or isinstance(runner, ThreadPoolTaskRunner) else runner.client  # type: ignore[attr-defined]
+
+
+def _is_done(future: Any, seconds: float) -> bool:
+    """Wait so long at most for a task run on the cluster."""
+    future.wait(seconds)
+    return bool(future.wrapped_future.done())
+
+
+def _result(future: Any, batch: Sequence[Shard]) -> list[Record]:
+    from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+
+    try:
+        return future.result()
+    except FutureCancelledError:
+        raise ClusterFailed(
+            f"{_title(batch)}: the Dask scheduler was lost; start it and its workers, and run again: "
+            "what was made is kept"
+        ) from None
+    except KilledWorker as error:
+        raise ClusterFailed(
+            f"{_title(batch)}: every worker that tried it died ({error}); it may need more memory than a "
+            "worker has (`dask worker --memory-limit`); run again: what was made is kept"
+        ) from None
+
+
+def _batches(shards: Sequence[Shard], most: int = TASK_RUNS_A_STAGE) -> list[Sequence[Shard]]:
+    """The shards in `most` task runs at the most, in order."""
+    size = -(-len(shards) // most)
+    return [shards[start : start + size] for start in range(0, len(shards), size)]
+
+
+def _title(batch: Sequence[Shard]) -> str:
     """The stage, which part of the rows, and how many: `images train/0110: 250 rows`."""
-    part = shard.place if "/" in shard.place and not shard.place.startswith("/") else ""
-    rows = f": {count_of(shard.rows, 'row')}" if shard.rows else ""
-    return f"{shard.stage.name} {part.removesuffix('/')}".strip() + rows
+    first, rows = batch[0], sum(shard.rows for shard in batch)
+    part = first.place if "/" in first.place and not first.place.startswith("/") else ""
+    more = f" and {len(batch) - 1:,} more" if len(batch) > 1 else ""
+    counted = f": {count_of(rows, 'row')}" if rows else ""
+    return f"{first.stage.name} {part.removesuffix('/')}".strip() + more + counted
 
 
 class _Progress:

@@ -32,7 +32,7 @@ def samples(workspace: Workspace, run: RunRecord, count: int, of: Sequence[str] 
     Reads no more shards than it shows photographs.
     """
     (ingest,) = _records(workspace, run, "ingest")
-    photos = pl.scan_parquet(workspace.root / ingest.output("photos.parquet").path)
+    photos = pl.scan_parquet(workspace.file(ingest.output("photos.parquet").path))
     if of:
         chosen = photos.filter(pl.col("photo_id").is_in(list(of[:count])))
     else:
@@ -59,7 +59,7 @@ def _rows(
         for photo_id, split in photos.select("photo_id", "split").iter_rows()
     ]
     frames = [
-        pl.scan_parquet(workspace.root / record.output(f"{table}.parquet").path)
+        pl.scan_parquet(workspace.file(record.output(f"{table}.parquet").path))
         .filter(pl.col("photo_id").is_in(photos["photo_id"].to_list()))
         .collect()
         for record in records

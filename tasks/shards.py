@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from schemas.errors import StoreFailed
 from schemas.records import Record
 from tasks.code import changed_definitions, code_digest, code_of
 from tasks.workspace import Workspace, digest_of
@@ -30,6 +31,7 @@ class Stage:
     files: tuple[str, ...] = ()  # files of the repository that the function reads
     folder: str = "shards"  # bundles and reports have folders of their own
     tensorflow: bool = False  # whether it computes with it
+    reads_photos: bool = False  # from the data set
 
     @property
     def code(self) -> dict[str, str]:
@@ -115,13 +117,13 @@ def overlaps(place: str, other: str) -> bool:
 
 def path_of(workspace: Workspace, record: Record, name: str) -> Path:
     """The file of an output."""
-    return workspace.root / record.output(name).path
+    return workspace.file(record.output(name).path)
 
 
 def in_place(record: Record, workspace: Workspace) -> Record:
     """The record with absolute paths, so that it can be read from another workspace."""
     outputs = [
-        output.model_copy(update={"path": str(workspace.root / output.path)}) for output in record.outputs
+        output.model_copy(update={"path": str(workspace.file(output.path))}) for output in record.outputs
     ]
     return record.model_copy(update={"outputs": outputs})
 
@@ -181,10 +183,13 @@ def _changed_code(shard: Shard, earlier: Record, workspace: Workspace) -> list[s
 
 def _changed_rows(shard: Shard, earlier: Record, workspace: Workspace) -> str:
     """Which rows are new or gone, by name where the name is known."""
-    source = pl.read_parquet(workspace.root / shard.sources["rows"]).slice(shard.sources["start"], shard.rows)
+    source = pl.read_parquet(workspace.file(shard.sources["rows"])).slice(shard.sources["start"], shard.rows)
     output = next(output for output in earlier.outputs if output.name != "rejects.parquet")
-    path = workspace.root / output.path
     id_name, label = source.columns[0], "path" if "path" in source.columns else "text"
+    try:
+        path = workspace.file(output.path)
+    except StoreFailed:
+        return "rows changed"
     if not path.exists():
         return "rows changed"
     before = pl.read_parquet(path, columns=[id_name])

@@ -10,6 +10,7 @@ import importlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from schemas.errors import StoreFailed
 from schemas.records import Record
 from schemas.settings import FusionSettings, LanguageModelSettings, Settings
 from schemas.tables import PASSING, UNLABELLED, check
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 MAX_THUMBNAIL_BYTES = 64 * 2**20
 
 INGEST = Stage("ingest", "tasks.stages:make_ingest")
-IMAGES = Stage("images", "tasks.stages:make_images_shard")
+IMAGES = Stage("images", "tasks.stages:make_images_shard", reads_photos=True)
 CAPTIONS = Stage("captions", "tasks.stages:make_tokens_shard")
 VOCABULARY = Stage("vocabulary", "tasks.stages:make_vocabulary_table")
 IMAGE_FEATURES = Stage("image_features", "tasks.stages:make_image_features_shard", tensorflow=True)
@@ -85,13 +87,23 @@ class Work:
         """Where the copies of image bytes lie that photographs in Parquet files are read from."""
         return self.workspace.root / "packs"
 
+    def located(self, photos: pl.DataFrame) -> pl.DataFrame:
+        """The same photographs with the paths of their packs, which are here then if they are anywhere."""
+        from tasks.packs import files_of, located
+
+        for container in photos["container"].drop_nulls().unique():
+            for file in files_of(container, Path("packs"))[:1]:
+                with suppress(StoreFailed):  # then the photograph is a reject, with a reason
+                    self.workspace.file(file.as_posix())
+        return located(photos, self.packs)
+
     def path(self, source: str) -> Path:
         """The file that a source names."""
-        return self.workspace.root / self.shard.sources[source]
+        return self.workspace.file(self.shard.sources[source])
 
     def paths(self, source: str) -> list[Path]:
         """The files that a source names."""
-        return [self.workspace.root / path for path in self.shard.sources[source]]
+        return self.workspace.files(self.shard.sources[source])
 
 
 def make_shard(shard: Shard, workspace: Workspace, advance: Advance) -> Record:
@@ -168,7 +180,7 @@ def _taken_over(work: Work, file: str, ids: pl.Series) -> list[pl.DataFrame]:
         record, _ = work.workspace.lookup(work.shard.stage.name, key)
         if record is None or not wanted.len():
             continue
-        path = work.workspace.root / record.output(file).path
+        path = work.workspace.file(record.output(file).path)
         held = pl.read_parquet(path, columns=[ids.name])[ids.name]
         if held.is_in(wanted.implode()).any():
             taken.append(pl.read_parquet(path).filter(pl.col(ids.name).is_in(wanted.implode())))
@@ -216,6 +228,7 @@ def make_ingest(work: Work) -> Made:
         work.advance,
         sources["only"],
     )
+    work.workspace.share("packs")
     for table in ("photos", "captions", "files"):
         write_table(getattr(found, table), work.out / f"{table}.parquet", table)
     (work.out / "layout.txt").write_text(found.layout)
@@ -226,9 +239,8 @@ def make_ingest(work: Work) -> Made:
 def make_images_shard(work: Work) -> Made:
     """Cropped squares of a shard's photographs."""
     from tasks.images import make_images
-    from tasks.packs import located
 
-    photos = located(_slice(work, "photos"), work.packs)
+    photos = work.located(_slice(work, "photos"))
 
     def compute(ids: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
         rows = photos.filter(pl.col("photo_id").is_in(ids.implode()))
@@ -502,7 +514,7 @@ def _report_input(
         ),
         scores=scores,
         curves={
-            name: read_table(work.workspace.root / path, "curve")
+            name: read_table(work.workspace.file(path), "curve")
             for name, path in work.shard.sources["curves"].items()
         },
         stages=work.shard.sources["stages"],
@@ -569,10 +581,10 @@ def _gallery_shards(work: Work, source: str) -> tuple[str, pl.DataFrame]:
         frames: list[pl.DataFrame] = []
         for place, path in sorted(by_place.items()):
             if place.partition("/")[0] == split and sum(frame.height for frame in frames) < wanted:
-                frames.append(pl.read_parquet(work.workspace.root / path))
+                frames.append(pl.read_parquet(work.workspace.file(path)))
         if sum(frame.height for frame in frames):
             return split, pl.concat(frames)
-    return "train", pl.read_parquet(work.workspace.root / next(iter(by_place.values())))
+    return "train", pl.read_parquet(work.workspace.file(next(iter(by_place.values()))))
 
 
 def _reject_thumbnails(work: Work, rejects: pl.DataFrame) -> dict[str, np.ndarray]:
@@ -600,11 +612,9 @@ def _reject_thumbnails(work: Work, rejects: pl.DataFrame) -> dict[str, np.ndarra
 
 def _in_containers(work: Work, names: pl.Series) -> dict[str, tuple[str, int, int]]:
     """Container, offset and size of the photographs that `names` name, themselves or a copy of theirs."""
-    from tasks.packs import located
-
     photos = pl.scan_parquet(work.path("photos")).drop_nulls("container")
     named = pl.concat_list(pl.concat_list("path"), "other_paths").alias("name")
     places = photos.select(named, "container", "offset", "size").explode("name")
     wanted = pl.col("name").is_in(names.implode()) & (pl.col("size") <= MAX_THUMBNAIL_BYTES)
-    rows = located(places.filter(wanted).collect(), work.packs)
+    rows = work.located(places.filter(wanted).collect())
     return {name: tuple(place) for name, *place in rows.iter_rows()}

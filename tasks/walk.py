@@ -113,6 +113,7 @@ class Walk:
         walked = Walked(stage, list(shards), [None] * len(shards))
         missing: list[tuple[int, Shard]] = []
         earlier = _Earlier(self.workspace, stage, self.last)
+        self.workspace.look_ahead(stage.name, [shard.key for shard in shards if shard])
         for place, shard in enumerate(shards):
             if shard is None:
                 walked.whys.append("what it needs is made first")

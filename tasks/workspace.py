@@ -1,8 +1,12 @@
 """The workspace: where shards, records, bundles, reports and runs lie, and how they get there.
 
 A file appears under its name only when it is whole: it is written beside, flushed to disk and
-renamed. A record is written after its outputs. So a process may be killed at any moment, and two
-may run at once, without a lock: what is there is whole.
+renamed; on an object store, put in one request. A record is written after its outputs. So a process
+may be killed at any moment, and two may run at once, without a lock: what is there is whole.
+
+Behind a workspace with an address stands an object store, with the same names; its folder is then a
+cache of this machine. A file of the cache is trusted as any other: by its size and time, else by its
+digest, which the record holds.
 """
 
 from __future__ import annotations
@@ -12,21 +16,28 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from schemas.errors import StoreFailed, UsageError
 from schemas.records import Output, Record, RunRecord
 from tasks.code import known_code, recall_code
 from tasks.listing import WORKSPACE_MARKER
+from tasks.store import AT_ONCE, Listed, Store, address_of, folder_of
 
 HASH_BLOCK_BYTES = 1 << 20
 CODE_KNOWN = "code.json"
+MADE = ("shards", "bundles", "reports", "models", "code", "packs", "partial", "tmp", "runs")
+CACHES = Path(__file__).resolve().parents[1] / "data" / "workspace" / "stores"
 
 
 def digest_of(value: object) -> str:
@@ -44,11 +55,38 @@ def digest_of_file(path: Path) -> str:
     return state.hexdigest()
 
 
-class Workspace:
-    """A folder that Cutline owns; nothing is written outside of it."""
+def cache_of(address: str) -> Path:
+    """The folder of this machine that stands before a store: in $CUTLINE_CACHE, else in `CACHES`."""
+    name = re.sub(r"[^a-z0-9]+", "-", address.lower())[:60].strip("-")
+    return Path(os.environ.get("CUTLINE_CACHE") or CACHES) / f"{name}-{digest_of(address)[:8]}"
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+
+def bundle_at(where: Path | str) -> Path:
+    """The folder of a bundle on this machine; one of a store, s3://…/bundles/NAME, is fetched."""
+    address = address_of(where)
+    if address is None:
+        return Path(where)
+    workspace, _, name = address.rpartition("/bundles/")
+    if not workspace:
+        raise UsageError(f"bundle '{address}': expected a store's address that ends in /bundles/NAME")
+    return Workspace(workspace).folder(f"bundles/{name}")
+
+
+class Workspace:
+    """A folder that Cutline owns, or a store with such a folder before it; nothing is written elsewhere."""
+
+    def __init__(self, where: Path | str) -> None:
+        """`where` is a folder, or an address such as s3://BUCKET/PREFIX. Raises UsageError."""
+        address = address_of(where)
+        self.store = Store(address) if address else None
+        self.root = (cache_of(address) if address else folder_of(where)).absolute()
+        self.where = address or str(self.root)
+        self._listed: dict[str, dict[str, Listed]] = {}  # folder of the store -> what lies in it
+        self._outputs: dict[str, Output] = {}  # path -> what the store should hold there
+
+    def reached_at(self, path: str) -> str:
+        """The full path or address of a file, for records and people."""
+        return f"{self.where}/{path}" if self.store else str(self.root / path)
 
     def mark(self) -> None:
         """Say that this is a workspace, before the first file: a data set that it lies in passes it over."""
@@ -59,47 +97,90 @@ class Workspace:
 
     # -- records ------------------------------------------------------------------------------
 
+    def look_ahead(self, stage: str, keys: Iterable[str]) -> None:
+        """List what a store holds of a stage, once, and read the records of `keys` that are new here.
+
+        Until the next time, lookups of the stage ask the store no more.
+        """
+        if self.store is None:
+            return
+        folder = f"shards/{stage}"
+        listed = self._listed[folder] = self.store.listing(folder)
+        wanted = [path for key in keys if (path := f"{folder}/{key}.json") in listed]
+        new = [path for path in wanted if not self._seen(path, listed[path]).exists()]
+        for path, data in zip(new, self.store.read_all(new), strict=True):
+            self._keep_seen(path, listed[path], data)
+
     def lookup(self, stage: str, key: str, deep: bool = False) -> tuple[Record | None, str]:
         """The record of a shard whose outputs are all there and whole, else None and the reason.
 
         Sizes and times are compared; a file touched since it was made, or every file where `deep`,
-        is hashed again.
+        is hashed again. Of a store sizes are compared, and where `deep` every file is read anew.
         """
-        record = self.read_record(stage, key)
+        data = self._read(f"shards/{stage}/{key}.json")
+        record = self._parsed(data)
         if record is None:
-            damaged = self._record_path(stage, key).exists()
-            return None, "its record is damaged" if damaged else ""
+            return None, "its record is damaged" if data is not None else ""
         if record.passing:
             return None, f"{record.passing} rows could not be read last time"
-        touched = False
-        for output in record.outputs:
-            path = self.root / output.path
-            try:
-                found = path.stat()
-            except OSError:
-                return None, f"output missing: {output.path}"
-            same_time = found.st_mtime_ns == output.mtime_ns
-            if found.st_size != output.size:
-                return None, f"output damaged: {output.path}"
-            if (deep or not same_time) and digest_of_file(path) != output.digest:
-                return None, f"output damaged: {output.path}"
-            touched |= not same_time
-        return (self._refresh(record) if touched else record), ""
+        states = [(self._state(output, deep), output.path) for output in record.outputs]
+        for state, path in states:
+            if state in ("missing", "damaged"):
+                return None, f"output {state}: {path}"
+        return (self._refresh(record) if any(state == "touched" for state, _ in states) else record), ""
+
+    def _state(self, output: Output, deep: bool) -> str:
+        """missing, damaged, touched (since it was made, yet the same) or whole."""
+        if self.store:
+            size = self._stored_size(output.path)
+            if size is None or size != output.size:
+                return "missing" if size is None else "damaged"
+            return "damaged" if deep and not self._fetch(output.path, output) else "whole"
+        path = self.root / output.path
+        try:
+            found = path.stat()
+        except OSError:
+            return "missing"
+        same_time = found.st_mtime_ns == output.mtime_ns
+        if found.st_size != output.size:
+            return "damaged"
+        if (deep or not same_time) and digest_of_file(path) != output.digest:
+            return "damaged"
+        return "whole" if same_time else "touched"
 
     def read_record(self, stage: str, key: str) -> Record | None:
         """The record as written, outputs unchecked; None where there is none or it is damaged."""
-        return _read_record(self._record_path(stage, key))
+        return self._parsed(self._read(f"shards/{stage}/{key}.json"))
+
+    def _parsed(self, data: bytes | None) -> Record | None:
+        if data is None:
+            return None
+        try:
+            record = Record.model_validate_json(data)
+        except ValidationError:
+            return None
+        if self.store:
+            self._outputs.update({output.path: output for output in record.outputs})
+        return record
 
     def records(self, stage: str) -> Iterator[Record]:
         """All records of a stage, newest first."""
-        paths = list((self.root / "shards" / stage).glob("*.json"))
-        for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-            record = _read_record(path)
+        for path in self._newest_first(f"shards/{stage}"):
+            record = self._parsed(self._read(path))
             if record is not None:
                 yield record
 
-    def _record_path(self, stage: str, key: str) -> Path:
-        return self.root / "shards" / stage / f"{key}.json"
+    def _newest_first(self, folder: str) -> list[str]:
+        """The paths of a folder's JSON files, the newest first."""
+        if self.store is None:
+            paths = list((self.root / folder).glob("*.json"))
+            paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+            return [path.relative_to(self.root).as_posix() for path in paths]
+        if folder == "runs" or folder not in self._listed:
+            self._listed[folder] = self.store.listing(folder)
+        listed = self._listed[folder]
+        found = [path for path in listed if path.endswith(".json")]
+        return sorted(found, key=lambda path: listed[path].modified, reverse=True)
 
     def _refresh(self, record: Record) -> Record:
         """Trust the outputs' present times from now on: their bytes were compared."""
@@ -113,7 +194,55 @@ class Workspace:
 
     def write_record(self, record: Record) -> None:
         """Write a record; from now on the shard is there."""
-        self.write_text(self._record_path(record.stage, record.key), record.model_dump_json())
+        self.write_text(f"shards/{record.stage}/{record.key}.json", record.model_dump_json())
+        self._outputs.update({output.path: output for output in record.outputs} if self.store else {})
+
+    # -- small files --------------------------------------------------------------------------
+
+    def write_text(self, path: Path | str, text: str) -> None:
+        """Write a small file of the workspace, whole or not at all; a Path is of this machine alone."""
+        self.mark()
+        if self.store and isinstance(path, str):
+            self.store.write(path, text.encode("utf-8"))
+            self._listed.pop(path.rpartition("/")[0], None)
+            return
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
+        beside.write_text(text, encoding="utf-8")
+        _flush(beside)
+        beside.replace(target)
+
+    def _read(self, path: str) -> bytes | None:
+        """The bytes of a small file; None where there is none."""
+        if self.store is None:
+            try:
+                return (self.root / path).read_bytes()
+            except OSError:
+                return None
+        listed = self._listed.get(path.rpartition("/")[0])
+        if listed is None:
+            return self.store.read(path)
+        if path not in listed:
+            return None
+        seen = self._seen(path, listed[path])
+        if seen.exists():
+            return seen.read_bytes()
+        return self._keep_seen(path, listed[path], self.store.read(path))
+
+    def _seen(self, path: str, listed: Listed) -> Path:
+        """Where a small object is kept on this machine: another content has another name."""
+        return self.root / "seen" / path / digest_of(listed.stamp)
+
+    def _keep_seen(self, path: str, listed: Listed, data: bytes | None) -> bytes | None:
+        seen = self._seen(path, listed)
+        if data is not None and len(data) == listed.size:
+            shutil.rmtree(seen.parent, ignore_errors=True)
+            seen.parent.mkdir(parents=True, exist_ok=True)
+            beside = seen.with_name(f".{uuid.uuid4().hex[:12]}")
+            beside.write_bytes(data)
+            beside.replace(seen)
+        return data
 
     # -- outputs ------------------------------------------------------------------------------
 
@@ -149,12 +278,16 @@ class Workspace:
             target.parent.mkdir(parents=True, exist_ok=True)
             digest = digest_of_file(file)
             _flush(file)
+            path = target.relative_to(self.root).as_posix()
+            if self.store:
+                self.store.upload(file, path)
+                self._listed.pop(path.rpartition("/")[0], None)
             file.replace(target)
             found = target.stat()
             outputs.append(
                 Output(
                     name=file.name,
-                    path=target.relative_to(self.root).as_posix(),
+                    path=path,
                     size=found.st_size,
                     mtime_ns=found.st_mtime_ns,
                     digest=digest,
@@ -162,14 +295,176 @@ class Workspace:
             )
         return outputs
 
-    def write_text(self, path: Path, text: str) -> None:
-        """Write a small file whole or not at all."""
+    def file(self, path: Path | str) -> Path:
+        """A file of the workspace on this machine, by its path below it or by its address.
+
+        From a store it is fetched on first use and held to the digest in its record; StoreFailed where
+        it differs or is gone.
+        """
+        if self.store is None:
+            return self.root / path
+        name = str(path).removeprefix(f"{self.where}/")
+        if Path(name).is_absolute() or self._is_fetched(name):
+            return self.root / name
+        output = self._output_at(name)
+        if self._fetch(name, output) or self._fetch(name, self._output_at(name, again=True)):
+            return self.root / name
+        raise StoreFailed(
+            f"{self.where}/{name}: expected the {f'{output.size:,} bytes' if output else 'file'} that its "
+            "record tells of, found none or others; run again with --deep, which makes it again"
+        )
+
+    def files(self, paths: Sequence[Path | str]) -> list[Path]:
+        """As `file`, several at once."""
+        if self.store is None or len(paths) < 2:
+            return [self.file(path) for path in paths]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(self.file, paths))
+
+    def shared(self, file: Path, digest: str) -> str:
+        """What a worker of this workspace finds a file by: its path, or its copy in the store."""
+        if self.store is None:
+            return str(file.absolute())
+        path = f"models/{digest}/{file.name}"
+        if self.store.size(path) is None:
+            self.store.upload(file, path)
+        return path
+
+    def share(self, folder: str) -> None:
+        """Put into the store what lies in a folder of the cache and is not there yet."""
+        if self.store is None:
+            return
+        there = self.store.listing(folder)
+        for file in sorted((self.root / folder).glob("*")):
+            path = file.relative_to(self.root).as_posix()
+            if path not in there and not path.endswith(".partial"):
+                self.store.upload(file, path)
+
+    def folder(self, path: str) -> Path:
+        """A folder of the workspace on this machine, such as a bundle, with all its files."""
+        if self.store:
+            self.files(list(self.store.listing(path)))
+        return self.root / path
+
+    def _output_at(self, path: str, again: bool = False) -> Output | None:
+        """What the record of a shard says of one of its files; None where no record is known."""
+        found = re.match(r"^shards/([^/]+)/([0-9a-f]+)\.", path)
+        if found and (again or path not in self._outputs):
+            assert self.store  # a folder's files need no looking up
+            self._parsed(self.store.read(f"shards/{found[1]}/{found[2]}.json"))
+        return self._outputs.get(path)
+
+    def _is_fetched(self, path: str) -> bool:
+        """Whether the cache holds a file as its record has it."""
+        output = self._output_at(path)
+        file = self.root / path
+        try:
+            found = file.stat()
+        except OSError:
+            return False
+        if output is None or (found.st_size, found.st_mtime_ns) == (output.size, output.mtime_ns):
+            return True
+        if found.st_size != output.size or digest_of_file(file) != output.digest:
+            return False
+        os.utime(file, ns=(output.mtime_ns, output.mtime_ns))
+        return True
+
+    def _fetch(self, path: str, output: Output | None) -> bool:
+        """Copy an object into the cache, whole; False where it is gone or not what the record says."""
+        assert self.store
+        target = self.root / path
         self.mark()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-        beside.write_text(text, encoding="utf-8")
-        _flush(beside)
-        beside.replace(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
+        try:
+            if not self.store.download(path, beside):
+                return False
+            if output is not None:
+                if digest_of_file(beside) != output.digest:
+                    return False
+                os.utime(beside, ns=(output.mtime_ns, output.mtime_ns))
+            beside.replace(target)
+            return True
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _stored_size(self, path: str) -> int | None:
+        """Bytes of an object of the store, from a listing where its folder has one."""
+        assert self.store
+        folder = path.rpartition("/")[0]
+        if folder.partition("/")[0] in ("bundles", "reports") and folder not in self._listed:
+            self._listed[folder] = self.store.listing(folder)
+        if folder in self._listed:
+            listed = self._listed[folder].get(path)
+            return listed.size if listed else None
+        return self.store.size(path)
+
+    def made(self) -> dict[str, int]:
+        """The size in bytes of everything that was made, by path."""
+        if self.store:
+            listed = (item for kind in MADE for item in self.store.listing(kind).items())
+            return {path: found.size for path, found in listed}
+        files = (path for kind in MADE for path in sorted((self.root / kind).rglob("*")))
+        return {
+            path.relative_to(self.root).as_posix(): path.stat().st_size
+            for path in files
+            if path.is_file() and not path.is_symlink()
+        }
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Delete files, records first: a shard without its record is not there."""
+        ordered = sorted(paths, key=lambda path: not path.endswith(".json"))
+        if self.store:
+            records = sum(path.endswith(".json") for path in ordered)
+            self.store.remove(ordered[:records])
+            self.store.remove(ordered[records:])
+            self._listed.clear()
+        for path in ordered:
+            (self.root / path).unlink(missing_ok=True)
+        for folder in sorted((self.root / kind for kind in MADE), reverse=True):
+            for inner in sorted(folder.rglob("*"), reverse=True):
+                if inner.is_dir() and not any(inner.iterdir()):
+                    inner.rmdir()
+
+    # -- who is at work ---------------------------------------------------------------------------
+
+    @contextmanager
+    def at_work_on(self) -> Iterator[None]:
+        """Say that this process is at work on the workspace, so that nothing is pruned under it."""
+        self.mark()
+        self.clear_scratch()
+        self.write_text(self.marker, datetime.now(UTC).isoformat(timespec="seconds"))
+        try:
+            yield
+        finally:
+            if self.store:
+                self.store.remove([self.marker])
+            (self.root / self.marker).unlink(missing_ok=True)
+
+    @property
+    def marker(self) -> str:
+        """The file that says that this process is at work."""
+        return f"running/{platform.node()}:{os.getpid()}"
+
+    def has(self, path: str) -> bool:
+        """Whether there is a file of that path."""
+        return self._stored_size(path) is not None if self.store else (self.root / path).is_file()
+
+    def at_work(self) -> list[str]:
+        """Processes at work on the workspace; of another machine's all that did not end by themselves."""
+        if self.store:
+            names = [path.rpartition("/")[2] for path in self.store.listing("running")]
+        else:
+            names = [path.name for path in (self.root / "running").glob("*:*")]
+        found = []
+        for name in sorted(names):
+            node, _, pid = name.rpartition(":")
+            if node == platform.node():
+                found += [f"process {pid}"] if pid.isdigit() and is_alive(int(pid)) else []
+            else:
+                what = self.reached_at(f"running/{name}")
+                found.append(f"process {pid} of {node}; if it was killed, remove {what}")
+        return found
 
     # -- code and runs ------------------------------------------------------------------------
 
@@ -177,13 +472,17 @@ class Workspace:
         """Keep the definitions behind a digest of code, so that a later run can name what changed."""
         path = self.root / "code" / f"{digest}.json"
         if not path.exists():
-            self.write_text(path, json.dumps(code, indent=1))
+            text = json.dumps(code, indent=1)
+            self.write_text(f"code/{digest}.json", text)
+            if self.store:  # a note that it is there
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
 
     def read_code(self, digest: str) -> dict[str, str]:
         """The definitions behind a digest of code; empty where they were not kept."""
         try:
-            return json.loads((self.root / "code" / f"{digest}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return json.loads(self._read(f"code/{digest}.json") or b"{}")
+        except ValueError:
             return {}
 
     def recall_code(self) -> bool:
@@ -195,19 +494,19 @@ class Workspace:
 
     def keep_code(self) -> None:
         """Write down what `recall_code` takes over."""
-        self.write_text(self.root / CODE_KNOWN, known_code())
+        self.write_text(self.root / CODE_KNOWN, known_code())  # of this machine, also before a store
 
     def write_run(self, run: RunRecord) -> None:
         """Write down a run; what it refers to is kept by `cutline prune`."""
-        self.write_text(self.root / "runs" / f"{run.run}.json", run.model_dump_json(indent=1))
+        self.write_text(f"runs/{run.run}.json", run.model_dump_json(indent=1))
 
     def runs(self) -> list[RunRecord]:
         """All runs, newest first."""
         found = []
-        for path in sorted((self.root / "runs").glob("*.json"), reverse=True):
+        for path in sorted(self._newest_first("runs"), reverse=True):  # their names begin with the time
             try:
-                found.append(RunRecord.model_validate_json(path.read_bytes()))
-            except (OSError, ValidationError):
+                found.append(RunRecord.model_validate_json(self._read(path) or b""))
+            except ValidationError:
                 continue  # a damaged run record loses its history, nothing else
         return found
 
@@ -231,13 +530,6 @@ def started(pid: int) -> str:
     except (OSError, ValueError):
         return ""
     return "" if state in "ZX" else numbers[18]  # a killed process stays listed until its parent looks
-
-
-def _read_record(path: Path) -> Record | None:
-    try:
-        return Record.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
 
 
 def _flush(path: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.outcome import RunMarker, describe, last_run
+from flows.outcome import describe, last_run
 from flows.pipeline import Wiring
 from flows.prune import find_unused, remove
 from schemas.records import Record
@@ -120,7 +120,7 @@ def test_a_workspace_inside_the_data_set_is_no_part_of_it(dataset: Path) -> None
     store = Workspace(dataset / "data/workspace")
     assert not look(store, dataset, made=False).complete
     assert not store.root.exists()  # looking leaves no mark
-    with RunMarker(store):  # writes first of all
+    with store.at_work_on():  # writes first of all
         first = look(store, dataset)
         again = look(store, dataset)
     draw(store.root / "shards/drawn.png", 9)
