@@ -487,6 +487,22 @@ def prune(keep: int | None, yes: bool, workspace: Path) -> None:
     click.echo(f"removed {len(unused.sizes):,} files, {unused.size / 1e6:,.1f} MB")
 
 
+@main.command(epilog=examples("cutline dashboard", "cutline dashboard --workspace /data/cutline --port 0"))
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=4280,
+    show_default=True,
+    help="On this machine only; 0 takes a free one.",
+)
+@workspace_option
+def dashboard(port: int, workspace: Path) -> None:
+    """Show a workspace in the browser: data sets, runs, captions, what is stale; changes nothing."""
+    from flows.dashboard.app import serve
+
+    serve(workspace, port, lambda url: click.echo(f"dashboard of {workspace}: {url}  (Ctrl-C ends it)"))
+
+
 def _as_json(record: Any) -> str:
     """The run's record for programs."""
     names = {"run", "workspace", "report", "bundle", "captions", "rejects", "scores", "reject_rate", "stages"}

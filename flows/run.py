@@ -16,7 +16,7 @@ from schemas.tables import REJECTS_DTYPES
 from tasks.cluster import LOCAL
 from tasks.estimate import estimates
 from tasks.walk import Walk
-from tasks.workspace import Workspace
+from tasks.workspace import ReadOnlyWorkspace, Workspace
 
 
 def plan(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: bool = False) -> Walk:
@@ -59,7 +59,7 @@ def status(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep:
     it would take is told by the rates of the last run on the data set, else of the newest run.
     """
     dataset = existing(dataset)
-    store = Workspace(workspace)
+    store = ReadOnlyWorkspace(workspace)
     with tempfile.TemporaryDirectory(prefix="cutline-status-") as folder:
         preview = Workspace(Path(folder))
         walk = Walk(store, last=last_run(store, "run", dataset), deep=deep, preview=preview)

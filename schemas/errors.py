@@ -7,6 +7,7 @@ CutlineError
 ├── BadCaption          one caption cannot be used; becomes a row of the rejects table
 ├── SchemaMismatch      a table breaks its schema
 ├── MissingWeights      a network's weights are not to be had
+├── DamagedFile         a file of the workspace is missing, or is not what its record says
 ├── StaleModel          a bundle and the features it is given do not fit together
 ├── StageFailed         a stage could not be made; names the stage and the shard
 ├── StoreFailed         an object store did not answer, or not as it should
@@ -54,6 +55,10 @@ class SchemaMismatch(CutlineError):
 
 class MissingWeights(CutlineError):
     """A network's weights cannot be found or downloaded, or are not what they claim to be."""
+
+
+class DamagedFile(CutlineError):
+    """A record or table of the workspace is missing or cannot be read."""
 
 
 class StaleModel(CutlineError):

@@ -218,7 +218,7 @@ def _score_tables(scores: pl.DataFrame) -> dict[str, Any]:
             {
                 "label": metric.label,
                 "reading": metric.reading,
-                "values": [_in_form(values[name].get(split), metric.form) for split in splits],
+                "values": [in_form(values[name].get(split), metric.form) for split in splits],
             }
             for name, metric in metrics.items()
             if name in values
@@ -227,7 +227,8 @@ def _score_tables(scores: pl.DataFrame) -> dict[str, Any]:
     return {"splits": splits, "quality": rows(QUALITY), "collapse": rows(COLLAPSE | other)}
 
 
-def _in_form(value: float | None, form: str) -> str:
+def in_form(value: float | None, form: str) -> str:
+    """A value of a metric as its `Metric.form` wants it; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
     if form == "share":

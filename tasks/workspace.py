@@ -511,6 +511,13 @@ class Workspace:
         return found
 
 
+class ReadOnlyWorkspace(Workspace):
+    """A workspace that is looked at: a file touched and found the same is not written down as such."""
+
+    def write_record(self, record: Record) -> None:
+        """Nothing is written."""
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process of this machine runs under that number."""
     try:

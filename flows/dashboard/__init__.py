@@ -1,0 +1,1 @@
+"""A read-only page over a workspace: `cutline dashboard`."""

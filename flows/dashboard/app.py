@@ -1,0 +1,153 @@
+"""The dashboard's server: which address shows what, and what no request may do.
+
+It answers GET from this machine only, under a name of this machine only (a page elsewhere cannot have
+its own name resolve to it), runs no script, and takes ids and numbers, never a path.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flows.dashboard import images, views
+from flows.dashboard.views import Views, WrongQuery
+from schemas.errors import CutlineError, UsageError
+from tasks.history import History
+from tasks.pages import environment
+from tasks.pictures import Pictures
+from tasks.workspace import ReadOnlyWorkspace
+
+LOOPBACK = "127.0.0.1"
+HOSTS = [LOOPBACK, "localhost"]
+HERE = Path(__file__).parent
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+def make_app(workspace: Path) -> Starlette:
+    """The dashboard of a workspace, which need not exist yet, as an ASGI application."""
+    history = History(ReadOnlyWorkspace(workspace))
+    pictures = Pictures(history)
+    templates = environment(HERE / "templates")
+    templates.filters |= views.FILTERS
+    templates.globals["workspace"] = str(workspace)
+    shown = Views(history, pictures)
+    files = {"/style.css": "text/css", "/icon.svg": "image/svg+xml"}
+
+    def render(template: str, context: dict[str, Any], code: int = 200) -> Response:
+        return HTMLResponse(templates.get_template(f"{template}.html.j2").render(context).encode(), code)
+
+    def page(template: str, view: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Response]:
+        def answer(request: Request) -> Response:
+            try:
+                return render(template, view(request))
+            except WrongQuery as error:
+                return problem(400, str(error))
+            except CutlineError as error:
+                return problem(200, str(error))  # the page is there, what it would show is not
+
+        return answer
+
+    def problem(code: int, text: str) -> Response:
+        return render("problem", {"here": "", "code": code, "text": text}, code)
+
+    def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return problem(error.status_code, error.detail)
+
+    def failed(_: Request, error: Exception) -> Response:
+        return problem(
+            500, f"{type(error).__name__}: an error of the dashboard itself; its terminal says more"
+        )
+
+    routes = [
+        Route("/", page("overview", shown.overview)),
+        Route("/datasets", page("dataset", shown.dataset)),
+        Route("/rejects", page("rejects", shown.rejects)),
+        Route("/runs", page("runs", shown.runs)),
+        Route("/runs/{run}", page("run", shown.run)),
+        Route("/compare", page("compare", shown.compare)),
+        Route("/changes", page("changes", shown.changes)),
+        Route("/captions", page("captions", shown.captions)),
+        Route("/photos/{run}/{photo_id}", page("photo", shown.photo)),
+        Route("/curves", page("curves", shown.curves)),
+        Route("/stale", page("stale", shown.stale)),
+        Route("/disk", page("disk", shown.disk)),
+        Route("/pictures/{run}/{photo_id}/{size}", images.photo(history, pictures)),
+        Route("/rejected/{run}/{row:int}", images.rejected(history, pictures)),
+        Route("/drawn/{run}/{stage}", images.curve(history)),
+        *(Route(path, still((HERE / path[1:]).read_bytes(), kind)) for path, kind in files.items()),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guarded), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
+        exception_handlers={HTTPException: refused, 500: failed},
+    )
+
+
+def still(content: bytes, media_type: str) -> Callable[[Request], Response]:
+    """Answers with a file of the dashboard itself."""
+    return lambda _: Response(content, media_type=media_type, headers=images.DRAWING)
+
+
+class Guarded:
+    """Puts the headers of `HEADERS` on every answer that does not have its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(scope, receive, guarded)
+
+
+def serve(workspace: Path, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the dashboard on this machine's loopback until interrupted.
+
+    `ready` gets the address once it answers; port 0 takes a free one. Raises UsageError where the port
+    is taken.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((LOOPBACK, port))
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"port {port} cannot be had on {LOOPBACK} ({error}); --port 0 takes a free one"
+            ) from None
+        listener.listen()
+        ready(f"http://{LOOPBACK}:{listener.getsockname()[1]}/")
+        config = uvicorn.Config(
+            make_app(workspace),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+        )
+        uvicorn.Server(config).run(sockets=[listener])

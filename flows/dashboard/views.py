@@ -1,0 +1,499 @@
+"""What each page of the dashboard shows: from the query of a request to the values of a template."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlencode
+
+import polars as pl
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from flows.dashboard.disk import held_by_kind
+from flows.run import status
+from schemas.errors import CutlineError, UsageError
+from schemas.records import RunRecord
+from schemas.settings import Settings
+from tasks import gallery, health
+from tasks.history import History, changed_captions, reading, settings_of
+from tasks.pictures import Pictures, is_photo_id
+from tasks.report import COLLAPSE, HEADLINE_METRICS, QUALITY, Metric, in_form
+
+T = TypeVar("T")
+
+CAPTIONS_A_PAGE = 48
+ROWS_A_PAGE = 50
+REJECTS_A_PAGE = 24
+EXAMPLES_A_REASON = 6
+RUNS_ON_OVERVIEW = 8
+MOST_DATASETS = 20  # on the overview
+MOST_COMPARED = 4
+MOST_CHOICES = 200  # runs to choose from
+LONGEST_WORDS = 100  # letters
+MOST_PAGES = 10**7
+
+
+class WrongQuery(CutlineError):
+    """The query of an address is none that the page knows."""
+
+
+@dataclass(frozen=True)
+class Part(Generic[T]):
+    """A part of a page, or why it cannot be shown."""
+
+    value: T | None
+    problem: str = ""
+
+    @classmethod
+    def of(cls, make: Callable[[], T]) -> Part[T]:
+        """What `make` returns; what it says where it raises."""
+        try:
+            return cls(make())
+        except CutlineError as error:
+            return cls(None, str(error))
+
+
+class Views:
+    """The pages over one workspace."""
+
+    def __init__(self, history: History, pictures: Pictures) -> None:
+        self.history = history
+        self.pictures = pictures
+        self._one_look = threading.Lock()  # looking at a data set reads its files: one at a time
+
+    # -- pages ----------------------------------------------------------------------------------
+
+    def overview(self, _: Request) -> dict[str, Any]:
+        """The data sets, the newest runs, what is damaged; what to do where there is nothing yet."""
+        newest = self.history.newest_by_dataset()
+        return {
+            "here": "overview",
+            "datasets": [
+                {"run": run, "splits": self._splits(run), "scores": _headline(run)}
+                for run in newest[:MOST_DATASETS]
+            ],
+            "more_datasets": max(0, len(newest) - MOST_DATASETS),
+            "runs": self.history.runs()[:RUNS_ON_OVERVIEW],
+            "damaged": self.history.damaged(),
+            "metrics": _metrics(HEADLINE_METRICS),
+        }
+
+    def dataset(self, request: Request) -> dict[str, Any]:
+        """Counts by split, formats, rejects by reason with pictures."""
+        run = self._chosen(request)
+        if run is None:
+            return {"here": "datasets", "run": None}
+        rejects = Part.of(lambda: self.history.rejects(run))
+
+        def reasons() -> list[dict[str, Any]]:
+            if rejects.value is None:
+                raise CutlineError(rejects.problem)
+            table = rejects.value
+            return [
+                {
+                    "row": row,
+                    "examples": health.rejects_page(table, row.reason, 1, EXAMPLES_A_REASON).rows,
+                }
+                for row in health.reasons(table)
+            ]
+
+        return {
+            "here": "datasets",
+            "run": run,
+            "choices": self._choices(),
+            "splits": self._splits(run),
+            "formats": Part.of(lambda: health.formats(self.history.table(run, "ingest", "photos"))),
+            "reasons": Part.of(reasons),
+            "exists": Path(run.dataset).exists(),
+        }
+
+    def rejects(self, request: Request) -> dict[str, Any]:
+        """All rejects of one reason, page by page."""
+        run, reason = self._wanted(request), _text(request, "reason")
+        page = health.rejects_page(self.history.rejects(run), reason, _page(request), REJECTS_A_PAGE)
+        if not page.total:
+            raise HTTPException(404, "the run has no rejects of this reason")
+        known = {row.reason: row.meaning for row in health.reasons(self.history.rejects(run))}
+        return {
+            "here": "datasets",
+            "run": run,
+            "reason": reason,
+            "meaning": known[reason],
+            "page": page,
+            "link": _link("/rejects", run=run.run, reason=reason),
+        }
+
+    def runs(self, request: Request) -> dict[str, Any]:
+        """All runs, to be chosen for a comparison."""
+        runs = self.history.runs()
+        frame = pl.LazyFrame({"number": range(len(runs))}, schema={"number": pl.Int64})
+        page = gallery.page_of(frame, _page(request), ROWS_A_PAGE)
+        return {
+            "here": "runs",
+            "runs": [runs[number] for number in page.frame["number"]],
+            "page": page,
+            "damaged": self.history.damaged(),
+            "metrics": _metrics(HEADLINE_METRICS),
+            "most": MOST_COMPARED,
+            "link": _link("/runs"),
+        }
+
+    def run(self, request: Request) -> dict[str, Any]:
+        """One run: stages with times and reasons, scores, settings."""
+        run = self._named(request.path_params["run"])
+        return {
+            "here": "runs",
+            "run": run,
+            "scores": Part.of(lambda: _score_rows([self.history.scores(run)])),
+            "slowest": max((stage.took_s for stage in run.stages), default=0.0),
+            "settings": _changed_settings(run),
+            "before": self._before(run),
+        }
+
+    def compare(self, request: Request) -> dict[str, Any]:
+        """Runs side by side: settings, scores, stage times, what was made and why."""
+        names = list(dict.fromkeys(request.query_params.getlist("run")))[: MOST_COMPARED + 1]
+        if len(names) > MOST_COMPARED:
+            raise WrongQuery(f"at most {MOST_COMPARED} runs fit side by side; choose fewer")
+        if len(names) < 2:
+            return {"here": "runs", "runs": [], "choices": self._choices()}
+        runs = [self._named(name) for name in names]
+        stages = list(dict.fromkeys(stage.name for run in runs for stage in run.stages))
+        by_name = [{stage.name: stage for stage in run.stages} for run in runs]
+        return {
+            "here": "runs",
+            "runs": runs,
+            "letters": "ABCD",
+            "choices": self._choices(),
+            "settings": settings_of(runs),
+            "scores": Part.of(lambda: _score_rows([self.history.scores(run) for run in runs])),
+            "stages": [(name, [found.get(name) for found in by_name]) for name in stages],
+            "slowest": max((stage.took_s for run in runs for stage in run.stages), default=0.0),
+        }
+
+    def changes(self, request: Request) -> dict[str, Any]:
+        """Which captions differ between two runs."""
+        before = self._named(_text(request, "before"))
+        after = self._named(_text(request, "after"))
+        changed = changed_captions(self.history.captions(before), self.history.captions(after))
+        sort = _choice(request, "sort", CHANGE_SORTS, "up")
+        order = {"path": False} if sort == "path" else {"moved": sort == "up", "path": False}
+        with reading():
+            shared = self._shared(before, after)
+            page = gallery.page_of(changed, _page(request), CAPTIONS_A_PAGE, order)
+        return {
+            "here": "runs",
+            "before": before,
+            "after": after,
+            "shared": shared,
+            "page": page,
+            "sort": sort,
+            "sorts": CHANGE_SORTS,
+            "link": _link("/changes", before=before.run, after=after.run, sort=sort),
+        }
+
+    def captions(self, request: Request) -> dict[str, Any]:
+        """A gallery of a run's captions."""
+        run = self._chosen(request)
+        if run is None:
+            return {"here": "captions", "run": None}
+        wish = gallery.Wish(
+            words=_text(request, "words"),
+            sort=_choice(request, "sort", gallery.SORTS, "best"),
+            split=_choice(request, "split", SPLIT_CHOICES, ""),
+            page=_page(request),
+        )
+        query = {"run": run.run, "words": wish.words, "sort": wish.sort, "split": wish.split}
+        return {
+            "here": "captions",
+            "run": run,
+            "choices": self._choices(),
+            "wish": wish,
+            "sorts": gallery.SORTS,
+            "splits": SPLIT_CHOICES,
+            "page": Part.of(lambda: gallery.captions_page(self.history.captions(run), wish, CAPTIONS_A_PAGE)),
+            "link": _link("/captions", **query),
+        }
+
+    def photo(self, request: Request) -> dict[str, Any]:
+        """One photograph with all that was written and said about it."""
+        run, photo_id = self._named(request.path_params["run"]), request.path_params["photo_id"]
+        if not is_photo_id(photo_id):
+            raise HTTPException(404, "there is no such photograph")
+        try:
+            row = self.pictures.row_of(run, photo_id)
+        except KeyError:
+            raise HTTPException(404, "the run has no such photograph") from None
+        is_it = pl.col("photo_id") == photo_id
+
+        def written() -> list[dict[str, Any]]:
+            with reading():
+                return self.history.captions(run).rows.filter(is_it).head(1).collect().to_dicts()
+
+        def references() -> list[str]:
+            with reading():
+                texts = self.history.table(run, "ingest", "captions").filter(is_it).select("text")
+                return texts.collect()["text"].to_list()
+
+        return {
+            "here": "captions",
+            "run": run,
+            "photo": row,
+            "written": Part.of(written),
+            "references": Part.of(references),
+            "gone": self.pictures.why_not_the_file(run, row),
+        }
+
+    def curves(self, request: Request) -> dict[str, Any]:
+        """The curves of a run's trainings, with their numbers."""
+        run = self._chosen(request)
+        if run is None:
+            return {"here": "curves", "run": None}
+        return {
+            "here": "curves",
+            "run": run,
+            "choices": self._choices(),
+            "curves": Part.of(
+                lambda: {stage: curve.to_dicts() for stage, curve in self.history.curves(run).items()}
+            ),
+        }
+
+    def stale(self, request: Request) -> dict[str, Any]:
+        """What a run with the same settings would make today, and why."""
+        newest = [run for run in self.history.newest_by_dataset() if run.command == "run"]
+        run = self._named(_text(request, "run")) if request.query_params.get("run") else None
+        run = run or (newest[0] if newest else None)
+
+        def look() -> RunRecord:
+            assert run
+            if run.command != "run":
+                raise UsageError("only what `cutline run` made can be looked at; choose another")
+            try:
+                settings = Settings.model_validate(run.settings)
+            except ValidationError as error:
+                problem = error.errors()[0]
+                where = ".".join(str(part) for part in problem["loc"])
+                raise UsageError(
+                    f"the run's setting {where} is not one of today's: {problem['msg']}"
+                ) from None
+            with self._one_look, reading():
+                return status(Path(run.dataset), settings, self.history.workspace.root)
+
+        return {
+            "here": "stale",
+            "run": run,
+            "choices": newest,
+            "status": Part.of(look) if run else None,
+        }
+
+    def disk(self, _: Request) -> dict[str, Any]:
+        """How much each stage holds, and how much of it no run refers to."""
+        return {"here": "disk", "held": Part.of(lambda: held_by_kind(self.history.workspace.root))}
+
+    # -- what several pages need ------------------------------------------------------------------
+
+    def _named(self, name: str) -> RunRecord:
+        try:
+            return self.history.run(name)
+        except KeyError:
+            raise HTTPException(404, "there is no such run in this workspace") from None
+
+    def _wanted(self, request: Request) -> RunRecord:
+        run = self._chosen(request)
+        if run is None:
+            raise HTTPException(404, "there is no run in this workspace")
+        return run
+
+    def _chosen(self, request: Request) -> RunRecord | None:
+        """The run that the query names, else the newest; None where there is none at all."""
+        if name := request.query_params.get("run"):
+            return self._named(name)
+        newest = self.history.runs()
+        return self._named(newest[0].run) if newest else None
+
+    def _choices(self) -> list[RunRecord]:
+        return self.history.runs()[:MOST_CHOICES]
+
+    def _before(self, run: RunRecord) -> RunRecord | None:
+        """The run before, of the same command on the same data set."""
+        return next(
+            (
+                other
+                for other in self.history.runs()
+                if other.run < run.run and (other.command, other.dataset) == (run.command, run.dataset)
+            ),
+            None,
+        )
+
+    def _splits(self, run: RunRecord) -> Part[list[health.SplitCounts]]:
+        def count() -> list[health.SplitCounts]:
+            whole = run if run.shards else self.history.run(run.run)
+            photos, captions = (self.history.table(whole, "ingest", name) for name in ("photos", "captions"))
+            return health.split_counts(photos, captions)
+
+        return Part.of(count)
+
+    def _shared(self, before: RunRecord, after: RunRecord) -> int:
+        """How many photographs both runs captioned."""
+        old, new = (self.history.captions(run).rows.select("photo_id").unique() for run in (before, after))
+        return int(new.join(old, on="photo_id", how="semi").select(pl.len()).collect().item())
+
+
+SPLIT_CHOICES = {"": "every split", **{name: name for name in ("train", "dev", "test", "unlabelled")}}
+CHANGE_SORTS = {"up": "surer now first", "down": "less sure now first", "path": "by file name"}
+
+
+# -- queries ------------------------------------------------------------------------------------
+
+
+def _text(request: Request, name: str) -> str:
+    text = request.query_params.get(name, "").strip()
+    if len(text) > LONGEST_WORDS:
+        raise WrongQuery(f"{name}: expected at most {LONGEST_WORDS} letters, found {len(text):,}")
+    return text
+
+
+def _choice(request: Request, name: str, choices: Mapping[str, str], default: str) -> str:
+    value = request.query_params.get(name, default)
+    if value not in choices:
+        raise WrongQuery(f"{name}: expected one of {', '.join(filter(None, choices))}, found '{value[:40]}'")
+    return value
+
+
+def _page(request: Request) -> int:
+    value = request.query_params.get("page", "1")
+    if not (value.isascii() and value.isdigit() and len(value) < 9 and 1 <= int(value) <= MOST_PAGES):
+        raise WrongQuery(f"page: expected a number from 1 on, found '{value[:40]}'")
+    return int(value)
+
+
+def _link(path: str, **query: str) -> Callable[[int], str]:
+    """The address of a page by its number."""
+    kept = {name: value for name, value in query.items() if value}
+    return lambda page: f"{path}?{urlencode({**kept, 'page': page})}"
+
+
+# -- words ----------------------------------------------------------------------------------------
+
+
+def _when(moment: str) -> str:
+    """ISO 8601 → 2026-11-23 22:20 (UTC), as given where it is none."""
+    try:
+        return f"{datetime.fromisoformat(moment):%Y-%m-%d %H:%M}"
+    except ValueError:
+        return moment
+
+
+def _bytes(count: int) -> str:
+    size, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{count:,} B" if unit == "B" else f"{size:,.1f} {unit}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
+
+
+def _name_of(run: RunRecord) -> str:
+    return Path(run.dataset).name or run.dataset
+
+
+def _share(part: float, whole: float) -> str:
+    """How wide a bar is, in percent."""
+    return f"{100 * part / whole:.1f}%" if whole > 0 and part > 0 else "0%"
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "when": _when,
+    "size": _bytes,
+    "duration": _duration,
+    "name_of": _name_of,
+    "share": _share,
+    "in_form": in_form,
+}
+
+
+def _metrics(names: tuple[str, ...]) -> dict[str, Metric]:
+    return {name: QUALITY[name] for name in names}
+
+
+def _headline(run: RunRecord) -> list[tuple[str, str]]:
+    return [
+        (QUALITY[name].label, in_form(run.scores[name], QUALITY[name].form))
+        for name in HEADLINE_METRICS
+        if name in run.scores
+    ]
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A metric of one split in several runs, as text; `best` marks the highest, where that is better."""
+
+    split: str
+    label: str
+    reading: str
+    values: list[str]
+    best: list[bool]
+    moved: str  # from the first to the last of two
+
+
+def _score_rows(tables: list[pl.DataFrame]) -> list[ScoreRow]:
+    """Every metric of the held-out splits, test before dev."""
+    found = [
+        {(split, metric): value for split, metric, value in table.iter_rows()}
+        for table in (frame.select("split", "metric", "value") for frame in tables)
+    ]
+    metrics = QUALITY | COLLAPSE
+    keys = list(dict.fromkeys(key for values in found for key in values))
+    order = list(metrics)
+    keys.sort(key=lambda key: (key[0] != "test", key[0], order.index(key[1]) if key[1] in order else 99))
+    rows = []
+    for split, name in keys:
+        metric = metrics.get(name, Metric(name, ""))
+        values = [of_run.get((split, name)) for of_run in found]
+        known = [value for value in values if value is not None]
+        better = name in QUALITY and metric.form == "score" and len(set(known)) > 1
+        change = values[-1] - values[0] if len(values) == 2 and len(known) == 2 else None  # type: ignore[operator]
+        rows.append(
+            ScoreRow(
+                split,
+                metric.label,
+                metric.reading,
+                [in_form(value, metric.form) for value in values],
+                [better and value == max(known) for value in values],
+                "" if change is None else f"{'+' if change > 0 else ''}{in_form(change, metric.form)}",
+            )
+        )
+    return rows
+
+
+def _changed_settings(run: RunRecord) -> list[dict[str, Any]]:
+    """Settings of a run with today's defaults and meanings, those that differ from them first."""
+    defaults = {
+        f"{stage}.{name}": (info.default, info.description or "")
+        for stage, model in Settings()
+        for name, info in type(model).model_fields.items()
+    }
+    rows = []
+    for row in settings_of([run]):
+        default, meaning = defaults.get(row.name, (None, "no setting of this version"))
+        shown = default if isinstance(default, str) else str(default)
+        value = row.values[0] or ""
+        same = row.name in defaults and value.lower() == shown.lower()
+        rows.append(
+            {"name": row.name, "value": value, "default": shown, "meaning": meaning, "changed": not same}
+        )
+    return sorted(rows, key=lambda row: not row["changed"])

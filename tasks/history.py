@@ -1,0 +1,276 @@
+"""What a workspace holds of earlier runs, read lazily and never written.
+
+A record or table that is missing or damaged is told as such, by DamagedFile: one bad file costs the
+part of a page that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import ValidationError
+
+from schemas.errors import DamagedFile
+from schemas.records import Record, RunRecord
+from tasks.shards import path_of
+from tasks.tables import empty_table
+from tasks.workspace import Workspace
+
+RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
+REJECTING = ("ingest", "images", "captions")  # stages that reject rows
+# Columns that are shown: a table of an older version, without others, is no damaged one.
+SHOWN = {
+    "photos": ("photo_id", "path", "other_paths", "container", "offset", "size", "format", "split"),
+    "captions": ("photo_id", "text", "split"),
+    "captioned": ("photo_id", "path", "split", "caption", "score", "alternatives"),
+    "predictions": ("photo_id", "caption", "score", "alternatives"),
+    "rejects": ("stage", "kind", "name", "reason", "detail"),
+    "scores": ("split", "metric", "value"),
+    "curve": ("epoch", "train_loss", "dev_loss", "dev_cider", "best"),
+}
+CURVES = ("language_model", "fusion")  # stages that train
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A run's record that cannot be read, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The captions of a run, lazily: photo_id, caption, score, alternatives, and path and split.
+
+    With `photos`, path and split are there: to be joined where they are needed, not before.
+    """
+
+    rows: pl.LazyFrame
+    photos: pl.LazyFrame | None = None
+
+    def named(self, rows: pl.LazyFrame | None = None) -> pl.LazyFrame:
+        """Rows (all without any) with path and split."""
+        rows = self.rows if rows is None else rows
+        return rows if self.photos is None else rows.join(self.photos, on="photo_id", maintain_order="left")
+
+
+class History:
+    """The runs of a workspace, and the tables that they refer to."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._lock = threading.Lock()
+        self._slim: dict[Path, tuple[tuple[int, int], RunRecord | Damage]] = {}
+
+    # -- runs ---------------------------------------------------------------------------------
+
+    def runs(self) -> list[RunRecord]:
+        """All runs, newest first, without the names of their shards and files."""
+        return [run for run in self._all() if isinstance(run, RunRecord)]
+
+    def damaged(self) -> list[Damage]:
+        """The records of runs that cannot be read."""
+        return [run for run in self._all() if isinstance(run, Damage)]
+
+    def run(self, name: str) -> RunRecord:
+        """One run, whole. Raises KeyError where there is none of that name, DamagedFile."""
+        if not RUN_ID.fullmatch(name):
+            raise KeyError(name)
+        path = self.workspace.root / "runs" / f"{name}.json"
+        if not path.is_file():
+            raise KeyError(name)
+        found = _read_run(path)
+        if isinstance(found, Damage):
+            raise DamagedFile(f"{found.name}: {found.reason}")
+        return found
+
+    def newest_by_dataset(self) -> list[RunRecord]:
+        """The newest run of each command and data set, newest first."""
+        newest: dict[tuple[str, str], RunRecord] = {}
+        for run in self.runs():
+            newest.setdefault((run.command, run.dataset), run)
+        return list(newest.values())
+
+    def _all(self) -> list[RunRecord | Damage]:
+        """Every run's record in its slim form; a file that has not changed is not read again."""
+        paths = sorted((self.workspace.root / "runs").glob("*.json"), reverse=True)
+        with self._lock:
+            fresh: dict[Path, tuple[tuple[int, int], RunRecord | Damage]] = {}
+            for path in paths:
+                try:
+                    found = path.stat()
+                except OSError:
+                    continue  # pruned a moment ago
+                stamp = found.st_mtime_ns, found.st_size
+                known = self._slim.get(path)
+                fresh[path] = known if known and known[0] == stamp else (stamp, _slim(_read_run(path)))
+            self._slim = fresh
+            return [run for _, run in fresh.values()]
+
+    # -- what they refer to -------------------------------------------------------------------
+
+    def records(self, run: RunRecord, stage: str) -> list[Record]:
+        """The records of a stage's shards. Raises DamagedFile where one cannot be read."""
+        found = []
+        for key in run.shards.get(stage, []):
+            record = self.workspace.read_record(stage, key) if key.isalnum() else None
+            if record is None:
+                raise DamagedFile(f"shards/{stage}/{key}.json: the record is missing or damaged; {AGAIN}")
+            found.append(record)
+        return found
+
+    def file(self, record: Record, name: str) -> Path:
+        """An output, of the size that its record says. Raises DamagedFile."""
+        if not record.has(name):
+            raise DamagedFile(f"{record.stage} {record.key}: the record names no {name}")
+        output = record.output(name)
+        if output.path.startswith("/") or ".." in output.path.split("/"):
+            raise DamagedFile(f"{output.path}: the record names a file outside the workspace")
+        path = path_of(self.workspace, record, name)
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise DamagedFile(f"{output.path}: expected a file, found none; {AGAIN}") from None
+        if size != output.size:
+            raise DamagedFile(f"{output.path}: expected {output.size:,} bytes, found {size:,}; {AGAIN}")
+        return path
+
+    def table(self, run: RunRecord, stage: str, table: str) -> pl.LazyFrame:
+        """A table of all shards of a stage, lazily. Raises DamagedFile."""
+        records = self.records(run, stage)
+        return _scan([self.file(record, f"{table}.parquet") for record in records], table)
+
+    def captions(self, run: RunRecord) -> Captions:
+        """What a run wrote under its photographs. Raises DamagedFile."""
+        for report in self.records(run, "report"):
+            return Captions(_scan([self.file(report, "captions.parquet")], "captioned"))
+        photos = self.table(run, "ingest", "photos").select("photo_id", "path", "split")
+        return Captions(self.table(run, "caption", "predictions"), photos)
+
+    def rejects(self, run: RunRecord) -> pl.LazyFrame:
+        """What a run could not use; `row` numbers the rows, always in the same order."""
+        files = [self.file(report, "rejects.parquet") for report in self.records(run, "report")]
+        if not files:
+            records = [record for stage in REJECTING for record in self.records(run, stage)]
+            files = [
+                self.file(record, "rejects.parquet") for record in records if record.has("rejects.parquet")
+            ]
+        return _scan(files, "rejects").with_row_index("row")
+
+    def scores(self, run: RunRecord) -> pl.DataFrame:
+        """The `scores` table of a run; empty where nothing was scored."""
+        with reading():
+            return self.table(run, "evaluate", "scores").collect()
+
+    def curves(self, run: RunRecord) -> dict[str, pl.DataFrame]:
+        """The `curve` tables of a run by the stage that trained."""
+        with reading():
+            return {
+                stage: self.table(run, stage, "curve").collect() for stage in CURVES if run.shards.get(stage)
+            }
+
+
+AGAIN = "`cutline run` makes it again"
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turns what reading a damaged table raises into DamagedFile."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise DamagedFile(f"a table cannot be read: {text}; {AGAIN}") from None
+
+
+def _scan(files: Sequence[Path], table: str) -> pl.LazyFrame:
+    expected = empty_table(table)
+    if not files:
+        return expected.lazy()
+    with reading():
+        frame = pl.scan_parquet(list(files), glob=False)
+        found = frame.collect_schema()
+    for column in SHOWN[table]:
+        if found.get(column) != expected.schema[column]:
+            raise DamagedFile(
+                f"{files[0].name}: expected a column '{column}' of {expected.schema[column]}, "
+                f"found {found.get(column, 'none')}"
+            )
+    return frame
+
+
+def _read_run(path: Path) -> RunRecord | Damage:
+    name = f"runs/{path.name}"
+    try:
+        run = RunRecord.model_validate_json(path.read_bytes())
+    except OSError as error:
+        return Damage(name, f"the file cannot be read: {error.strerror}")
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        return Damage(name, f"{where}: {problem['msg']}" if where else problem["msg"])
+    if run.run != path.stem or not RUN_ID.fullmatch(run.run):
+        return Damage(name, f"the record calls itself '{run.run[:60]}'")
+    return run
+
+
+def _slim(run: RunRecord | Damage) -> RunRecord | Damage:
+    if isinstance(run, Damage):
+        return run
+    stages = [stage.model_copy(update={"outputs": []}) for stage in run.stages]
+    return run.model_copy(update={"shards": {}, "stages": stages})
+
+
+# -- runs side by side --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """One setting in several runs; None where a run does not have it."""
+
+    name: str
+    values: list[str | None]
+
+    @property
+    def differs(self) -> bool:
+        return len(set(self.values)) > 1
+
+
+def settings_of(runs: Sequence[RunRecord]) -> list[SettingRow]:
+    """Every setting of several runs, those that differ first."""
+    flat = [_flat(run.settings) for run in runs]
+    names = list(dict.fromkeys(name for settings in flat for name in settings))
+    rows = [SettingRow(name, [settings.get(name) for settings in flat]) for name in names]
+    return sorted(rows, key=lambda row: not row.differs)
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, str]:
+    return {
+        f"{stage}.{name}": value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for stage, of_stage in settings.items()
+        for name, value in (of_stage.items() if isinstance(of_stage, dict) else [("", of_stage)])
+    }
+
+
+def changed_captions(before: Captions, after: Captions) -> pl.LazyFrame:
+    """Photographs that two runs captioned, and differently: a row a photograph, by its bytes.
+
+    Columns: photo_id, path, split, caption, score, caption_before, score_before, moved (score's change).
+    """
+    wanted = ["photo_id", "caption", "score"]
+    old = before.rows.select(wanted).unique("photo_id", keep="any")
+    new = after.named().select("path", "split", *wanted).unique("photo_id", keep="first", maintain_order=True)
+    return (
+        new.join(old, on="photo_id", suffix="_before")
+        .filter(pl.col("caption") != pl.col("caption_before"))
+        .with_columns(moved=pl.col("score") - pl.col("score_before"))
+    )
