@@ -232,7 +232,7 @@ def in_form(value: float | None, form: str) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     if form == "share":
-        return f"{value:.1%}".replace("%", " %")
+        return f"{value:.1%}".replace("%", " %").replace("-", "−")
     return decimal(value, {"count": 0, "mean": 1, "score": 3}[form])
 
 

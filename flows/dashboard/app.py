@@ -73,7 +73,11 @@ def make_app(workspace: Path) -> Starlette:
 
     def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return problem(error.status_code, error.detail)
+        known = {404: "there is no such page", 405: "this page only shows: it answers GET and nothing else"}
+        is_plain = error.detail == HTTPException(error.status_code).detail
+        return problem(
+            error.status_code, known.get(error.status_code, error.detail) if is_plain else error.detail
+        )
 
     def failed(_: Request, error: Exception) -> Response:
         return problem(

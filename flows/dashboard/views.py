@@ -32,6 +32,7 @@ ROWS_A_PAGE = 50
 REJECTS_A_PAGE = 24
 EXAMPLES_A_REASON = 6
 RUNS_ON_OVERVIEW = 8
+CAPTIONS_ON_OVERVIEW = 5
 MOST_DATASETS = 20  # on the overview
 MOST_COMPARED = 4
 MOST_CHOICES = 200  # runs to choose from
@@ -71,7 +72,12 @@ class Views:
 
     def overview(self, _: Request) -> dict[str, Any]:
         """The data sets, the newest runs, what is damaged; what to do where there is nothing yet."""
-        newest = self.history.newest_by_dataset()
+        newest, runs = self.history.newest_by_dataset(), self.history.runs()
+
+        def sample() -> gallery.Page:
+            captions = self.history.captions(self.history.run(runs[0].run))
+            return gallery.captions_page(captions, gallery.Wish(), CAPTIONS_ON_OVERVIEW)
+
         return {
             "here": "overview",
             "datasets": [
@@ -79,7 +85,8 @@ class Views:
                 for run in newest[:MOST_DATASETS]
             ],
             "more_datasets": max(0, len(newest) - MOST_DATASETS),
-            "runs": self.history.runs()[:RUNS_ON_OVERVIEW],
+            "runs": runs[:RUNS_ON_OVERVIEW],
+            "sample": Part.of(sample) if runs else None,
             "damaged": self.history.damaged(),
             "metrics": _metrics(HEADLINE_METRICS),
         }
