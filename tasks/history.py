@@ -259,18 +259,3 @@ def _flat(settings: dict[str, Any]) -> dict[str, str]:
         for stage, of_stage in settings.items()
         for name, value in (of_stage.items() if isinstance(of_stage, dict) else [("", of_stage)])
     }
-
-
-def changed_captions(before: Captions, after: Captions) -> pl.LazyFrame:
-    """Photographs that two runs captioned, and differently: a row a photograph, by its bytes.
-
-    Columns: photo_id, path, split, caption, score, caption_before, score_before, moved (score's change).
-    """
-    wanted = ["photo_id", "caption", "score"]
-    old = before.rows.select(wanted).unique("photo_id", keep="any")
-    new = after.named().select("path", "split", *wanted).unique("photo_id", keep="first", maintain_order=True)
-    return (
-        new.join(old, on="photo_id", suffix="_before")
-        .filter(pl.col("caption") != pl.col("caption_before"))
-        .with_columns(moved=pl.col("score") - pl.col("score_before"))
-    )

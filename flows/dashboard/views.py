@@ -21,7 +21,8 @@ from schemas.errors import CutlineError, UsageError
 from schemas.records import RunRecord
 from schemas.settings import Settings
 from tasks import gallery, health
-from tasks.history import History, changed_captions, reading, settings_of
+from tasks.compare import Comparison, compare
+from tasks.history import History, reading, settings_of
 from tasks.pictures import Pictures, is_photo_id
 from tasks.report import COLLAPSE, HEADLINE_METRICS, QUALITY, Metric, in_form
 
@@ -35,6 +36,7 @@ RUNS_ON_OVERVIEW = 8
 CAPTIONS_ON_OVERVIEW = 5
 MOST_DATASETS = 20  # on the overview
 MOST_COMPARED = 4
+COMPARISONS_KEPT = 2
 MOST_CHOICES = 200  # runs to choose from
 LONGEST_WORDS = 100  # letters
 MOST_PAGES = 10**7
@@ -66,6 +68,8 @@ class Views:
     def __init__(self, history: History, pictures: Pictures) -> None:
         self.history = history
         self.pictures = pictures
+        self._compared: dict[tuple[str, str], Comparison] = {}
+        self._one_comparison = threading.Lock()  # it reads all captions of two runs
         self._one_look = threading.Lock()  # looking at a data set reads its files: one at a time
 
     # -- pages ----------------------------------------------------------------------------------
@@ -185,21 +189,19 @@ class Views:
         }
 
     def changes(self, request: Request) -> dict[str, Any]:
-        """Which captions differ between two runs."""
+        """Which captions differ between two runs, and how their CIDEr moved."""
         before = self._named(_text(request, "before"))
         after = self._named(_text(request, "after"))
-        changed = changed_captions(self.history.captions(before), self.history.captions(after))
-        sort = _choice(request, "sort", CHANGE_SORTS, "up")
-        order = {"path": False} if sort == "path" else {"moved": sort == "up", "path": False}
-        with reading():
-            shared = self._shared(before, after)
-            page = gallery.page_of(changed, _page(request), CAPTIONS_A_PAGE, order)
+        sort = _choice(request, "sort", CHANGE_SORTS, "moved")
+        found = self._comparison(before, after)
+        order = {"path": {"path": False}, "better": {"gain": True}, "worse": {"gain": False}}.get(sort)
+        changed = found.captions.lazy().with_columns(gain=pl.col("cider_after") - pl.col("cider_before"))
         return {
             "here": "runs",
             "before": before,
             "after": after,
-            "shared": shared,
-            "page": page,
+            "found": found,
+            "page": gallery.page_of(changed, _page(request), CAPTIONS_A_PAGE, order),
             "sort": sort,
             "sorts": CHANGE_SORTS,
             "link": _link("/changes", before=before.run, after=after.run, sort=sort),
@@ -292,11 +294,16 @@ class Views:
             with self._one_look, reading():
                 return status(Path(run.dataset), settings, self.history.workspace.root)
 
+        found = Part.of(look) if run else None
+        told = (
+            [stage.estimate_s for stage in found.value.stages if stage.made] if found and found.value else []
+        )
         return {
             "here": "stale",
             "run": run,
             "choices": newest,
-            "status": Part.of(look) if run else None,
+            "status": found,
+            "seconds": None if None in told else sum(filter(None, told)),
         }
 
     def disk(self, _: Request) -> dict[str, Any]:
@@ -346,14 +353,25 @@ class Views:
 
         return Part.of(count)
 
-    def _shared(self, before: RunRecord, after: RunRecord) -> int:
-        """How many photographs both runs captioned."""
-        old, new = (self.history.captions(run).rows.select("photo_id").unique() for run in (before, after))
-        return int(new.join(old, on="photo_id", how="semi").select(pl.len()).collect().item())
+    def _comparison(self, before: RunRecord, after: RunRecord) -> Comparison:
+        """The comparison of two runs; the last few are kept, for their further pages."""
+        key = before.run, after.run
+        with self._one_comparison:
+            if key not in self._compared:
+                with reading():
+                    self._compared[key] = compare(self.history.workspace, before, after)
+                while len(self._compared) > COMPARISONS_KEPT:
+                    del self._compared[next(iter(self._compared))]
+            return self._compared[key]
 
 
 SPLIT_CHOICES = {"": "every split", **{name: name for name in ("train", "dev", "test", "unlabelled")}}
-CHANGE_SORTS = {"up": "surer now first", "down": "less sure now first", "path": "by file name"}
+CHANGE_SORTS = {
+    "moved": "most moved first",
+    "better": "better now first",
+    "worse": "worse now first",
+    "path": "by file name",
+}
 
 
 # -- queries ------------------------------------------------------------------------------------
