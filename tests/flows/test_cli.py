@@ -15,7 +15,7 @@ from tests.flows.conftest import Ran, cutline, draw, small
 
 COMMANDS = [
     "run", "status", "reprocess", "compare", "caption", "evaluate", "generate", "rejects", "prune",
-    "server", "serve",
+    "server", "serve", "dashboard",
 ]  # fmt: skip
 
 
