@@ -54,10 +54,10 @@ def find_unused(where: Path, keep: int | None = None) -> Unused:
     return Unused(workspace, {path: size for path, size in made.items() if path not in used})
 
 
-def find_made(root: Path) -> Unused:
+def find_made(where: Path) -> Unused:
     """Every file that was made, told in the same way."""
-    paths = list(_files(root.absolute()))
-    return Unused(root.absolute(), paths, sum(path.stat().st_size for path in paths))
+    workspace = Workspace(where)
+    return Unused(workspace, workspace.made())
 
 
 def remove(unused: Unused) -> None:

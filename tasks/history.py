@@ -69,7 +69,7 @@ class History:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._lock = threading.Lock()
-        self._slim: dict[Path, tuple[tuple[int, int], RunRecord | Damage]] = {}
+        self._slim: dict[str, tuple[object, RunRecord | Damage]] = {}
 
     # -- runs ---------------------------------------------------------------------------------
 
@@ -83,12 +83,10 @@ class History:
 
     def run(self, name: str) -> RunRecord:
         """One run, whole. Raises KeyError where there is none of that name, DamagedFile."""
-        if not RUN_ID.fullmatch(name):
+        data = self.workspace.read_run(name) if RUN_ID.fullmatch(name) else None
+        if data is None:
             raise KeyError(name)
-        path = self.workspace.root / "runs" / f"{name}.json"
-        if not path.is_file():
-            raise KeyError(name)
-        found = _read_run(path)
+        found = _parse(name, data)
         if isinstance(found, Damage):
             raise DamagedFile(f"{found.name}: {found.reason}")
         return found
@@ -101,18 +99,15 @@ class History:
         return list(newest.values())
 
     def _all(self) -> list[RunRecord | Damage]:
-        """Every run's record in its slim form; a file that has not changed is not read again."""
-        paths = sorted((self.workspace.root / "runs").glob("*.json"), reverse=True)
+        """Every run's record in its slim form; one that has not changed is not read again."""
         with self._lock:
-            fresh: dict[Path, tuple[tuple[int, int], RunRecord | Damage]] = {}
-            for path in paths:
-                try:
-                    found = path.stat()
-                except OSError:
-                    continue  # pruned a moment ago
-                stamp = found.st_mtime_ns, found.st_size
-                known = self._slim.get(path)
-                fresh[path] = known if known and known[0] == stamp else (stamp, _slim(_read_run(path)))
+            fresh: dict[str, tuple[object, RunRecord | Damage]] = {}
+            for name, stamp in self.workspace.run_names().items():
+                known = self._slim.get(name)
+                if known is None or known[0] != stamp:
+                    data = self.workspace.read_run(name)
+                    known = stamp, _slim(_parse(name, data or b""))
+                fresh[name] = known
             self._slim = fresh
             return [run for _, run in fresh.values()]
 
@@ -121,7 +116,10 @@ class History:
     def records(self, run: RunRecord, stage: str) -> list[Record]:
         """The records of a stage's shards. Raises DamagedFile where one cannot be read."""
         found = []
-        for key in run.shards.get(stage, []):
+        keys = run.shards.get(stage, [])
+        if len(keys) > 1:
+            self.workspace.look_ahead(stage, keys)
+        for key in keys:
             record = self.workspace.read_record(stage, key) if key.isalnum() else None
             if record is None:
                 raise DamagedFile(f"shards/{stage}/{key}.json: the record is missing or damaged; {AGAIN}")
@@ -208,18 +206,15 @@ def _scan(files: Sequence[Path], table: str) -> pl.LazyFrame:
     return frame
 
 
-def _read_run(path: Path) -> RunRecord | Damage:
-    name = f"runs/{path.name}"
+def _parse(name: str, data: bytes) -> RunRecord | Damage:
     try:
-        run = RunRecord.model_validate_json(path.read_bytes())
-    except OSError as error:
-        return Damage(name, f"the file cannot be read: {error.strerror}")
+        run = RunRecord.model_validate_json(data)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        return Damage(name, f"{where}: {problem['msg']}" if where else problem["msg"])
-    if run.run != path.stem or not RUN_ID.fullmatch(run.run):
-        return Damage(name, f"the record calls itself '{run.run[:60]}'")
+        return Damage(f"runs/{name}.json", f"{where}: {problem['msg']}" if where else problem["msg"])
+    if run.run != name or not RUN_ID.fullmatch(name):
+        return Damage(f"runs/{name}.json", f"the record calls itself '{run.run[:60]}'")
     return run
 
 

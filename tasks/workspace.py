@@ -21,7 +21,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -499,6 +499,22 @@ class Workspace:
     def write_run(self, run: RunRecord) -> None:
         """Write down a run; what it refers to is kept by `cutline prune`."""
         self.write_text(f"runs/{run.run}.json", run.model_dump_json(indent=1))
+
+    def run_names(self) -> dict[str, object]:
+        """The name of each run, newest first, with a stamp that changes when its record does."""
+        stamps: dict[str, object] = {}
+        if self.store:
+            stamps = {path: listed.stamp for path, listed in self.store.listing("runs").items()}
+        else:
+            for path in (self.root / "runs").glob("*.json"):
+                with suppress(OSError):  # pruned a moment ago
+                    stamps[path.name] = path.stat().st_mtime_ns, path.stat().st_size
+        names = {Path(path).stem: stamp for path, stamp in stamps.items() if path.endswith(".json")}
+        return dict(sorted(names.items(), reverse=True))
+
+    def read_run(self, name: str) -> bytes | None:
+        """The record of a run as it is written; None where there is none."""
+        return self._read(f"runs/{name}.json")
 
     def runs(self) -> list[RunRecord]:
         """All runs, newest first."""

@@ -50,7 +50,7 @@ def make_app(workspace: Path) -> Starlette:
     pictures = Pictures(history)
     templates = environment(HERE / "templates")
     templates.filters |= views.FILTERS
-    templates.globals["workspace"] = str(workspace)
+    templates.globals["workspace"] = history.workspace.where
     shown = Views(history, pictures)
     files = {"/style.css": "text/css", "/icon.svg": "image/svg+xml"}
 

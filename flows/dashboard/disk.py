@@ -39,15 +39,15 @@ class Disk:
         return sum(kind.free for kind in self.kinds)
 
 
-def held_by_kind(root: Path) -> Disk:
+def held_by_kind(where: Path) -> Disk:
     """What a workspace holds by stage and kind, and what of it may go."""
     busy, free = "", {}
     try:
-        free = find_unused(root).by_kind()
+        free = find_unused(where).by_kind()
     except UsageError as error:
         busy = str(error)
     kinds = [
         Held(kind, files, size, free.get(kind, (0, 0))[1])
-        for kind, (files, size) in find_made(root).by_kind().items()
+        for kind, (files, size) in find_made(where).by_kind().items()
     ]
     return Disk(kinds, busy)

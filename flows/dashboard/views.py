@@ -68,6 +68,7 @@ class Views:
     def __init__(self, history: History, pictures: Pictures) -> None:
         self.history = history
         self.pictures = pictures
+        self._where = Path(history.workspace.where)
         self._compared: dict[tuple[str, str], Comparison] = {}
         self._one_comparison = threading.Lock()  # it reads all captions of two runs
         self._one_look = threading.Lock()  # looking at a data set reads its files: one at a time
@@ -292,7 +293,7 @@ class Views:
                     f"the run's setting {where} is not one of today's: {problem['msg']}"
                 ) from None
             with self._one_look, reading():
-                return status(Path(run.dataset), settings, self.history.workspace.root)
+                return status(Path(run.dataset), settings, self._where)
 
         found = Part.of(look) if run else None
         told = (
@@ -308,7 +309,7 @@ class Views:
 
     def disk(self, _: Request) -> dict[str, Any]:
         """How much each stage holds, and how much of it no run refers to."""
-        return {"here": "disk", "held": Part.of(lambda: held_by_kind(self.history.workspace.root))}
+        return {"here": "disk", "held": Part.of(lambda: held_by_kind(self._where))}
 
     # -- what several pages need ------------------------------------------------------------------
 

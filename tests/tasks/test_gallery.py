@@ -1,0 +1,77 @@
+"""A gallery shows every caption once, in order, a page at a time."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tasks.gallery import Wish, captions_page, whole_word
+from tasks.history import Captions, History
+from tasks.workspace import ReadOnlyWorkspace
+from tests.tasks.histories import RUN, many_captions, small_history
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Captions:
+    written = small_history(tmp_path / "workspace", tmp_path / "dataset")
+    history = History(ReadOnlyWorkspace(written.workspace.root))
+    return history.captions(history.run(RUN))
+
+
+def shown(captions: Captions, wish: Wish) -> list[str]:
+    return [row["caption"] for row in captions_page(captions, wish, 10).rows]
+
+
+@pytest.mark.parametrize(("sort", "reverse"), [("best", True), ("worst", False)])
+def test_pages_by_score_hold_each_caption_once_in_order(tmp_path: Path, sort: str, reverse: bool) -> None:
+    history = History(ReadOnlyWorkspace(many_captions(tmp_path / "w", 500).workspace.root))
+    captions = history.captions(history.run(RUN))
+    pages = [captions_page(captions, Wish(sort=sort, page=page), 48) for page in range(1, 12)]
+    scores = [row["score"] for page in pages for row in page.rows]
+    assert [len(page.rows) for page in pages] == [48] * 10 + [20]
+    assert {(page.total, page.pages) for page in pages} == {(500, 11)}
+    assert scores == sorted(scores, reverse=reverse)
+    assert len({row["photo_id"] for page in pages for row in page.rows}) == 500
+
+
+def test_a_page_behind_the_last_is_the_last(captions: Captions) -> None:
+    page = captions_page(captions, Wish(sort="path", page=10**7), 4)
+    assert (page.page, page.pages, len(page.rows)) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("dog", 4),  # not the hotdog
+        ("DOG", 4),
+        ("dog beach", 1),
+        ("beach dog", 1),
+        ("hotdog", 1),
+        ("zebra", 0),
+        ("", 6),
+        ("   ", 6),
+        ("(and", 1),
+        ("c++", 1),
+        ("[", 0),
+        (".*", 0),
+        ("<script>", 1),
+        ("\\", 0),
+        ("'s", 1),
+    ],
+)
+def test_words_are_found_whole_and_taken_as_they_are(captions: Captions, words: str, found: int) -> None:
+    assert len(shown(captions, Wish(words))) == found
+
+
+def test_words_are_found_as_pythons_own_patterns_find_them(captions: Captions) -> None:
+    for word in ("dog", "a", "cat", "children"):
+        expected = [text for text in shown(captions, Wish()) if re.search(rf"(?i)\b{word}\b", text)]
+        assert shown(captions, Wish(word)) == expected
+    assert whole_word("dog") == r"(?i)\bdog\b"
+
+
+def test_a_split_is_shown_alone(captions: Captions) -> None:
+    assert shown(captions, Wish(split="dev")) == ["a cat"]
+    assert shown(captions, Wish(split="unlabelled")) == []
