@@ -196,9 +196,8 @@ def caption_new(
     record, fresh, captioned = _caption(photos, bundle, settings, [], workspace)
     write_captions(captions_of(Workspace(workspace), record), out)
     leave_artifacts(record, fresh)
-    message = (
-        f"{captioned:,} photographs captioned, {record.reject_rate:.1%} of the files rejected; see {out}"
-    )
+    new = count_of(captioned, "photograph")
+    message = f"{new} captioned, {record.reject_rate:.1%} of the files rejected; see {out}"
     return Completed(name=None if captioned else NOTHING_NEW, message=message, data=record)
 
 

@@ -6,6 +6,7 @@ is imported, so this comes first.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import os
@@ -101,7 +102,7 @@ def choose_server(workspace: Path) -> str | None:
     """
     for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
-    configured = os.environ.get("PREFECT_API_URL") or _profile_url()
+    configured = _configured("PREFECT_API_URL")
     for url in [configured] if configured else [*_address_of(workspace), DEFAULT_URL]:
         if _answers(url):
             os.environ["PREFECT_API_URL"] = url
@@ -136,26 +137,41 @@ def _address_of(workspace: Path) -> list[str]:
         return []
 
 
-def _profile_url() -> str | None:
-    """The address in the user's active Prefect profile."""
+def _configured(name: str) -> str | None:
+    """A setting of Prefect's from the environment, else from the user's active profile."""
+    if value := os.environ.get(name):
+        return value
     home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
     try:
         profiles = tomllib.loads((home / "profiles.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
-    url = profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
-    return url if isinstance(url, str) else None
+    value = profiles.get("profiles", {}).get(active, {}).get(name)
+    return value if isinstance(value, str) else None
 
 
 def _answers(url: str) -> bool:
-    """Whether a healthy Prefect server of a version that this client speaks to is there."""
+    """Whether a healthy Prefect server of a version that this client speaks to is there.
+
+    Raises UsageError where it answers and refuses us.
+    """
     if not url.startswith(("http://", "https://")):
         return False
+    request = urllib.request.Request(f"{url}/admin/version")  # noqa: S310 http or https
+    if password := _configured("PREFECT_API_AUTH_STRING"):
+        request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
     try:
-        with urllib.request.urlopen(f"{url}/admin/version", timeout=ANSWER_WITHIN_S) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=ANSWER_WITHIN_S) as answer:  # noqa: S310
             return str(json.load(answer)).startswith("3.")
     except urllib.error.HTTPError as error:
-        return error.code in (401, 403)  # it answers, and wants the key that Prefect's settings hold
+        if error.code not in (401, 403):
+            return False
+        if _configured("PREFECT_API_KEY"):
+            return True  # Prefect's cloud, which Prefect itself knows how to ask
+        raise UsageError(
+            f"the Prefect server at {url} answers {error.code}: it wants another name and password; "
+            "set PREFECT_API_AUTH_STRING=NAME:PASSWORD to what it was started with"
+        ) from None
     except (OSError, ValueError):
         return False

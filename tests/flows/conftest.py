@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +148,46 @@ def tables(workspace: Path) -> dict[str, str]:
                     place = record["place"] if "/" not in record["place"][:1] else ""
                     found[f"{stage} {place} {output['name']}"] = output["digest"]
     return found
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`cutline server` on loopback; its API's address."""
+    workspace = tmp_path_factory.mktemp("server")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "flows", "server", "--port", str(port), "--workspace", str(workspace)]
+    with (workspace / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
+        try:
+            _wait_until_healthy(url, process, workspace / "log")
+            assert (workspace / "prefect" / "prefect.db").is_file()  # its state lies in the workspace
+            yield url
+        finally:
+            process.terminate()
+            assert process.wait(30) in (0, -signal.SIGTERM)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=2).read()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise AssertionError(log.read_text())
+
+
+def ask(url: str, path: str, **body: Any) -> Any:
+    request = urllib.request.Request(
+        f"{url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    return json.load(urllib.request.urlopen(request, timeout=20))

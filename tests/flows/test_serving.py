@@ -1,0 +1,138 @@
+"""On a schedule: `cutline serve` beside a real server, new photographs, nothing new, and a killed run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from flows.deployments import parse_schedules
+from schemas.errors import UsageError
+from tests.flows.conftest import REPOSITORY, Ran, ask, cutline, draw
+
+EVERY_S = 6
+
+
+@contextmanager
+def serving(photos: Path, ran: Ran, url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`cutline serve` with a schedule of a few seconds."""
+    command = [sys.executable, "-m", "flows", "serve", str(photos), "--workspace", str(ran.workspace)]
+    environment = {"PREFECT_API_URL": url, "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+    with (ran.workspace / "serve.log").open("a") as log:
+        process = subprocess.Popen(
+            [*command, "--model", ran.record["bundle"], "--schedule", f"nightly-captions={EVERY_S}"],
+            cwd=REPOSITORY, env={**os.environ, **environment}, stdout=log, stderr=log,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def runs_of(url: str) -> list[dict[str, Any]]:
+    """The runs that were at work, in order; those that came too early are left out."""
+    nightly = {"name": {"any_": ["nightly-captions"]}}
+    found = ask(url, "flow_runs/filter", sort="START_TIME_ASC", deployments=nightly)
+    return [run for run in found if run["start_time"] and run["state_type"] != "CANCELLED"]
+
+
+def wait_for(url: str, wanted: Callable[[dict[str, Any]], bool], since: int = 0) -> dict[str, Any]:
+    """The first run, of those after the first `since`, that is as wanted."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        for run in runs_of(url)[since:]:
+            if wanted(run):
+                return run
+        time.sleep(0.25)
+    raise AssertionError([(run["state_name"], run["state"]["message"]) for run in runs_of(url)])
+
+
+def process_of(run: dict[str, Any]) -> int | None:
+    """The process that the run's tag names."""
+    return next((int(tag.split(":")[2]) for tag in run["tags"] if tag.startswith("process:")), None)
+
+
+def check_deployments(url: str) -> None:
+    """One at a time of each kind, and parameters with types, from which the page makes a form."""
+    found = {deployment["name"]: deployment for deployment in ask(url, "deployments/filter")}
+    assert set(found) == {"nightly-captions", "train", "reprocess"}
+    for deployment in found.values():
+        assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+        assert deployment["global_concurrency_limit"]["limit"] == 1
+    crop = found["train"]["parameter_openapi_schema"]["definitions"]["ImagesSettings"]["properties"]["crop"]
+    assert crop["enum"] == [
+        "centre",
+        "pad",
+        "squash",
+    ]
+    assert found["reprocess"]["parameter_openapi_schema"]["properties"]["dry_run"]["type"] == "boolean"
+
+
+def test_a_schedule_captions_what_is_new_says_so_where_nothing_is_and_a_killed_run_ends(
+    ran: Ran,
+    server: str,
+    tmp_path: Path,
+) -> None:
+    copy = ran.copy(tmp_path)
+    photos = tmp_path / "inbox"
+    photos.mkdir()
+    draw(photos / "first.png", 61)
+    with serving(photos, copy, server) as process:
+        running = wait_for(server, lambda run: run["state_name"] == "Running" and bool(process_of(run)))
+        process.kill()  # first who would notice, then the run itself
+        os.kill(process_of(running), signal.SIGKILL)
+    assert (
+        ask(server, "flow_runs/filter", flow_runs={"id": {"any_": [running["id"]]}})[0]["state_name"]
+        == "Running"
+    )
+
+    with serving(photos, copy, server):
+        killed = wait_for(server, lambda run: run["id"] == running["id"] and run["state_name"] == "Crashed")
+        assert "Its process was killed" in killed["state"]["message"]
+        first = wait_for(server, lambda run: run["state_name"] == "Completed")
+        assert first["state"]["message"].startswith("1 photograph captioned")
+        check_deployments(server)
+        draw(photos / "second.png", 62)
+        second = wait_for(server, lambda run: run["state_name"] == "Completed" and run["id"] != first["id"])
+        assert second["state"]["message"].startswith("1 photograph captioned")
+        idle = wait_for(
+            server,
+            lambda run: run["state_name"] == "Nothing new" and run["start_time"] > second["start_time"],
+        )
+        assert "2 photographs" in idle["state"]["message"]
+    captions = pl.read_parquet(copy.workspace / "captions" / "inbox.parquet")
+    assert captions["path"].to_list() == ["first.png", "second.png"]
+    tasks = ask(server, "task_runs/filter", flow_runs={"id": {"any_": [idle["id"]]}})
+    assert tasks == []  # nothing was done
+    ended = [run for run in runs_of(server) if run["end_time"]]
+    for before, after in pairwise(ended):  # no two at once
+        assert datetime.fromisoformat(before["end_time"]) <= datetime.fromisoformat(after["start_time"])
+
+
+@pytest.mark.parametrize("schedule", ["train", "weekly=60", "=60"])
+def test_a_schedule_of_another_form_is_refused(schedule: str) -> None:
+    with pytest.raises(UsageError, match="expected NAME=WHEN"):
+        parse_schedules([schedule])
+
+
+def test_serve_needs_a_folder_a_data_set_to_train_on_and_a_server(ran: Ran, tmp_path: Path) -> None:
+    done = cutline("serve", tmp_path / "nowhere", "--workspace", tmp_path, check=False)
+    assert (done.returncode, "found nothing there" in done.stderr) == (2, True)
+    done = cutline("serve", tmp_path, "--workspace", tmp_path, "--schedule", "train=60", check=False)
+    assert (done.returncode, "expected --dataset" in done.stderr) == (2, True)
+    done = cutline(
+        "serve", tmp_path, "--workspace", tmp_path, check=False, PREFECT_API_URL="http://127.0.0.1:9/api"
+    )
+    assert (done.returncode, "start `cutline server` first" in done.stderr) == (2, True)

@@ -1,0 +1,94 @@
+"""Times foretold by the rates of an earlier run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schemas.records import Output, Record, RunRecord
+from tasks.estimate import estimates
+from tasks.shards import Shard, Stage
+from tasks.walk import Walk, Walked
+from tasks.workspace import Workspace
+
+INGEST = Stage("ingest", "tasks.stages:make_ingest")
+IMAGES = Stage("images", "tasks.stages:make_images_shard")
+FUSION = Stage("fusion", "tasks.stages:make_fusion")
+
+
+def record(stage: str, key: str, rows: int, took_s: float, reused: int = 0, **settings: int) -> Record:
+    output = Output(name="x", path="x", size=0, mtime_ns=0, digest="")
+    return Record(
+        stage=stage, key=key, place="", inputs={}, settings=settings, code="", lineage="", outputs=[output],
+        rows_in=rows, rows_out=rows, rejected=0, reused_rows=reused, took_s=took_s, made_at="", versions={},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def walk(tmp_path: Path) -> Walk:
+    """An earlier run: 100 rows of ingest, images at 10 rows a second, fusion at 2 s a pass."""
+    workspace = Workspace(tmp_path)
+    made = [
+        record("ingest", "i", 100, 1.0),
+        record("images", "a", 60, 6.0),
+        record("images", "b", 40, 2.0, reused=20),
+        record("fusion", "f", 80, 20.0, epochs=8, rewarded_epochs=2),
+    ]
+    for one in made:
+        workspace.write_record(one)
+    return Walk(workspace)
+
+
+EARLIER = RunRecord(
+    run="r", command="run", dataset="d", workspace="w", settings={}, stages=[], finished_at="",
+    shards={"ingest": ["i"], "images": ["a", "b"], "fusion": ["f"]},
+)  # fmt: skip
+SETTINGS = {"ingest": {}, "images": {}, "fusion": {"epochs": 3, "rewarded_epochs": 2}}
+
+
+def shard(stage: Stage, rows: int) -> Shard:
+    return Shard(stage, "", {}, {}, "", rows=rows)
+
+
+def foretold(walk: Walk, *stages: Walked) -> dict[str, float | None]:
+    walk.stages = list(stages)
+    return estimates(walk, SETTINGS, EARLIER)
+
+
+def there() -> Walked:
+    return Walked(INGEST, [shard(INGEST, 0)], [record("ingest", "i", 100, 1.0)])
+
+
+def test_rows_to_make_take_what_rows_took_and_rows_taken_over_took_nothing(walk: Walk) -> None:
+    images = Walked(IMAGES, [shard(IMAGES, 30), shard(IMAGES, 20)], [None, None], whys=["x", "x"])
+    assert foretold(walk, there(), images) == {"ingest": 0.0, "images": pytest.approx(50 * 8.0 / 80)}
+
+
+def test_a_shard_that_is_there_takes_no_time(walk: Walk) -> None:
+    images = Walked(
+        IMAGES, [shard(IMAGES, 30), shard(IMAGES, 20)], [None, record("images", "c", 20, 9.0)], whys=["x"]
+    )
+    assert foretold(walk, there(), images)["images"] == pytest.approx(3.0)
+
+
+def test_a_stage_of_which_nothing_is_known_yet_is_as_large_as_last_time(walk: Walk) -> None:
+    images = Walked(IMAGES, [None], [None], whys=["x"])
+    assert foretold(walk, there(), images)["images"] == pytest.approx(10.0)
+
+
+def test_a_data_set_twice_as_large_takes_twice_as_long(walk: Walk) -> None:
+    ingest = Walked(INGEST, [shard(INGEST, 0)], [record("ingest", "j", 200, 2.5)], whys=["x"])
+    fusion = Walked(FUSION, [None], [None], whys=["x"])
+    # 20 s for 10 passes, now 5 passes over twice as much; ingest was made aside, so its time is known
+    assert foretold(walk, ingest, fusion) == {"ingest": 2.5, "fusion": pytest.approx(20.0)}
+
+
+def test_training_takes_time_a_pass(walk: Walk) -> None:
+    fusion = Walked(FUSION, [shard(FUSION, 5 * 80)], [None], whys=["x"])
+    assert foretold(walk, there(), fusion)["fusion"] == pytest.approx(10.0)
+
+
+def test_without_an_earlier_run_nothing_is_foretold(walk: Walk) -> None:
+    walk.stages = [Walked(IMAGES, [shard(IMAGES, 30)], [None], whys=["x"])]
+    assert estimates(walk, SETTINGS, None) == {"images": None}
