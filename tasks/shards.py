@@ -7,7 +7,7 @@ settings of its stage alone, and the code that computes it.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,10 +109,29 @@ def cut(ids: Sequence[str], family: str, most: int, offset: int = 0) -> list[Cut
     return cuts
 
 
-def overlaps(place: str, other: str) -> bool:
-    """Whether the ids of two places can be the same, whatever their split."""
-    bits, other_bits = place.rpartition("/")[2], other.rpartition("/")[2]
-    return bits.startswith(other_bits) or other_bits.startswith(bits)
+class Overlaps:
+    """Finds the places whose ids can be the same as those of another, whatever their split.
+
+    Looks at the few that matter, not at all: a stage may have hundreds of thousands.
+    """
+
+    def __init__(self, places: Iterable[str]) -> None:
+        self._by_bits: dict[str, list[str]] = {}
+        for place in places:
+            self._by_bits.setdefault(_bits(place), []).append(place)
+        self._sorted = sorted(self._by_bits)
+        self._lengths = sorted({len(bits) for bits in self._by_bits})
+
+    def of(self, place: str) -> list[str]:
+        """The places that hold `place`, are it, or are within it."""
+        bits = _bits(place)
+        found = [bits[:length] for length in self._lengths if length < len(bits)]
+        first, end = bisect_left(self._sorted, bits), bisect_left(self._sorted, bits + "2")
+        return [other for key in [*found, *self._sorted[first:end]] for other in self._by_bits.get(key, [])]
+
+
+def _bits(place: str) -> str:
+    return place.rpartition("/")[2]
 
 
 def path_of(workspace: Workspace, record: Record, name: str) -> Path:

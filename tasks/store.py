@@ -27,7 +27,7 @@ AT_ONCE = 16  # requests for small objects, and transfers of files
 # does not cover an answer that breaks off half way.
 S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
-        "retries": {"mode": "standard", "max_attempts": 3},
+        "retries": {"mode": "standard", "total_max_attempts": 3},
         "connect_timeout": 10,
         "read_timeout": 60,
         "max_pool_connections": AT_ONCE,

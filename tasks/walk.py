@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from schemas.records import Record, RunRecord, StageSummary
-from tasks.shards import Shard, Stage, overlaps, why_made
+from tasks.shards import Overlaps, Shard, Stage, why_made
 from tasks.workspace import Workspace
 
 EXPLAINED_SHARDS = 50  # why is told for so many shards of a stage, then only counted
@@ -173,15 +173,16 @@ class _Earlier:
         lineages = {shard.lineage for shard in shards if shard.lineage}
         if not lineages:
             return shards
-        records = [record for record in self.workspace.records(self.stage.name) if record.lineage in lineages]
-        if not records:
+        held: dict[str, dict[str, list[str]]] = {lineage: {} for lineage in lineages}
+        for record in self.workspace.records(self.stage.name):  # newest first
+            if record.lineage in held:
+                held[record.lineage].setdefault(record.place, []).append(record.key)
+        overlaps = {lineage: Overlaps(places) for lineage, places in held.items() if places}
+        if not overlaps:
             return shards
         ready = []
         for shard in shards:
-            donors = [
-                record.key
-                for record in records
-                if record.lineage == shard.lineage and overlaps(record.place, shard.place)
-            ]
+            places = overlaps[shard.lineage].of(shard.place) if shard.lineage in overlaps else []
+            donors = [key for place in places for key in held[shard.lineage][place]]
             ready.append(replace(shard, sources=shard.sources | {"donors": donors}))
         return ready

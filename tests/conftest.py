@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+from tests.object_store import S3, s3_server
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,3 +41,20 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
         return folder
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def s3_of_session() -> Iterator[S3]:
+    """A real S3 server on loopback, and the credentials for it in the environment."""
+    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def s3(s3_of_session: S3) -> Iterator[S3]:
+    """The S3 server, without faults before and after."""
+    s3_of_session.faults()
+    yield s3_of_session
+    s3_of_session.faults()

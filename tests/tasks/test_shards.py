@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.shards import cut, overlaps
+from tasks.shards import Overlaps, cut
 
 MOST = 64
 
@@ -53,7 +54,24 @@ def test_ids_that_are_all_alike_at_the_front_are_still_cut() -> None:
 
 
 def test_rows_can_be_taken_over_from_places_that_share_ids() -> None:
-    assert overlaps("train/01", "train/0110")
-    assert overlaps("unlabelled/0110", "train/01")
-    assert overlaps("train/", "test/111")
-    assert not overlaps("train/00", "train/01")
+    held = Overlaps(["train/01", "unlabelled/0110", "test/", "train/00", "dev/01101"])
+    assert held.of("train/0110") == ["test/", "train/01", "unlabelled/0110", "dev/01101"]
+    assert held.of("train/1") == ["test/"]
+    assert held.of("dev/") == ["test/", "train/00", "train/01", "unlabelled/0110", "dev/01101"]
+    assert Overlaps(["train/00"]).of("train/01") == []
+
+
+def test_finding_them_takes_no_longer_a_shard_where_there_are_many() -> None:
+    """By turns, the least of several: what else the machine does lengthens one, seldom all."""
+
+    def seconds(count: int) -> float:
+        bits = max(1, (count - 1).bit_length())
+        held = Overlaps(f"train/{number:0{bits}b}" for number in range(count))
+        asked = [f"train/{number:0{bits}b}" for number in range(0, count, count // 500)]
+        started = time.perf_counter()
+        for place in asked:
+            assert held.of(place) == [place]
+        return time.perf_counter() - started
+
+    few, many = (min(seconds(count) for _ in range(5)) for count in (1_000, 64_000))
+    assert many < 8 * few
