@@ -12,16 +12,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 OURS = "cutline"
+
+
+class Skipped(Exception):
+    """A benchmark cannot be run here; the message says why."""
 
 
 @dataclass
 class Contest:
     """Sides that do the same work on `count` things; `sides` holds OURS and the rivals by name.
 
-    `targets` are the ratios to reach, by rival. `note` is called when all is timed, and tells how alike
-    the results are.
+    `targets` are the ratios to reach, by rival. A side that would take hours does a share of the work
+    only, by `shares`, and its times are divided by that. `note` is called when all is timed, and tells
+    how alike the results are.
     """
 
     name: str
@@ -30,7 +36,26 @@ class Contest:
     thing: str
     sides: dict[str, Callable[[], object]]
     targets: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
     note: Callable[[], str] = lambda: ""
+
+
+class Measured(NamedTuple):
+    """One number that was measured, in words: what, how much, and how much it ought to be."""
+
+    what: str
+    found: str
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is measured without a rival; the note says how."""
+
+    name: str
+    title: str
+    rows: list[Measured]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,11 +92,19 @@ def run(contest: Contest, rounds: int) -> list[Timing]:
             cpu_s, wall_s = _cpu_s(), time.perf_counter()
             contest.sides[name]()
             wall_s, cpu_s = time.perf_counter() - wall_s, _cpu_s() - cpu_s
+            share = contest.shares.get(name, 1.0)
+            wall_s, cpu_s = wall_s / share, cpu_s / share
             timings.append(Timing(contest.name, name, turn, wall_s, cpu_s))
             print(
                 f"{contest.name} {turn + 1}/{rounds} {name}: {cpu_s:.2f} s CPU", file=sys.stderr, flush=True
             )
     return timings
+
+
+def children_cpu_s() -> float:
+    """CPU time of all processes that were started and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _cpu_s() -> float:
@@ -91,11 +124,16 @@ def rate(timings: list[Timing], side: str, clock: str, count: int) -> float:
     return count / statistics.median(getattr(timing, clock) for timing in timings if timing.side == side)
 
 
-Results = list[tuple[Contest, list[Timing], str]]
+@dataclass
+class Results:
+    """All that was timed and measured."""
+
+    contests: list[tuple[Contest, list[Timing], str]] = field(default_factory=list)
+    figures: list[Figures] = field(default_factory=list)
 
 
 def markdown(results: Results, machine: str, command: str) -> str:
-    """The table: a row a rival."""
+    """The tables: a row a rival, then a row a figure."""
     lines = [
         f"`{command}`, on {machine}. Ratios: the rival's time over ours in the same round, median "
         "(least to most).",
@@ -103,29 +141,41 @@ def markdown(results: Results, machine: str, command: str) -> str:
         "| what | beside | CPU time | wall time | to reach | ours, a CPU second | alike |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for contest, timings, note in results:
-        speed = f"{rate(timings, OURS, 'cpu_s', contest.count):,.1f} {contest.thing}"
+    for contest, timings, note in results.contests:
+        speed = f"{rate(timings, OURS, 'cpu_s', contest.count):,.1f} {contest.thing}" if contest.thing else ""
         for rival in contest.sides:
             if rival != OURS:
                 cells = [ratio(timings, rival, clock) for clock in ("cpu_s", "wall_s")]
                 target = f"{contest.targets[rival]:g}" if rival in contest.targets else ""
                 row = [contest.title, rival, *map(str, cells), target, speed, note]
                 lines.append("| " + " | ".join(row) + " |")
+    if results.figures:
+        lines += ["", "| what | | found | to reach | how |", "| --- | --- | --- | --- | --- |"]
+    for figures in results.figures:
+        notes = [figures.note, *[""] * len(figures.rows)]
+        for (what, found, target), note in zip(figures.rows, notes, strict=False):
+            lines.append(f"| {figures.title} | {what} | {found} | {target} | {note} |")
     return "\n".join(lines) + "\n"
 
 
 def write(results: Results, folder: Path, command: str) -> None:
-    """bench.md, bench.csv (every timing) and bench.svg in `folder`."""
+    """bench.md, bench.csv (every timing), figures.csv and bench.svg in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.md").write_text(markdown(results, machine(), command), encoding="utf-8")
     with (folder / "bench.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["contest", "side", "round", "count", "wall_s", "cpu_s"])
-        for contest, timings, _ in results:
+        for contest, timings, _ in results.contests:
             for one in timings:
                 seconds = [f"{one.wall_s:.6f}", f"{one.cpu_s:.6f}"]
                 writer.writerow([one.contest, one.side, one.round, contest.count, *seconds])
-    draw(results, folder / "bench.svg")
+    with (folder / "figures.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", *Measured._fields])
+        for figures in results.figures:
+            writer.writerows([figures.name, *row] for row in figures.rows)
+    if results.contests:
+        draw(results, folder / "bench.svg")
 
 
 def draw(results: Results, path: Path) -> None:
@@ -134,7 +184,7 @@ def draw(results: Results, path: Path) -> None:
 
     bars = [
         (f"{contest.title}\n{rival}", ratio(timings, rival, "cpu_s"), contest.targets.get(rival))
-        for contest, timings, _ in results
+        for contest, timings, _ in results.contests
         for rival in contest.sides
         if rival != OURS
     ]
@@ -145,6 +195,7 @@ def draw(results: Results, path: Path) -> None:
         axes.barh(row, found.median, xerr=spread, color="#4c78a8", ecolor="#333333", capsize=3)
         if target:
             axes.plot([target, target], [row - 0.45, row + 0.45], color="#e45756", linewidth=2)
+    axes.set_xscale("log")
     axes.axvline(1, color="#333333", linewidth=0.8)
     axes.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=8)
     axes.invert_yaxis()

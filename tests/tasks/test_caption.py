@@ -17,6 +17,7 @@ from tasks.fusion import build_fusion
 from tasks.language_model import build_language_model
 from tasks.training import make_repeatable
 from tasks.vocabulary import END
+from tests.slow_captions import SlowCaptioner
 from tests.tasks.toys import (
     CHANNELS,
     REGIONS,
@@ -52,46 +53,10 @@ def caption(captioner: Captioner, photos: range, **settings: int) -> pl.DataFram
     return captioner.caption_photos(toy_image_features(photos), CaptionSettings(**settings), lambda _: None)
 
 
-def slow_beam_search(
-    captioner: Captioner, photo: np.ndarray, beam: int, max_tokens: int
-) -> list[tuple[list[str], float]]:
-    """One photograph, one caption at a time, as one would explain it: [(tokens, score), …] best first."""
-    tokens, net, words = captioner.vocabulary, captioner.fusion, captioner.language_model
-    memory = net.encode(photo[None].astype(np.float32))
-    size = words.lstm.units
-    zero = np.zeros((1, size), np.float32)
-    # rank, broken rules, log-probability, tokens, state, cell
-    beams = [(0.0, 0, 0.0, ["<start>"], zero, zero)]
-    for step in range(max_tokens + 1):
-        grown = []
-        for rank, broken, total, said, state, cell in beams:
-            if said[-1] == "<end>":
-                grown.append((rank, broken, total, said, state, cell))
-                continue
-            state, cell = (np.asarray(x) for x in words.step(np.array([tokens.index(said[-1])]), state, cell))
-            logits = np.asarray(net.logits(memory, state[:, None]))[0, 0].astype(np.float64)
-            gained = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
-            for token, gain in zip(tokens, gained, strict=True):
-                if token in ("<pad>", "<start>", "<unk>"):
-                    continue
-                if (token == "<end>" and step == 0) or (token != "<end>" and step == max_tokens):
-                    continue
-                pairs = list(pairwise(said[1:]))
-                faults = token == said[-1]
-                faults += (said[-1], token) in pairs and not (said[-1] in NEEDS_MORE and token in NEEDS_MORE)
-                faults += token == "<end>" and said[-1] in NEEDS_MORE
-                faults += token in NEEDS_MORE and step == max_tokens - 1
-                longer, sum_, faulty = [*said, token], total + gain, broken + faults
-                grown.append((sum_ / (len(longer) - 1) - 1000 * faulty, faulty, sum_, longer, state, cell))
-        beams = sorted(grown, key=lambda b: -b[0])[:beam]
-    return [
-        ([t for t in said[1:] if t != "<end>"], total / (len(said) - 1)) for _, _, total, said, _, _ in beams
-    ]
-
-
 @pytest.mark.parametrize(("kind", "beam"), [("attention", 1), ("attention", 3), ("concat", 7)])
 def test_it_writes_what_a_slow_beam_search_writes(kind: str, beam: int) -> None:
     babbler = a_random_captioner(BABBLE, kind)
+    slow = SlowCaptioner(babbler)
     photos = toy_image_features(range(12))
     table = babbler.caption_photos(
         photos, CaptionSettings(beam=beam, alternatives=beam, max_tokens=7, batch_size=5), lambda _: None
@@ -99,7 +64,7 @@ def test_it_writes_what_a_slow_beam_search_writes(kind: str, beam: int) -> None:
     regions = photos["regions" if kind == "attention" else "pooled"].to_numpy().reshape(12, -1, CHANNELS)
     lengths = set()
     for row, photo in zip(table.iter_rows(named=True), regions, strict=True):
-        expected = slow_beam_search(babbler, photo, beam, 7)
+        expected = slow.captions(photo, beam, 7)
         assert [a["caption"] for a in row["alternatives"]] == [
             " ".join(t).replace(" 's", "'s") for t, _ in expected
         ]
@@ -111,8 +76,9 @@ def test_it_writes_what_a_slow_beam_search_writes(kind: str, beam: int) -> None:
 def test_a_trained_model_writes_what_a_slow_beam_search_writes(captioner: Captioner) -> None:
     table = caption(captioner, UNSEEN, beam=3, max_tokens=10, batch_size=8)
     regions = toy_image_features(UNSEEN)["regions"].to_numpy()
+    slow = SlowCaptioner(captioner)
     for said, photo in zip(table["caption"], regions, strict=True):
-        assert said == " ".join(slow_beam_search(captioner, photo, 3, 10)[0][0])
+        assert said == " ".join(slow.captions(photo, 3, 10)[0][0])
 
 
 def test_photographs_never_seen_are_described(captioner: Captioner) -> None:

@@ -1,0 +1,193 @@
+"""Whole runs: with nothing to do, with little to do, with many photographs, and from end to end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+
+from schemas.records import RunRecord
+from tests.benchmarks import rivals
+from tests.benchmarks.harness import OURS, Contest, Figures, Measured, children_cpu_s
+from tests.benchmarks.many import make_photos
+from tests.benchmarks.places import REPOSITORY, Place, cutline
+
+SIZES = 1_000, 10_000, 50_000
+FEW, MANY = 2_000, 50_000
+ONE_IN = 100
+
+# A run of every stage in which none but the number of photographs costs much.
+LIGHT = [
+    "images.side_px=32",
+    "image_features.network=MobileNet",
+    "language_model.embedding_size=16",
+    "language_model.state_size=32",
+    "language_model.epochs=1",
+    "fusion.hidden_size=32",
+    "fusion.heads=2",
+    "fusion.epochs=1",
+    "fusion.rewarded_epochs=0",
+    "fusion.dev_beam=1",
+    "caption.beam=1",
+    "caption.alternatives=1",
+    "caption.max_tokens=8",
+]
+
+
+def unchanged(place: Place) -> Contest:
+    """`cutline run` beside `dvc repro`, both as whole processes, both with nothing to do."""
+    run = place.finished()
+    arguments = ["run", place.dataset, "--workspace", run.workspace.root, *_as_arguments(run.record)]
+    told = cutline(*arguments, "--json")  # where the code has changed since, this makes what it changes
+    assert json.loads(told)["bundle"]
+    dvc = rivals.dvc_command(place.out / "dvc")
+    project = rivals.dvc_project(dvc, place.dataset, place.scratch / "project")
+    rival = "dvc repro"
+    return Contest(
+        name="unchanged",
+        title=f"nothing changed, whole process, {place.name}",
+        count=1,
+        thing="",
+        sides={OURS: lambda: cutline(*arguments), rival: lambda: rivals.dvc_repro(dvc, project)},
+        targets={rival: 1 / 1.5},
+        note=lambda: f"{len(run.record.shards)} stages, theirs three",
+    )
+
+
+def _as_arguments(record: RunRecord) -> list[str]:
+    """The settings of a run, so that it is the same run."""
+    values = ((stage, key, value) for stage, some in record.settings.items() for key, value in some.items())
+    return [part for stage, key, value in values for part in ("--set", f"{stage}.{key}={value}")]
+
+
+def new_photos(place: Place) -> Figures:
+    """One photograph in a hundred added, without captions, beside a whole run's stages."""
+    run = place.finished()
+    dataset, workspace = place.scratch / place.dataset.name, place.scratch / "workspace"
+    shutil.copytree(place.dataset, dataset)
+    shutil.copytree(run.workspace.root, workspace)
+    arguments = ["run", dataset, "--workspace", workspace, "--json", *_as_arguments(run.record)]
+    cutline(*arguments)
+    whole = run.stage_seconds()
+
+    def seconds_with(first: int, count: int) -> float:
+        for number in range(first, first + count):
+            flipped = cv2.imread(str(dataset / photos[number]))[:, ::-1]
+            cv2.imwrite(str((dataset / photos[number]).with_name(f"new {number}.jpg")), flipped)
+        made = json.loads(cutline(*arguments))["stages"]
+        return sum(stage["took_s"] for stage in made if stage["made"])
+
+    photos = [path for path in run.table("ingest", "photos")["path"] if path.endswith((".jpg", ".png"))]
+    count = max(1, len(photos) // ONE_IN)
+    one = seconds_with(0, 1)
+    several = seconds_with(1, count)
+    return Figures(
+        "new_photos",
+        f"{count} of {len(photos)} photographs new, {place.name}",
+        [
+            Measured("stages, share of a full run's", f"{several / whole:.1%}", "≤ 3 %"),
+            Measured("of that start-up: the stages with one photograph new", f"{one / whole:.1%}"),
+            Measured("seconds", f"{several:.1f} of {whole:.0f}, with one new {one:.1f}"),
+        ],
+        "wall time of the stages, from the runs' records; the new ones have no captions: captions of "
+        "the training split would train the models anew",
+    )
+
+
+def cost(place: Place) -> Figures:
+    """CPU time a photograph of the stages before the network."""
+    rows, first = [], {}
+    for size in SIZES:
+        command = [sys.executable, "-m", "tests.benchmarks.many", str(size), str(place.scratch / str(size))]
+        done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+        for stage, cpu_s in json.loads(done.stdout).items():
+            first.setdefault(stage, cpu_s / size)
+            found = f"{1000 * cpu_s / size:.3f} ms, {cpu_s / size / first[stage]:.2f} of that at {SIZES[0]:,}"
+            rows.append(Measured(f"{stage}, {size:,}", found, "≤ 1.10"))
+        shutil.rmtree(place.scratch / str(size))
+    return Figures(
+        "cost",
+        "CPU time a photograph",
+        sorted(rows, key=lambda row: row.what.partition(",")[0]),
+        "JPEGs of 64 × 64 with a caption each; looking shards up and writing records included",
+    )
+
+
+def memory(place: Place) -> Figures:
+    """Peak memory of `cutline run` and all its processes."""
+    peaks = {size: _peak_of_a_run(place, size) for size in (FEW, MANY)}
+    rows = [Measured(f"{size:,} photographs", f"{peak / 2**20:,.0f} MiB") for size, peak in peaks.items()]
+    more = peaks[MANY] / peaks[FEW] - 1
+    return Figures(
+        "memory",
+        "peak memory of the whole process tree",
+        [*rows, Measured("more", f"{more:.1%}", "≤ 10 %")],
+        "every stage, with MobileNet on squares of 32 px with random weights in the place of VGG-16, and "
+        "small models: VGG-16 over 50,000 photographs takes hours",
+    )
+
+
+def _peak_of_a_run(place: Place, size: int) -> int:
+    folder = place.scratch / str(size)
+    weights = place.scratch / "mobilenet.weights.h5"
+    if not weights.exists():
+        command = (
+            "import sys, keras; keras.utils.set_random_seed(0); keras.applications.MobileNet("
+            "include_top=False, weights=None, input_shape=(32, 32, 3)).save_weights(sys.argv[1])"
+        )
+        subprocess.run([sys.executable, "-c", command, weights], check=True, capture_output=True)
+    make_photos(size, folder / "dataset")
+    settings = [*LIGHT, f"image_features.weights={weights}"]
+    command = [sys.executable, "-m", "flows", "run", folder / "dataset", "--workspace", folder / "workspace"]
+    command += [part for one in settings for part in ("--set", one)]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, stdout=log, stderr=log)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, _memory_of_tree(process.pid))
+            time.sleep(0.2)
+    if process.returncode:
+        raise RuntimeError((folder / "log").read_text()[-2000:])
+    shutil.rmtree(folder)
+    return peak
+
+
+def _memory_of_tree(pid: int) -> int:
+    """Proportional set size of a process and its descendants, bytes."""
+    total, waiting = 0, [pid]
+    while waiting:
+        process = Path("/proc") / str(waiting.pop())
+        try:
+            lines = (process / "smaps_rollup").read_text().splitlines()
+            total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+            for task in (process / "task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+        except (OSError, StopIteration):
+            continue  # it has ended
+    return total
+
+
+def whole(place: Place) -> Figures:
+    """Photographs to scores, once each: hours."""
+    from tests.benchmarks.tutorial import SCORES
+
+    begun = children_cpu_s()
+    record = json.loads(cutline("run", place.dataset, "--workspace", place.scratch / "workspace", "--json"))
+    ours = children_cpu_s() - begun
+    command = [sys.executable, "-m", "tests.benchmarks.tutorial", str(place.dataset)]
+    done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
+    theirs = children_cpu_s() - begun - ours
+    scores = json.loads(done.stdout)["scores"]
+    rows = [Measured("CPU time", f"{theirs / ours:.1f} × ({ours:,.0f} s, theirs {theirs:,.0f} s)", "≥ 5 ×")]
+    rows += [
+        Measured(name, f"{record['scores'][name]:.3f}, theirs {scores[name]:.3f}", "better")
+        for name in SCORES
+    ]
+    return Figures(
+        "whole", f"photographs to scores, {place.name}", rows, "the tutorials' script: tutorial.py"
+    )

@@ -1,0 +1,94 @@
+"""Captions by NumPy alone: the equations of the model and an obvious beam search, one caption at a time."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from tasks.beam_search import NEEDS_MORE
+from tasks.caption import Captioner
+from tasks.fusion import REGION_LENGTH
+
+
+class SlowCaptioner:
+    """The weights of a Captioner, in float64, and nothing else of it."""
+
+    def __init__(self, captioner: Captioner) -> None:
+        def weights(layer: Any) -> list[np.ndarray]:
+            return [np.asarray(values, np.float64) for values in layer.get_weights()]
+
+        self.tokens = captioner.vocabulary
+        self.settings = captioner.fusion.settings
+        (self.embeddings,) = weights(captioner.language_model.embedding)
+        self.kernel, self.recurrent, self.bias = weights(captioner.language_model.lstm)
+        self.layers = {name: weights(layer) for name, layer in captioner.fusion.layers.items()}
+
+    def captions(self, photo: np.ndarray, beam: int, max_tokens: int) -> list[tuple[list[str], float]]:
+        """The best captions of one photograph, (R, C), as (tokens, score), best first."""
+        photo = photo.astype(np.float64)
+        regions = photo * REGION_LENGTH / np.sqrt((photo**2).sum(-1, keepdims=True) + 1e-6)
+        nothing = np.zeros(len(self.recurrent))
+        # rank, broken rules, log-probability, tokens, state, cell
+        beams = [(0.0, 0, 0.0, ["<start>"], nothing, nothing)]
+        for step in range(max_tokens + 1):
+            grown = []
+            for one in beams:
+                grown += [one] if one[3][-1] == "<end>" else self._grown(one, regions, step, max_tokens)
+            beams = sorted(grown, key=lambda b: -b[0])[:beam]
+        return [
+            ([word for word in said[1:] if word != "<end>"], total / (len(said) - 1))
+            for _, _, total, said, _, _ in beams
+        ]
+
+    def _grown(self, one: Any, regions: np.ndarray, step: int, max_tokens: int) -> list[Any]:
+        """A caption by each token that may follow."""
+        _, broken, total, said, state, cell = one
+        state, cell = self._read(said[-1], state, cell)
+        gained = self._log_probabilities(regions, state)
+        pairs, grown = set(pairwise(said[1:])), []
+        for token, gain in zip(self.tokens, gained, strict=True):
+            if token in ("<pad>", "<start>", "<unk>"):
+                continue
+            if (token == "<end>" and step == 0) or (token != "<end>" and step == max_tokens):
+                continue
+            faults = int(token == said[-1])
+            faults += (said[-1], token) in pairs and not (said[-1] in NEEDS_MORE and token in NEEDS_MORE)
+            faults += token == "<end>" and said[-1] in NEEDS_MORE
+            faults += token in NEEDS_MORE and step == max_tokens - 1
+            longer, whole, faulty = [*said, token], total + gain, broken + faults
+            grown.append((whole / (len(longer) - 1) - 1000 * faulty, faulty, whole, longer, state, cell))
+        return grown
+
+    def _read(self, token: str, state: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One step of the LSTM."""
+        read = self.embeddings[self.tokens.index(token)]
+        into, keep, new, out = np.split(read @ self.kernel + state @ self.recurrent + self.bias, 4)
+        cell = _sigmoid(keep) * cell + _sigmoid(into) * np.tanh(new)
+        return _sigmoid(out) * np.tanh(cell), cell
+
+    def _log_probabilities(self, regions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """ln p of each next token, (V,)."""
+
+        def dense(name: str, values: np.ndarray) -> np.ndarray:
+            kernel, bias = self.layers[name]
+            return values @ kernel + bias
+
+        values = dense("value", regions)  # (R, hidden)
+        seen = values[0]
+        if self.settings.kind == "attention":
+            query, keys = dense("query", state), dense("key", regions)
+            of_heads = []
+            for head in np.split(np.arange(len(query)), self.settings.heads):
+                share = np.exp(keys[:, head] @ query[head] / np.sqrt(len(head)))
+                of_heads.append(share / share.sum() @ values[:, head])
+            seen = np.concatenate(of_heads)
+        change = dense("change", np.maximum(dense("state", state) + seen, 0))
+        logits = dense("output", dense("projection", state) + self.settings.emphasis * change)
+        logits -= logits.max()
+        return logits - np.log(np.exp(logits).sum())
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
