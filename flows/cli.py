@@ -442,6 +442,49 @@ def serve(
     serve_all(photos, model, dataset, schedules, timezone, workspace)
 
 
+@main.command(
+    epilog=examples(
+        'cutline search "two dogs running on a beach" --top 12 --html found.html',
+        "cutline search --photo a.jpg --json",
+    )
+)
+@click.argument("text", required=False)
+@click.option(
+    "--photo",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Find what looks like this photograph, and captions that fit it.",
+)
+@click.option("--top", type=click.IntRange(1, 1000), default=12, show_default=True, help="How many.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with thumbnails too."
+)
+@click.option("--exact", is_flag=True, help="Compare with every vector, not along the index's graph.")
+@click.option(
+    "--dataset",
+    type=click.Path(path_type=Path),
+    help="Search in the photographs of this data set or folder; without it in those of the newest run.",
+)
+@workspace_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def search(
+    text: str | None,
+    photo: Path | None,
+    top: int,
+    html: Path | None,
+    exact: bool,
+    dataset: Path | None,
+    workspace: Path,
+    as_json: bool,
+) -> None:
+    """Find photographs by TEXT, or by a photograph; after `cutline run` or `cutline caption`."""
+    from flows import searching
+
+    found = searching.search(
+        text or "", photo, top, exact=exact, dataset=dataset, html=html, workspace=workspace
+    )
+    searching.show_found(found, as_json)
+
+
 @main.command(epilog=examples("cutline rejects", "cutline rejects data/sample --retry"))
 @click.argument("dataset", required=False, type=click.Path(path_type=Path))
 @click.option("--retry", is_flag=True, help="Read and make again what was rejected; the rest is taken over.")

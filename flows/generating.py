@@ -14,7 +14,7 @@ import polars as pl
 
 from flows.config import Tree, settings_with
 from flows.outcome import last_run
-from schemas.errors import BadPhoto, CutlineError, UsageError
+from schemas.errors import UsageError
 from schemas.records import RunRecord
 from tasks.bundle import LANGUAGE_MODEL, Bundle, load_bundle
 from tasks.captions import tokenize
@@ -135,20 +135,9 @@ def photo_features(photo: Path, bundle: Bundle, tree: Tree) -> np.ndarray:
     Raises StaleModel where it cannot be prepared as the bundle was trained, CutlineError where the
     file is no photograph that can be used.
     """
-    from tasks.images import crop_to_square, decode
-    from tasks.networks import load_network
-    from tasks.photos import read_file
+    from tasks.image_features import features_of_file
 
-    settings = settings_with(bundle, tree)
-    try:
-        data = read_file(photo.parent, photo.name, settings.ingest.max_file_bytes)
-        image_rgb = decode(data, settings.images.side_px, settings.ingest.max_pixels)
-    except BadPhoto as bad:
-        raise CutlineError(f"photograph '{photo}': {bad.detail} ({bad.reason}); give another") from None
-    load_tensorflow()
-    square = crop_to_square(image_rgb, settings.images)
-    one = settings.image_features.model_copy(update={"batch_size": 1})
-    regions, pooled = load_network(one, settings.images.side_px).features(square[None])
+    regions, pooled = features_of_file(photo, settings_with(bundle, tree))
     return regions[0] if bundle.description.fusion.kind == "attention" else pooled
 
 

@@ -15,6 +15,7 @@ from schemas.tables import NOTICES
 from tasks.walk import Walk
 from tasks.workspace import Workspace
 
+MODEL_PARTS = ("language_model", "fusion", "vocabulary", "matching")
 WORKSPACE = Path("data/workspace")
 
 
@@ -62,6 +63,7 @@ def describe(walk: Walk, command: str, dataset: Path, settings: Settings) -> Run
         rejects=workspace.reached_at(report.output("rejects.parquet").path) if report else None,
         bundle=workspace.reached_at(bundle.output("bundle.json").path.rpartition("/")[0]) if bundle else None,
         scores=held_out_scores(workspace.file(evaluate.output("scores.parquet").path)) if evaluate else {},
+        model=_model(walk) if command == "caption" else {},
         reject_rate=reject_rate(walk),
         stages=[walked.summary() for walked in walk.stages],
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -70,6 +72,16 @@ def describe(walk: Walk, command: str, dataset: Path, settings: Settings) -> Run
 
 def _one(walk: Walk, name: str) -> Record | None:
     return next((walked.one for walked in walk.stages if walked.stage.name == name), None)
+
+
+def _model(walk: Walk) -> dict[str, str]:
+    """Where the files lie that photographs were captioned and indexed with, by name."""
+    files: dict[str, str] = {}
+    for walked in walk.stages:
+        shard = next((shard for shard in walked.shards if shard), None)
+        if shard and walked.stage.name in ("caption", "index"):
+            files |= {name: shard.sources[name] for name in MODEL_PARTS if name in shard.sources}
+    return files
 
 
 def held_out_scores(path: Path) -> dict[str, float]:

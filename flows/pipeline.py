@@ -21,6 +21,7 @@ from tasks.captions import load_stopwords
 from tasks.ingest import listing_digest
 from tasks.layouts import detect
 from tasks.listing import scan
+from tasks.matching import MATCHING
 from tasks.networks import resolved_precision, weights_digest
 from tasks.shards import Cut, Shard, Stage, changed_files, cut, in_place, lineage_of, path_of
 from tasks.walk import Walk, Walked
@@ -31,6 +32,8 @@ CAPTIONS_A_SHARD = 4096
 PAIRED = ("train", "dev", "test")  # families of captions that have a photograph
 LEARNED_FROM = ("train", "train-text")  # families whose words a model may see
 
+NO_SETTINGS = StageSettings()  # of a stage that has nothing to choose
+
 Known = Record | None  # None: not made yet
 
 
@@ -39,6 +42,15 @@ class Source(NamedTuple):
 
     digest: str
     path: str
+
+
+class SearchParts(NamedTuple):
+    """The stages that search is made of."""
+
+    photos: Walked
+    captions: Walked
+    retrieval: Walked
+    leaks: Walked
 
 
 def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
@@ -52,10 +64,17 @@ def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
     text_features = wiring.text_features(tokens, vocabulary, language_model)
     fusion = wiring.fusion(ingest, tokens, features, text_features, vocabulary, language_model)
     model = {"language_model": language_model, "fusion": fusion, "vocabulary": vocabulary}
+    matching = wiring.matching(ingest, tokens, features, text_features)
+    index = wiring.index(features, matching)
+    caption_index = wiring.caption_index(tokens, text_features, matching)
+    retrieval = wiring.retrieval(ingest, index, caption_index)
+    leaks = wiring.leaks(ingest, features, text_features)
     captioned = wiring.caption(features, model)
     scores = wiring.evaluate(ingest, tokens, captioned)
-    bundle = wiring.bundle(ingest, features, model, scores)
-    wiring.report(ingest, captioned, model, scores, bundle)
+    bundle = wiring.bundle(ingest, features, model, matching, scores)
+    wiring.report(
+        ingest, captioned, model, scores, bundle, SearchParts(index, caption_index, retrieval, leaks)
+    )
 
 
 def caption_stages(
@@ -64,7 +83,9 @@ def caption_stages(
     """From photographs to captions by a trained bundle."""
     wiring = Wiring(walk, dataset, settings, only)
     features = wiring.image_features(wiring.images(wiring.ingest()))
-    wiring.caption_with(bundle, features)
+    captioned = wiring.caption_with(bundle, features)
+    if bundle.can_search:
+        wiring.index_with(bundle, features, captioned)
 
 
 class Wiring:
@@ -140,33 +161,40 @@ class Wiring:
         before: Sequence[Known],
         source: str,
         others: Mapping[str, Source | None],
+        beside: Mapping[str, Sequence[Known]] | None = None,
         **inputs: str,
     ) -> Walked:
         """A stage with a shard for each shard of the stage before it.
 
-        `others` are single files that every shard needs too.
+        `others` are single files that every shard needs too, `beside` tables cut as the one before is.
         """
         single = {name: file for name, file in others.items() if file}
         if len(single) < len(others):
             return self.walk.stage(stage, [None] * len(before))
         inputs = {**inputs, **{name: output.digest for name, output in single.items()}}
         shards: list[Shard | None] = []
-        for record in before:
-            if record is None:
+        for place, record in enumerate(before):
+            tables = {name: some[place] for name, some in (beside or {}).items()}
+            if record is None or any(table is None for table in tables.values()):
                 shards.append(None)
                 continue
+            more = {name: _output(table, f"{name}.parquet") for name, table in tables.items()}
             rows = record.outputs[0] if len(record.outputs) == 1 else record.output(f"{source}.parquet")
             shards.append(
                 Shard(
                     stage=stage,
                     place=record.place,
-                    inputs={source: rows.digest, **inputs},
+                    inputs={
+                        source: rows.digest,
+                        **inputs,
+                        **{name: output.digest for name, output in more.items() if output},
+                    },
                     settings=settings.model_dump(),
                     lineage=lineage_of(stage, settings.model_dump(), record.lineage, **inputs),
                     sources={
                         **self.shared_sources,
                         source: rows.path,
-                        **{name: output.path for name, output in single.items()},
+                        **{name: output.path for name, output in [*single.items(), *more.items()] if output},
                     },
                     rows=record.rows_out,
                 )
@@ -217,8 +245,7 @@ class Wiring:
 
     def tokens(self, ingest: Walked) -> Walked:
         settings = self.settings.captions
-        stopwords = digest_of(sorted(load_stopwords(settings.stopwords)))
-        return self._cut(stages.CAPTIONS, settings, "captions", ingest, stopwords=stopwords)
+        return self._cut(stages.CAPTIONS, settings, "captions", ingest, stopwords=self._stopwords())
 
     def vocabulary(self, tokens: Walked) -> Walked:
         train = tokens.of(*LEARNED_FROM)
@@ -303,6 +330,109 @@ class Wiring:
             passes=self.settings.fusion.epochs + self.settings.fusion.rewarded_epochs,
         )
 
+    def matching(self, ingest: Walked, tokens: Walked, features: Walked, text_features: Walked) -> Walked:
+        """Learns from the train split, stops by the dev split; other rows do not touch its key."""
+        photos, captions = features.of("train", "dev"), text_features.of("train", "dev")
+        words = tokens.of("train", "dev")
+        needs = [ingest.one, *photos, *captions, *words]
+        if any(need is None for need in needs):
+            return self.walk.stage(stages.MATCHING, [None])
+        pairs = _path(ingest.one, "captions.parquet")
+        return self._whole(
+            stages.MATCHING,
+            self.settings.matching,
+            {
+                "pairs": _digest_of_pairs(self.walk.workspace.file(pairs)),
+                **_digests(photos, "image_features"),
+                **_digests(captions, "text_features"),
+                **_digests(words, "tokens"),
+                "stopwords": self._stopwords(),
+            },
+            {
+                "captions": pairs,
+                "tokens": _paths(words, "tokens"),
+                "image_features": _paths(photos, "image_features"),
+                "text_features": _paths(captions, "text_features"),
+            },
+            needs=needs,
+            counted=tokens.of("train"),
+            passes=1 + self.settings.matching.epochs,
+        )
+
+    def index(self, features: Walked, matching: Walked) -> Walked:
+        return self._follow(
+            stages.INDEX,
+            NO_SETTINGS,
+            features.records,
+            "image_features",
+            {"matching": _output(matching.one, MATCHING)},
+        )
+
+    def caption_index(self, tokens: Walked, text_features: Walked, matching: Walked) -> Walked:
+        return self._follow(
+            stages.CAPTION_INDEX,
+            NO_SETTINGS,
+            text_features.records,
+            "text_features",
+            {"matching": _output(matching.one, MATCHING)},
+            {"tokens": tokens.of(*PAIRED)},
+        )
+
+    def index_with(self, bundle: Bundle, features: Walked, captioned: Walked) -> None:
+        """As `index`, with the files of a bundle; the captions are those that the model wrote."""
+        files: dict[str, Source | None] = {"matching": self._of_bundle(bundle.folder / MATCHING)}
+        self._follow(stages.INDEX, NO_SETTINGS, features.records, "image_features", files)
+        for name in ("language_model", "vocabulary"):
+            files[name] = self._of_bundle(bundle.folder / MODEL_FILES[name])
+        settings = self.settings.language_model
+        self._follow(stages.WRITTEN_INDEX, settings, captioned.records, "predictions", files)
+
+    def retrieval(self, ingest: Walked, index: Walked, caption_index: Walked) -> Walked:
+        photos = {split: index.of(split) for split in ("dev", "test")}
+        captions = {split: caption_index.of(split) for split in ("dev", "test")}
+        held_out = [*_flat(photos), *_flat(captions)]
+        return self._whole(
+            stages.RETRIEVAL,
+            NO_SETTINGS,
+            {
+                **{f"photos {name}": digest for name, digest in _digests(_flat(photos), "vectors").items()},
+                **_digests(_flat(captions), "caption_vectors"),
+            },
+            {
+                "captions": _path(ingest.one, "captions.parquet"),
+                **{f"photos {split}": _paths(some, "vectors") for split, some in photos.items()},
+                **{f"captions {split}": _paths(some, "caption_vectors") for split, some in captions.items()},
+            },
+            needs=[ingest.one, *held_out],
+            counted=_flat(photos),
+        )
+
+    def leaks(self, ingest: Walked, features: Walked, text_features: Walked) -> Walked:
+        photos = {split: features.of(split) for split in PAIRED}
+        captions = {split: text_features.of(split) for split in PAIRED}
+        every = [*_flat(photos), *_flat(captions)]
+        return self._whole(
+            stages.LEAKS,
+            self.settings.leaks,
+            {
+                **_digests(_flat(photos), "image_features"),
+                **_digests(_flat(captions), "text_features"),
+                **_digests([ingest.one], "photos"),
+                **_digests([ingest.one], "captions"),
+            },
+            {
+                "photos": _path(ingest.one, "photos.parquet"),
+                "captions": _path(ingest.one, "captions.parquet"),
+                **{f"photos {split}": _paths(some, "image_features") for split, some in photos.items()},
+                **{f"captions {split}": _paths(some, "text_features") for split, some in captions.items()},
+            },
+            needs=[ingest.one, *every],
+            counted=every,
+        )
+
+    def _stopwords(self) -> str:
+        return digest_of(sorted(load_stopwords(self.settings.captions.stopwords)))
+
     def caption(self, features: Walked, model: Mapping[str, Walked]) -> Walked:
         return self._follow(
             stages.CAPTION,
@@ -339,7 +469,9 @@ class Wiring:
             counted=scored,
         )
 
-    def bundle(self, ingest: Walked, features: Walked, model: Mapping[str, Walked], scores: Walked) -> Walked:
+    def bundle(
+        self, ingest: Walked, features: Walked, model: Mapping[str, Walked], matching: Walked, scores: Walked
+    ) -> Walked:
         files = {name: walked.one for name, walked in model.items()}
         made_with = {
             name: getattr(self.settings, name).model_dump()
@@ -350,22 +482,30 @@ class Wiring:
             self.settings.caption,
             {
                 **{name: _digest(record, MODEL_FILES[name]) for name, record in files.items()},
+                "matching": _digest(matching.one, MATCHING),
                 "scores": _digest(scores.one, "scores.parquet"),
                 "settings": digest_of(made_with),
                 "weights": weights_digest(self.settings.image_features),
             },
             {
                 **{name: _path(record, MODEL_FILES[name]) for name, record in files.items()},
+                "matching": _path(matching.one, MATCHING),
                 "scores": _path(scores.one, "scores.parquet"),
                 "photos": _path(ingest.one, "photos.parquet"),
                 "captions": _path(ingest.one, "captions.parquet"),
                 "features": next(iter(_paths(features.records, "image_features")), ""),
             },
-            needs=[ingest.one, scores.one, *files.values()],
+            needs=[ingest.one, matching.one, scores.one, *files.values()],
         )
 
     def report(
-        self, ingest: Walked, captioned: Walked, model: Mapping[str, Walked], scores: Walked, bundle: Walked
+        self,
+        ingest: Walked,
+        captioned: Walked,
+        model: Mapping[str, Walked],
+        scores: Walked,
+        bundle: Walked,
+        search: SearchParts,
     ) -> Walked:
         """The page, the captions and the rejects of the run in files for people."""
         walked = list(self.walk.stages)
@@ -386,6 +526,10 @@ class Wiring:
                 **_digests(captioned.records, "predictions"),
                 **{f"curve {name}": _digest(record, "curve.parquet") for name, record in curves.items()},
                 "scores": _digest(scores.one, "scores.parquet"),
+                **_digests(search.photos.records, "vectors"),
+                **_digests(search.captions.records, "caption_vectors"),
+                "retrieval": _digest(search.retrieval.one, "retrieval.parquet"),
+                "leaks": _digest(search.leaks.one, "leaks.parquet"),
                 "settings": digest_of(self.settings.model_dump()),
                 **{name: _digest(walked.one, MODEL_FILES[name]) for name, walked in model.items()},
             },
@@ -400,10 +544,25 @@ class Wiring:
                 },
                 "curves": {name: _path(record, "curve.parquet") for name, record in curves.items()},
                 "scores": _path(scores.one, "scores.parquet"),
+                "retrieval": _path(search.retrieval.one, "retrieval.parquet"),
+                "vectors": {
+                    record.place: _path(record, "vectors.parquet") for record in search.photos.present
+                },
+                "caption_vectors": {
+                    record.place: _path(record, "caption_vectors.parquet")
+                    for record in search.captions.present
+                },
                 **{name: _path(walked.one, MODEL_FILES[name]) for name, walked in model.items()},
                 "stages": [stage.summary().model_dump() for stage in walked],
             },
-            needs=[ingest.one, scores.one, bundle.one, *captioned.records, *curves.values()],
+            needs=[
+                ingest.one,
+                scores.one,
+                bundle.one,
+                *captioned.records,
+                *curves.values(),
+                *(record for walked in search for record in walked.records),
+            ],
             counted=captioned.records,
         )
 
@@ -446,6 +605,10 @@ def _digest_of_pairs(captions: Path) -> str:
     frame = pl.read_parquet(captions, columns=["caption_id", "photo_id", "split"])
     pairs = frame.filter(pl.col("photo_id").is_not_null() & pl.col("split").is_in(["train", "dev"]))
     return _digest_of_ids(pairs.select(pl.concat_str(pl.all())).to_series().to_list())
+
+
+def _flat(by_split: Mapping[str, Sequence[Known]]) -> list[Known]:
+    return [record for records in by_split.values() for record in records]
 
 
 def _output(record: Known, output: str) -> Source | None:

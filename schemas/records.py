@@ -83,6 +83,7 @@ class RunRecord(Frozen):
     captions: str | None = None
     rejects: str | None = None
     bundle: str | None = None
+    model: dict[str, str] = {}  # where the files of a model lie that the run did not train, by name
     scores: dict[str, float] = {}
     reject_rate: float = 0.0
     stages: list[StageSummary]

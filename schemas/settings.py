@@ -125,6 +125,30 @@ class FusionSettings(StageSettings):
         return self
 
 
+class MatchingSettings(StageSettings):
+    size: int = Field(
+        128, ge=2, le=1024, description="numbers a vector of the space of photographs and texts"
+    )
+    max_words: int = Field(
+        2048, ge=1, le=20_000, description="most frequent content words that have a vector of their own"
+    )
+    margin: float = Field(
+        0.1, gt=0, lt=2, description="how much nearer a caption is to be than the hardest wrong one"
+    )
+    dropout: float = Field(0.4, ge=0, lt=1, description="share of the features left out in training")
+    batch_size: int = Field(128, ge=2, description="photographs a step, each with one of its captions")
+    learning_rate: float = Field(3e-4, gt=0, description="Adam's")
+    epochs: int = Field(12, ge=0, description="at most; ends early when the dev split's recall stops rising")
+    patience: int = Field(6, ge=1, description="epochs without a better recall before it ends")
+    seed: int = Field(1, description="of the order of captions, and dropout")
+
+
+class LeaksSettings(StageSettings):
+    likeness: float = Field(
+        0.93, gt=0, le=1, description="photographs of two splits at least this alike (cosine) are one"
+    )
+
+
 class CaptionSettings(StageSettings):
     beam: int = Field(3, ge=1, le=64, description="1 is greedy")
     max_tokens: int = Field(20, ge=1, le=100, description="a caption ends there at the latest")
@@ -154,6 +178,8 @@ class Settings(BaseModel):
     language_model: LanguageModelSettings = LanguageModelSettings()
     text_features: TextFeaturesSettings = TextFeaturesSettings()
     fusion: FusionSettings = FusionSettings()
+    matching: MatchingSettings = MatchingSettings()
+    leaks: LeaksSettings = LeaksSettings()
     caption: CaptionSettings = CaptionSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()

@@ -60,7 +60,8 @@ REJECTS_DTYPES: dict[str, Any] = {
 def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
     """The schema of `table`; `sizes` are the lengths of its tensors.
 
-    images needs `side_px`; image_features `regions` and `channels`; text_features `state_size`.
+    images needs `side_px`; image_features `regions` and `channels`; text_features `state_size`; vectors and
+    caption_vectors `size`.
     """
     import pandera.polars as pa
 
@@ -172,6 +173,39 @@ def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
                 "score": column(pl.Float32, pa.Check.le(0)),
                 "alternatives": column(pl.List(pl.Struct({"caption": pl.String, "score": pl.Float32}))),
             }
+        case "matching_curve":
+            columns = {
+                "epoch": column(pl.Int32, not_negative, unique=True),
+                "train_loss": column(pl.Float64, not_negative, nullable=True),
+                "dev_recall": column(pl.Float64, pa.Check.in_range(0, 1), nullable=True),
+                "best": column(pl.Boolean),
+            }
+        case "vectors":
+            columns = {
+                "photo_id": column(pl.String, a_photo_id, unique=True),
+                "vector": column(tensors["vector"]),
+            }
+        case "caption_vectors":
+            columns = {
+                "caption_id": column(pl.String, a_photo_id, unique=True),
+                "vector": column(tensors["vector"]),
+            }
+        case "retrieval":
+            columns = {
+                "split": column(pl.String, pa.Check.isin(list(SPLITS))),
+                "direction": column(pl.String, pa.Check.isin(["image to text", "text to image"])),
+                "metric": column(pl.String, some_text),
+                "value": column(pl.Float64, not_negative),
+            }
+        case "leaks":
+            columns = {
+                "kind": column(pl.String, pa.Check.isin(["photo", "caption"])),
+                "split": column(pl.String, pa.Check.isin(list(SPLITS))),
+                "name": column(pl.String, some_text),
+                "other_split": column(pl.String, pa.Check.isin(list(SPLITS))),
+                "other_name": column(pl.String, some_text),
+                "likeness": column(pl.Float32, pa.Check.le(1.001)),
+            }
         case "scores":
             columns = {
                 "split": column(pl.String, pa.Check.isin(list(SPLITS))),
@@ -197,6 +231,8 @@ def tensor_dtypes(table: str, **sizes: int) -> dict[str, pl.DataType]:
         case "text_features":
             vector = pl.Array(pl.Float16, sizes["state_size"])
             return {"states": pl.List(vector), "vector": vector}
+        case "vectors" | "caption_vectors":
+            return {"vector": pl.Array(pl.Float32, sizes["size"])}
     return {}
 
 

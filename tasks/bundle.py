@@ -23,11 +23,13 @@ from schemas.settings import (
     LanguageModelSettings,
 )
 from tasks.caption import Captioner
+from tasks.matching import MATCHING
 from tasks.tables import read_table, write_table
 
 DESCRIPTION, CARD, VOCABULARY = "bundle.json", "CARD.md", "vocabulary.parquet"
 LANGUAGE_MODEL, FUSION = "language_model.weights.h5", "fusion.weights.h5"
 HELD_TO_DIGEST = (LANGUAGE_MODEL, FUSION, VOCABULARY)
+BEFORE_SEARCH = "it was made before photographs could be searched; train it again with `cutline run`"
 MAX_DESCRIPTION_BYTES = 2**20
 
 Digest = Field(pattern=r"^[0-9a-f]{32}$")
@@ -92,6 +94,11 @@ class Bundle:
             self.description.features.channels,
         )
 
+    @property
+    def can_search(self) -> bool:
+        """Whether it holds the projections of photographs and texts; bundles of before have none."""
+        return MATCHING in self.description.digests
+
     def check_features(self, features: FeatureOrigin) -> None:
         """Raise StaleModel where `features` were made in another way than those it was trained on."""
         ours, theirs = _flat(self.description.features), _flat(features)
@@ -115,6 +122,7 @@ def write_bundle(
     folder: Path,
     language_model: Path,
     fusion: Path,
+    matching: Path,
     vocabulary: pl.DataFrame,
     *,
     features: FeatureOrigin,
@@ -136,6 +144,7 @@ def write_bundle(
     beside.mkdir(parents=True)
     shutil.copyfile(language_model, beside / LANGUAGE_MODEL)
     shutil.copyfile(fusion, beside / FUSION)
+    shutil.copyfile(matching, beside / MATCHING)
     write_table(vocabulary, beside / VOCABULARY, "vocabulary")
     description = Description(
         features=features,
@@ -145,7 +154,7 @@ def write_bundle(
         scores={split: dict(values) for split, values in scores.items()},
         sizes=dict(sizes),
         versions=dict(versions),
-        digests={name: _digest(beside / name) for name in HELD_TO_DIGEST},
+        digests={name: _digest(beside / name) for name in (*HELD_TO_DIGEST, MATCHING)},
     )
     (beside / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (beside / CARD).write_text(_card(description, vocabulary.height, about), encoding="utf-8")
@@ -164,7 +173,7 @@ def load_bundle(folder: Path) -> Bundle:
     damaged or written by another version.
     """
     description = _read_description(folder)
-    for name in HELD_TO_DIGEST:
+    for name in (*HELD_TO_DIGEST, MATCHING) if MATCHING in description.digests else HELD_TO_DIGEST:
         expected = description.digests.get(name, "none")
         found = _digest(folder / name) if (folder / name).is_file() else "no such file"
         if found != expected:

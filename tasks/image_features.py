@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import polars as pl
 
-from schemas.settings import ImageFeaturesSettings
+from schemas.errors import BadPhoto, CutlineError
+from schemas.settings import ImageFeaturesSettings, Settings
+from tasks.images import crop_to_square, decode
 from tasks.networks import load_network
+from tasks.photos import read_file
+from tasks.quiet import load_tensorflow
 from tasks.tables import tensor, tensor_column
 
 
@@ -26,3 +32,19 @@ def make_image_features(
     return pl.DataFrame(
         [images["photo_id"], tensor_column("regions", regions), tensor_column("pooled", pooled)]
     )
+
+
+def features_of_file(photo: Path, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """Regions (1, R, C) and pooled features (1, C) float16 of one file, made as the stages make them.
+
+    Raises CutlineError where the file is no photograph that can be used.
+    """
+    try:
+        data = read_file(photo.parent, photo.name, settings.ingest.max_file_bytes)
+        image_rgb = decode(data, settings.images.side_px, settings.ingest.max_pixels)
+    except BadPhoto as bad:
+        raise CutlineError(f"photograph '{photo}': {bad.detail} ({bad.reason}); give another") from None
+    load_tensorflow()
+    square = crop_to_square(image_rgb, settings.images)
+    one = settings.image_features.model_copy(update={"batch_size": 1})
+    return load_network(one, settings.images.side_px).features(square[None])

@@ -22,11 +22,11 @@ import polars as pl
 from schemas.errors import StoreFailed
 from schemas.records import Record
 from schemas.settings import FusionSettings, LanguageModelSettings, Settings
-from schemas.tables import PASSING, UNLABELLED, check
+from schemas.tables import PASSING, SPLITS, UNLABELLED, check
 from tasks.code import code_digest
 from tasks.quiet import load_tensorflow
 from tasks.shards import Advance, Shard, Stage
-from tasks.tables import empty_table, read_table, write_table
+from tasks.tables import empty_table, read_table, tensor, tensor_column, write_table
 from tasks.workspace import Workspace, library_versions
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ IMAGE_FEATURES = Stage("image_features", "tasks.stages:make_image_features_shard
 LANGUAGE_MODEL = Stage("language_model", "tasks.stages:make_language_model", tensorflow=True)
 TEXT_FEATURES = Stage("text_features", "tasks.stages:make_text_features_shard", tensorflow=True)
 FUSION = Stage("fusion", "tasks.stages:make_fusion", tensorflow=True)
+MATCHING = Stage("matching", "tasks.stages:make_matching", tensorflow=True)
+INDEX = Stage("index", "tasks.stages:make_index_shard")
+CAPTION_INDEX = Stage("caption_index", "tasks.stages:make_caption_index_shard")
+# Where nobody wrote captions, those that the model wrote are what fits a photograph.
+WRITTEN_INDEX = Stage("caption_index", "tasks.stages:make_written_index_shard", tensorflow=True)
+RETRIEVAL = Stage("retrieval", "tasks.stages:make_retrieval")
+LEAKS = Stage("leaks", "tasks.stages:make_leaks")
 CAPTION = Stage("caption", "tasks.stages:make_predictions_shard", tensorflow=True)
 EVALUATE = Stage("evaluate", "tasks.stages:make_scores")
 BUNDLE = Stage("bundle", "tasks.stages:make_bundle", folder="bundles")
@@ -196,8 +203,8 @@ def _sizes(frame: pl.DataFrame) -> dict[str, int]:
             sizes["side_px"] = int((dtype.shape[0] // 3) ** 0.5)  # type: ignore[attr-defined]
         elif name == "regions":
             sizes["regions"], sizes["channels"] = dtype.shape  # type: ignore[attr-defined]
-        elif name == "vector":
-            sizes["state_size"] = dtype.shape[0]  # type: ignore[attr-defined]
+        elif name == "vector":  # of a text the mean state, or a place in the common space
+            sizes["state_size" if "states" in frame.columns else "size"] = dtype.shape[0]  # type: ignore[attr-defined]
     return sizes
 
 
@@ -370,6 +377,142 @@ def make_fusion(work: Work) -> Made:
     return Made(pairs.height, curve.height)
 
 
+def make_matching(work: Work) -> Made:
+    """The projections of photographs and texts into one space, stopped by the dev split's recall."""
+    from tasks.captions import load_stopwords
+    from tasks.matching import train_matching
+
+    settings = work.settings
+    captions = read_table(work.path("captions"), "captions").drop_nulls("photo_id")
+    tokens = read_table(work.paths("tokens"), "tokens").select("caption_id", "content_tokens")
+    pairs = captions.select("caption_id", "photo_id", "split").join(tokens, on="caption_id")
+    curve = train_matching(
+        pairs,
+        work.paths("image_features"),
+        work.paths("text_features"),
+        sorted(load_stopwords(settings.captions.stopwords)),
+        settings.matching,
+        work.out,
+        work.partial,
+        work.advance,
+    )
+    write_table(curve, work.out / "matching_curve.parquet", "matching_curve")
+    return Made(pairs.height, curve.height)
+
+
+def make_index_shard(work: Work) -> Made:
+    """Vectors of a shard's photographs, and the index of them."""
+    from tasks.matching import Matching
+
+    matching = Matching.load(work.path("matching"))
+    ids = pl.read_parquet(work.path("image_features"), columns=["photo_id"])["photo_id"]
+
+    def compute(missing: pl.Series) -> tuple[pl.DataFrame, None]:
+        features = _rows_by_id(work.path("image_features"), "image_features", missing)
+        work.advance(features.height)
+        vectors = matching.photo_vectors(tensor(features["pooled"]))
+        return pl.DataFrame([features["photo_id"], tensor_column("vector", vectors)]), None
+
+    return _indexed(work, _make_rows(work, "vectors", ids, compute), "vectors")
+
+
+def make_caption_index_shard(work: Work) -> Made:
+    """Vectors of a shard's captions, and the index of them."""
+    from tasks.matching import Matching
+
+    matching = Matching.load(work.path("matching"))
+    ids = pl.read_parquet(work.path("text_features"), columns=["caption_id"])["caption_id"]
+
+    def compute(missing: pl.Series) -> tuple[pl.DataFrame, None]:
+        features = pl.read_parquet(work.path("text_features"), columns=["caption_id", "vector"])
+        tokens = pl.read_parquet(work.path("tokens"), columns=["caption_id", "content_tokens"])
+        rows = missing.to_frame().join(features, on="caption_id", maintain_order="left")
+        rows = rows.join(tokens, on="caption_id", maintain_order="left")
+        work.advance(rows.height)
+        vectors = matching.text_vectors(tensor(rows["vector"]), rows["content_tokens"])
+        return pl.DataFrame([rows["caption_id"], tensor_column("vector", vectors)]), None
+
+    return _indexed(work, _make_rows(work, "caption_vectors", ids, compute), "caption_vectors")
+
+
+def make_written_index_shard(work: Work) -> Made:
+    """Vectors of the captions that the model wrote, known by their photographs, and the index of them."""
+    from tasks.search import TextEncoder
+
+    encoder = TextEncoder.load(
+        work.path("matching"),
+        work.path("language_model"),
+        read_table(work.path("vocabulary"), "vocabulary"),
+        work.settings.language_model,
+    )
+    ids = pl.read_parquet(work.path("predictions"), columns=["photo_id"])["photo_id"]
+
+    def compute(missing: pl.Series) -> tuple[pl.DataFrame, None]:
+        written = _rows_by_id(work.path("predictions"), "predictions", missing)
+        vectors = encoder.vectors(written["caption"])
+        work.advance(written.height)
+        return pl.DataFrame([written["photo_id"].alias("caption_id"), tensor_column("vector", vectors)]), None
+
+    return _indexed(
+        work, _make_rows(work, "caption_vectors", ids.alias("caption_id"), compute), "caption_vectors"
+    )
+
+
+def _indexed(work: Work, made: Made, table: str) -> Made:
+    """Write the index beside a table of vectors."""
+    from tasks.index import write_index
+
+    vectors = pl.read_parquet(work.out / f"{table}.parquet", columns=["vector"])["vector"]
+    write_index(tensor(vectors), work.out / "index.usearch")
+    return made
+
+
+def make_retrieval(work: Work) -> Made:
+    """How well captions and photographs of the dev and test splits find each other."""
+    from tasks.retrieval import ranks, retrieval_table, vector_likeness
+
+    captions = read_table(work.path("captions"), "captions").drop_nulls("photo_id")
+    found = {}
+    for split in ("dev", "test"):
+        photo_files, caption_files = work.paths(f"photos {split}"), work.paths(f"captions {split}")
+        if not photo_files or not caption_files:
+            continue
+        photos = pl.read_parquet(photo_files)
+        texts = pl.read_parquet(caption_files).join(
+            captions.select("caption_id", "photo_id"), on="caption_id"
+        )
+        numbers = photos.select("photo_id").with_row_index("photo")
+        texts = texts.join(numbers, on="photo_id", maintain_order="left")
+        if texts.is_empty():
+            continue
+        likeness = vector_likeness(tensor(photos["vector"]), tensor(texts["vector"]))
+        found[split] = ranks(likeness, texts["photo"].to_numpy().astype(int), photos.height)
+        work.advance(photos.height)
+    table = retrieval_table(found)
+    write_table(table, work.out / "retrieval.parquet", "retrieval")
+    table.write_csv(work.out / "retrieval.csv")
+    return Made(sum(map(len, [some for pair in found.values() for some in pair])), table.height)
+
+
+def make_leaks(work: Work) -> Made:
+    """Photographs and captions that are in two splits, by their vectors."""
+    from tasks.leaks import find_leaks
+
+    photos = {split: work.paths(f"photos {split}") for split in SPLITS}
+    captions = {split: work.paths(f"captions {split}") for split in SPLITS}
+    found = find_leaks(
+        photos,
+        captions,
+        read_table(work.path("photos"), "photos"),
+        read_table(work.path("captions"), "captions"),
+        work.settings.leaks,
+    )
+    write_table(found, work.out / "leaks.parquet", "leaks")
+    found.write_csv(work.out / "leaks.csv")
+    work.advance(work.shard.rows)
+    return Made(work.shard.rows, found.height)
+
+
 def make_predictions_shard(work: Work) -> Made:
     """Captions of a shard's photographs."""
     settings = work.settings
@@ -450,6 +593,7 @@ def make_bundle(work: Work) -> Made:
         folder,
         work.path("language_model"),
         work.path("fusion"),
+        work.path("matching"),
         read_table(work.path("vocabulary"), "vocabulary"),
         features=FeatureOrigin.of(
             settings.images, settings.image_features, weights_digest(settings.image_features), channels

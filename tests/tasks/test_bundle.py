@@ -16,6 +16,7 @@ from tasks.caption import Captioner
 from tasks.fusion import build_fusion
 from tasks.language_model import build_language_model
 from tasks.training import make_repeatable, save_weights
+from tests.tasks.test_matching import a_matching
 from tests.tasks.toys import (
     CHANNELS,
     FUSION_SETTINGS,
@@ -35,6 +36,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_weights(build_language_model(words, LM_SETTINGS).model, folder / "language_model.weights.h5")
     fusion = build_fusion(words, CHANNELS, FUSION_SETTINGS, LM_SETTINGS)
     save_weights(fusion.model, folder / "fusion.weights.h5")
+    a_matching(CHANNELS, LM_SETTINGS.state_size).save(folder / "matching.npz")
     return folder
 
 
@@ -49,7 +51,7 @@ def write(weights: Path, folder: Path, **changes: Any) -> Bundle:
         "versions": {"keras": "3.15.1"},
         "about": "Drawn scenes.",
     }
-    files = weights / "language_model.weights.h5", weights / "fusion.weights.h5"
+    files = (weights / name for name in ("language_model.weights.h5", "fusion.weights.h5", "matching.npz"))
     return write_bundle(folder, *files, toy_vocabulary(), **values | changes)
 
 

@@ -1,0 +1,251 @@
+"""Search in the photographs of a run: by a sentence, or by a photograph."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import polars as pl
+
+from flows.outcome import existing
+from schemas.errors import CutlineError, StaleModel, UsageError
+from schemas.records import Record, RunRecord
+from schemas.settings import Settings
+from tasks.bundle import BEFORE_SEARCH
+from tasks.index import Found, Part, VectorIndex
+from tasks.matching import MATCHING, Matching
+from tasks.quiet import load_tensorflow
+from tasks.search import TextEncoder, write_search_page
+from tasks.tables import read_table, tensor
+from tasks.workspace import Workspace, digest_of_file
+
+
+def search(
+    text: str,
+    photo: Path | None,
+    top: int,
+    *,
+    exact: bool = False,
+    dataset: Path | None = None,
+    html: Path | None = None,
+    workspace: Path,
+) -> dict[str, Any]:
+    """The `top` photographs nearest to a text or a photograph; what `--json` prints.
+
+    With a photograph, the captions that fit it too. Raises UsageError where there is nothing to search
+    by or in, StaleModel where the model of the run is damaged.
+    """
+    if bool(text.strip()) == bool(photo):
+        raise UsageError('expected a TEXT or --photo FILE: cutline search "two dogs on a beach"')
+    if photo:
+        existing(photo)
+    collection = Collection.of(workspace, dataset)
+    unknown: list[str] = []
+    if photo:
+        vector = collection.photo_vector(photo)
+    else:
+        vector, unknown = collection.text_vector(text)
+    photos = collection.photos.nearest(vector, top, exact=exact)
+    # Different people write the same: more are asked for than are shown.
+    captions = collection.captions.nearest(vector, 5 * top, exact=exact) if photo else []
+    found = {
+        "dataset": collection.run.dataset,
+        "text": text if not photo else "",
+        "photo": str(photo) if photo else None,
+        "unknown_words": unknown,
+        "photos": collection.described(photos),
+        "captions": collection.texts(captions)[:top],
+    }
+    if html:
+        write_search_page(found, collection.pictures(photos), html)
+    return found
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The photographs of one run, ready to be searched."""
+
+    store: Workspace
+    run: RunRecord
+    records: dict[str, list[Record]]  # by stage
+
+    @staticmethod
+    def of(workspace: Path, dataset: Path | None) -> Collection:
+        """The newest run that made an index (on `dataset`). Raises UsageError where there is none."""
+        store = Workspace(workspace)
+        where = str(existing(dataset)) if dataset else None
+        runs = [run for run in store.runs() if where in (None, run.dataset)]
+        run = next((run for run in runs if "index" in run.shards), None)
+        if run is None:
+            without = next((run for run in runs if run.model), None)
+            if without:
+                raise UsageError(
+                    f"the photographs of '{without.dataset}' cannot be searched by the bundle that "
+                    f"captioned them: {BEFORE_SEARCH}"
+                )
+            what = f" of '{dataset}'" if dataset else ""
+            raise UsageError(
+                f"expected an index{what} in {workspace}, found none; make one with `cutline run DATASET` "
+                "or `cutline caption PHOTOS --model BUNDLE --out FILE`"
+            )
+        stages = (
+            "ingest",
+            "images",
+            "caption",
+            "index",
+            "caption_index",
+            "matching",
+            "language_model",
+            "vocabulary",
+        )
+        records = {stage: _records(store, run, stage) for stage in stages}
+        return Collection(store, run, records)
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.model_validate(self.run.settings)
+
+    @property
+    def photos(self) -> VectorIndex:
+        return self._index("index", "vectors.parquet")
+
+    @property
+    def captions(self) -> VectorIndex:
+        return self._index("caption_index", "caption_vectors.parquet")
+
+    def _index(self, stage: str, table: str) -> VectorIndex:
+        return VectorIndex(
+            [
+                Part(self._path(record, table), self._path(record, "index.usearch"))
+                for record in self.records[stage]
+            ]
+        )
+
+    def _path(self, record: Record, output: str) -> Path:
+        return self.store.file(record.output(output).path)
+
+    def _model_file(self, stage: str, name: str) -> Path:
+        """A file of the model that the index was made with. Raises StaleModel where it is another by now."""
+        if not self.run.model:
+            return self._path(self.records[stage][0], name)
+        path = self.store.file(self.run.model[stage])
+        made_with = [
+            record.inputs.get(stage) for made in ("index", "caption_index") for record in self.records[made]
+        ]
+        if not path.is_file() or digest_of_file(path) not in made_with:
+            raise StaleModel(
+                f"'{path}' is not the file any more that the photographs of '{self.run.dataset}' were "
+                "captioned with; `cutline caption` them again"
+            )
+        return path
+
+    def text_vector(self, text: str) -> tuple[np.ndarray, list[str]]:
+        """The vector of a text, (size,), and those of its words that nobody knows."""
+        encoder = TextEncoder.load(
+            self._model_file("matching", MATCHING),
+            self._model_file("language_model", "language_model.weights.h5"),
+            read_table(self._model_file("vocabulary", "vocabulary.parquet"), "vocabulary").sort("id"),
+            self.settings.language_model,
+        )
+        unknown = encoder.unknown_words(text)
+        load_tensorflow()
+        return encoder.vectors(pl.Series([text]))[0], unknown
+
+    def photo_vector(self, photo: Path) -> np.ndarray:
+        """The vector of a photograph, (size,)."""
+        from tasks.image_features import features_of_file
+
+        matching = Matching.load(self._model_file("matching", MATCHING))
+        _, pooled = features_of_file(photo, self.settings)
+        return matching.photo_vectors(pooled)[0]
+
+    # -- what was found, for people -------------------------------------------------------------
+
+    def described(self, found: list[Found]) -> list[dict[str, Any]]:
+        """Path, score and caption of photographs."""
+        (ingest,) = self.records["ingest"]
+        ids = [one.id for one in found]
+        names = pl.scan_parquet(self._path(ingest, "photos.parquet")).filter(pl.col("photo_id").is_in(ids))
+        paths = dict(names.select("photo_id", "path").collect().iter_rows())
+        captions = self._written(found, "index")
+        return [
+            {
+                "photo_id": one.id,
+                "path": paths[one.id],
+                "score": round(one.score, 4),
+                "caption": captions.get(one.id),
+            }
+            for one in found
+        ]
+
+    def texts(self, found: list[Found]) -> list[dict[str, Any]]:
+        """Different captions with scores: people's, or those that the model wrote where there are none."""
+        (ingest,) = self.records["ingest"]
+        ids = [one.id for one in found]
+        if self.run.model:
+            texts = self._written(found, "caption_index")
+        else:
+            names = pl.scan_parquet(self._path(ingest, "captions.parquet"))
+            wanted = names.filter(pl.col("caption_id").is_in(ids)).select("caption_id", "text")
+            texts = dict(wanted.collect().iter_rows())
+        best: dict[str, float] = {}
+        for one in found:
+            best.setdefault(texts[one.id], round(one.score, 4))
+        return [{"caption": caption, "score": score} for caption, score in best.items()]
+
+    def _written(self, found: list[Found], index: str) -> dict[str, str]:
+        frame = self._rows("caption", "predictions.parquet", found, "caption", index)
+        return dict(frame.iter_rows())
+
+    def pictures(self, found: list[Found]) -> list[np.ndarray | None]:
+        """The squares of photographs, RGB uint8."""
+        squares = self._rows("images", "images.parquet", found, "square", "index")
+        side = self.settings.images.side_px
+        pictures = tensor(squares["square"]).reshape(-1, side, side, 3)
+        by_id = dict(zip(squares["photo_id"], pictures, strict=True))
+        return [by_id.get(one.id) for one in found]
+
+    def _rows(self, stage: str, output: str, found: list[Found], column: str, index: str) -> pl.DataFrame:
+        """A column of the photographs found, read from the shards that they are in; `index` found them."""
+        places = {self.records[index][one.part].place for one in found}
+        ids = [one.id for one in found]
+        frames = [
+            pl.read_parquet(self._path(record, output), columns=["photo_id", column]).filter(
+                pl.col("photo_id").is_in(ids)
+            )
+            for record in self.records[stage]
+            if record.place in places
+        ]
+        return pl.concat(frames)
+
+
+def _records(store: Workspace, run: RunRecord, stage: str) -> list[Record]:
+    keys = run.shards.get(stage, [])
+    store.look_ahead(stage, keys)
+    records = [record for key in keys if (record := store.read_record(stage, key))]
+    if len(records) < len(keys):
+        raise CutlineError(
+            f"run {run.run} is not whole: expected {len(keys)} shards of {stage}, found {len(records)}; "
+            f"`cutline {run.command}` makes them again"
+        )
+    return records
+
+
+def show_found(found: dict[str, Any], as_json: bool) -> None:
+    """Names, scores and captions on standard output."""
+    if found["unknown_words"]:
+        words = ", ".join(f"'{word[:40]}'" for word in found["unknown_words"][:10])
+        click.echo(f"cutline: no training caption has {words}: left out", err=True)
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for photo in found["photos"]:
+        click.echo(f"{photo['score']:6.3f}  {photo['path']}  {photo['caption'] or ''}".rstrip())
+    if found["captions"]:
+        click.echo("\ncaptions that fit")
+    for caption in found["captions"]:
+        click.echo(f"{caption['score']:6.3f}  {caption['caption']}")

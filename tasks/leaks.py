@@ -1,0 +1,108 @@
+"""Photographs and captions of one split that are in another too, by their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from schemas.settings import LeaksSettings
+from schemas.tables import SPLITS
+from tasks.matching import photo_input
+from tasks.tables import tensor
+
+COLUMNS = ("kind", "split", "name", "other_split", "other_name", "likeness")
+DTYPES = dict.fromkeys(COLUMNS, pl.String) | {"likeness": pl.Float32}
+HELD_OUT_A_BLOCK = 4_096
+
+Shards = Mapping[str, Sequence[Path]]  # by split
+
+
+def find_leaks(
+    image_features: Shards,
+    text_features: Shards,
+    photos: pl.DataFrame,
+    captions: pl.DataFrame,
+    settings: LeaksSettings,
+) -> pl.DataFrame:
+    """The `leaks` table: pairs of different splits, the later split (train, dev, test) first.
+
+    Photographs are held to be one whose pooled features (rooted, as they are matched) have a cosine
+    of `settings.likeness` or more, captions whose vectors are the same to the last bit. `photos` and
+    `captions` give the names. Compares each held-out photograph with all of the splits before its
+    own, a block at a time.
+    """
+    found = [
+        *(("photo", *pair) for pair in _photo_pairs(image_features, settings.likeness)),
+        *(("caption", *pair, 1.0) for pair in _caption_pairs(text_features)),
+    ]
+    names = dict(photos.select("photo_id", "path").iter_rows())
+    told = [id for kind, *pair in found if kind == "caption" for id in (pair[1], pair[3])]
+    some = captions.filter(pl.col("caption_id").is_in(told))
+    names |= dict(some.select("caption_id", "text").iter_rows())
+    rows = [
+        (kind, split, names[one], other_split, names[other], likeness)
+        for kind, split, one, other_split, other, likeness in found
+    ]
+    return pl.DataFrame(rows, DTYPES, orient="row").sort(
+        "kind", "likeness", "name", descending=[True, True, False]
+    )
+
+
+def _photo_pairs(shards: Shards, likeness: float) -> Iterator[tuple[str, str, str, str, float]]:
+    for split, other in _split_pairs():
+        for ids, vectors in _blocks(shards.get(split, [])):
+            for path in shards.get(other, []):
+                other_ids, other_vectors = _photo_vectors([path])
+                likenesses = vectors @ other_vectors.T
+                for row, column in zip(*np.nonzero(likenesses >= likeness), strict=True):
+                    yield split, ids[row], other, other_ids[column], float(likenesses[row, column])
+
+
+def _split_pairs() -> list[tuple[str, str]]:
+    return [(SPLITS[i], SPLITS[j]) for i in range(len(SPLITS)) for j in range(i)]
+
+
+def _blocks(paths: Sequence[Path]) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Shards put together until a block is full, so that the others are read once a block."""
+    waiting: list[Path] = []
+    rows = 0
+    for path in paths:
+        waiting.append(path)
+        rows += pl.scan_parquet(path).select(pl.len()).collect().item()
+        if rows >= HELD_OUT_A_BLOCK:
+            yield _photo_vectors(waiting)
+            waiting, rows = [], 0
+    if waiting:
+        yield _photo_vectors(waiting)
+
+
+def _photo_vectors(paths: Sequence[Path]) -> tuple[list[str], np.ndarray]:
+    frame = pl.read_parquet(list(paths), columns=["photo_id", "pooled"])
+    return frame["photo_id"].to_list(), photo_input(tensor(frame["pooled"]))
+
+
+def _caption_pairs(shards: Shards) -> Iterator[tuple[str, str, str, str]]:
+    """Captions with the same vector, by a digest of it; a held-out one with the first of each other split."""
+    hashed = {split: _hashed(paths) for split, paths in shards.items()}
+    for split, other in _split_pairs():
+        if split not in hashed or other not in hashed:
+            continue
+        first = hashed[other].unique("vector", keep="first", maintain_order=True)
+        pairs = hashed[split].join(first, on="vector", suffix="_other", maintain_order="left")
+        for one, another in pairs.select("caption_id", "caption_id_other").iter_rows():
+            yield split, one, other, another
+
+
+def _hashed(paths: Sequence[Path]) -> pl.DataFrame:
+    """caption_id and the digest of its vector: slim, whatever the number of captions."""
+    import hashlib
+
+    frames = [pl.DataFrame(schema={"caption_id": pl.String, "vector": pl.Binary})]
+    for path in paths:
+        frame = pl.read_parquet(path, columns=["caption_id", "vector"])
+        digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in tensor(frame["vector"])]
+        frames.append(frame.select("caption_id", vector=pl.Series(digests, dtype=pl.Binary)))
+    return pl.concat(frames)

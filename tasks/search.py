@@ -1,0 +1,100 @@
+"""Texts as vectors, and a page of what a search found."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from schemas.errors import UsageError
+from schemas.settings import LanguageModelSettings, TextFeaturesSettings
+from tasks.captions import tokenize
+from tasks.matching import Matching
+from tasks.pages import environment, small_jpeg
+from tasks.tables import tensor
+from tasks.text_features import make_text_features
+
+THUMBNAIL_PX = 320
+TEXTS_A_PASS = 32
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Brings any text into the common space, as the stages bring captions there."""
+
+    matching: Matching
+    language_model: Path
+    vocabulary: pl.DataFrame
+    lm_settings: LanguageModelSettings
+
+    @staticmethod
+    def load(
+        matching: Path, language_model: Path, vocabulary: pl.DataFrame, lm_settings: LanguageModelSettings
+    ) -> TextEncoder:
+        """Raises StaleModel where the projections are damaged; the language model is read later."""
+        return TextEncoder(Matching.load(matching), language_model, vocabulary, lm_settings)
+
+    def vectors(self, texts: pl.Series) -> np.ndarray:
+        """(n, size) float32 of length 1. Raises StaleModel where the language model does not fit."""
+        tokens = [tokenize(text) for text in texts]
+        stopwords = set(self.matching.stopwords)
+        content = [[token for token in some if token not in stopwords] for some in tokens]
+        strings = pl.List(pl.String)
+        frame = pl.DataFrame(
+            {"caption_id": list(map(str, range(len(tokens)))), "tokens": tokens, "content_tokens": content},
+            {"caption_id": pl.String, "tokens": strings, "content_tokens": strings},
+        )
+        settings = TextFeaturesSettings(batch_size=TEXTS_A_PASS)
+        features = make_text_features(
+            frame, self.vocabulary, self.language_model, self.lm_settings, settings, lambda _: None
+        )
+        return self.matching.text_vectors(tensor(features["vector"]), frame["content_tokens"])
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The content words of a text that the model never learned.
+
+        Raises UsageError where the text holds no word, only stop words, or no word that is known.
+        """
+        tokens = list(dict.fromkeys(tokenize(text)))
+        if not tokens:
+            raise UsageError(f"text: expected a word to search by, found '{text.strip()[:80]}'")
+        stopwords = set(self.matching.stopwords)
+        content = [token for token in tokens if token not in stopwords]
+        if not content:
+            raise UsageError(
+                f"text: '{text.strip()[:80]}' holds stop words only, which every caption has; "
+                "add what the photograph shows"
+            )
+        known = {*self.matching.words, *self.vocabulary["token"]}
+        unknown = [token for token in content if token not in known]
+        if len(unknown) == len(content):
+            told = ", ".join(f"'{word[:40]}'" for word in unknown[:10])
+            raise UsageError(f"text: no training caption has {told}, so nothing can be found by it")
+        return unknown
+
+
+def write_search_page(found: Mapping[str, Any], pictures: Sequence[np.ndarray | None], path: Path) -> None:
+    """Write what `cutline search` found as one HTML page: escaped, with its pictures, asking for nothing.
+
+    `found` is what --json prints; `pictures` are RGB uint8 (H, W, 3), one a photograph found.
+    """
+    photos = [
+        photo
+        | {
+            "picture": None
+            if picture is None
+            else base64.b64encode(small_jpeg(picture, THUMBNAIL_PX)).decode()
+        }
+        for photo, picture in zip(found["photos"], pictures, strict=True)
+    ]
+    page = (
+        environment(Path(__file__).parent)
+        .get_template("search.html.j2")
+        .render(text=found["text"], photo=found["photo"], photos=photos, captions=found["captions"])
+    )
+    path.write_bytes(page.encode())
