@@ -35,6 +35,8 @@ SMALL = [
     "fusion.heads=2",
     "fusion.epochs=2",
     "fusion.rewarded_epochs=1",
+    "matching.size=16",
+    "matching.epochs=1",
     "caption.max_tokens=8",
     "report.gallery=4",
 ]

@@ -81,6 +81,7 @@ def test_the_same_model_gives_the_same_bytes_and_nothing_is_left_beside(weights:
     assert set(before) == {
         "language_model.weights.h5",
         "fusion.weights.h5",
+        "matching.npz",
         "vocabulary.parquet",
         "bundle.json",
         "CARD.md",
