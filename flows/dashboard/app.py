@@ -102,11 +102,13 @@ def make_app(workspace: Path) -> Starlette:
         Route("/drawn/{run}/{stage}", images.curve(history)),
         *(Route(path, still((HERE / path[1:]).read_bytes(), kind)) for path, kind in files.items()),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(Guarded), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
         exception_handlers={HTTPException: refused, 500: failed},
     )
+    app.router.redirect_slashes = False  # an address is there or is not
+    return app
 
 
 def still(content: bytes, media_type: str) -> Callable[[Request], Response]:

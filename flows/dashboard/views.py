@@ -175,7 +175,7 @@ class Views:
             raise WrongQuery(f"at most {MOST_COMPARED} runs fit side by side; choose fewer")
         if len(names) < 2:
             return {"here": "runs", "runs": [], "choices": self._choices()}
-        runs = [self._named(name) for name in names]
+        runs = sorted((self._named(name) for name in names), key=lambda run: run.run)  # oldest first
         stages = list(dict.fromkeys(stage.name for run in runs for stage in run.stages))
         by_name = [{stage.name: stage for stage in run.stages} for run in runs]
         return {

@@ -1,0 +1,331 @@
+"""The dashboard's pages, asked for as a browser or an attacker asks for them."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from starlette.testclient import TestClient
+
+from flows.cli import main
+from flows.dashboard.app import HERE, make_app
+from tests.conftest import REPOSITORY
+from tests.flows.conftest import Ran
+from tests.tasks.histories import LATER, RUN, SCRIPT, many_captions, small_history
+
+PAGES = ["/", "/datasets", "/runs", "/captions", "/curves", "/stale", "/disk", f"/runs/{RUN}", "/compare"]
+NO_ID = "0" * 32
+
+
+def browse(workspace: Path) -> TestClient:
+    return TestClient(make_app(workspace), base_url="http://127.0.0.1:4280", follow_redirects=False)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    """A browser before the dashboard of a small workspace that nobody changes."""
+    folder = tmp_path_factory.mktemp("small")
+    return browse(small_history(folder / "workspace", folder / "dataset").workspace.root)
+
+
+class Parsed(HTMLParser):
+    """Tags with their attributes, and the text outside of them; fails where a tag is not closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.text += " "
+        if tag not in {"meta", "link", "img", "br", "input", "rect"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag != "rect":
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, attribute: str) -> list[str]:
+        return [str(found[attribute]) for name, found in self.tags if name == tag and attribute in found]
+
+
+def seen(answer: httpx.Response, code: int = 200) -> Parsed:
+    assert answer.status_code == code, answer.text
+    return Parsed(answer.text)
+
+
+def links(page: Parsed) -> set[str]:
+    return {path for path in (*page.all("a", "href"), *page.all("img", "src")) if path.startswith("/")}
+
+
+def test_every_page_and_picture_that_is_linked_to_is_there_and_says_what_it_may_do(
+    client: TestClient,
+) -> None:
+    waiting, known = set(PAGES), set()
+    while waiting:
+        path = waiting.pop()
+        known.add(path)
+        answer = client.get(path)
+        assert answer.status_code == 200, path
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'"), path
+        assert "script-src" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        if answer.headers["content-type"].startswith("text/html"):
+            page = Parsed(answer.text)
+            assert "'unsafe-inline'" not in policy
+            assert not [tag for tag, found in page.tags if tag in ("script", "style", "iframe", "object")]
+            assert not [
+                found for _, found in page.tags if any(name == "style" or name[:2] == "on" for name in found)
+            ]
+            assert [tag for tag, _ in page.tags if tag in ("main", "header", "h1")] == [
+                "header",
+                "main",
+                "h1",
+            ]
+            waiting |= links(page) - known
+    assert len(known) > 40
+    assert any(path.startswith("/rejected/") for path in known)
+    assert any(path.startswith("/pictures/") for path in known)
+
+
+def test_names_and_captions_that_hold_markup_are_shown_as_text(client: TestClient) -> None:
+    for path in (f"/captions?run={RUN}", f"/datasets?run={RUN}", f"/captions?words={'<script>'}"):
+        assert "<script" not in client.get(path).text
+    page = seen(client.get(f"/captions?run={RUN}"))
+    assert SCRIPT in page.text
+    assert "<b>a dog</b> & <script>alert(2)</script>" in page.text
+    assert "<img src=x onerror=alert(3)>.jpg" in seen(client.get("/datasets")).text
+    photo = next(path for path in page.all("a", "href") if path.startswith("/photos/"))
+    assert SCRIPT in seen(client.get(photo)).text
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/nowhere", 404),
+        ("/runs/20990101-000000-abcdef", 404),
+        ("/runs/..%2f..%2fetc%2fpasswd", 404),
+        ("/datasets?run=../../x", 404),
+        ("/datasets?run=%00", 404),
+        ("/captions?page=0", 400),
+        ("/captions?page=-1", 400),
+        ("/captions?page=1e3", 400),
+        ("/captions?page=99999999999999999999", 400),
+        ("/captions?page=%D9%A1", 400),  # a digit, but none of ours
+        ("/captions?page=9999999", 200),
+        ("/captions?sort=score;drop", 400),
+        ("/captions?split=%3Cscript%3E", 400),
+        (f"/captions?words={'x' * 101}", 400),
+        ("/captions?words=%00%ff%f0%9f%98%80", 200),
+        ("/captions?words=(%5B*%2B%5C", 200),
+        ("/rejects?reason=nonsense", 404),
+        ("/rejects?reason=leak&page=x", 400),
+        ("/compare?run=a&run=b", 404),
+        (f"/compare?{'run=' + RUN}", 200),
+        ("/compare?run=1&run=2&run=3&run=4&run=5", 400),
+        (f"/changes?before={RUN}", 404),
+        (f"/changes?before={RUN}&after={LATER}&sort=x", 400),
+        (f"/photos/{RUN}/{NO_ID}", 404),
+        (f"/photos/{RUN}/{NO_ID}x", 404),
+        (f"/photos/{RUN}/..%2f..%2fsecret", 404),
+        (f"/pictures/{RUN}/{NO_ID}/small", 404),
+        (f"/pictures/{RUN}/{NO_ID}/../../style.css", 404),
+        (f"/pictures/x/{NO_ID}/small", 404),
+        (f"/rejected/{RUN}/99999", 404),
+        (f"/rejected/{RUN}/99999999999999999999", 404),
+        (f"/rejected/{RUN}/-1", 404),
+        (f"/drawn/{RUN}/ingest", 404),
+        (f"/drawn/{RUN}/..%2f", 404),
+        ("/style.css/../../app.py", 404),
+    ],
+)
+def test_hostile_addresses_get_a_page_that_says_so(client: TestClient, path: str, code: int) -> None:
+    answer = client.get(path)
+    assert answer.status_code == code
+    page = Parsed(answer.text)
+    assert "<script" not in answer.text
+    assert "Traceback" not in page.text
+    assert page.all("a", "href")
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:4280", "127.0.0.1.evil.example", "[::1]:4280", ""]
+)
+def test_a_request_under_another_hosts_name_is_refused(client: TestClient, host: str) -> None:
+    assert client.get("/", headers={"host": host}).status_code == 400
+    assert client.get(f"/pictures/{RUN}/{NO_ID}/small", headers={"host": host}).status_code == 400
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:9", "localhost:4280"])
+def test_a_request_under_this_machines_name_is_answered(client: TestClient, host: str) -> None:
+    assert client.get("/", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_it_only_shows(client: TestClient, method: str) -> None:
+    assert client.request(method, "/captions").status_code == 405
+
+
+def test_an_empty_workspace_says_what_to_do_on_every_page(tmp_path: Path) -> None:
+    client = browse(tmp_path / "nothing")
+    for path in ("/", "/datasets", "/runs", "/captions", "/curves", "/stale"):
+        assert f"cutline run data/sample --workspace {tmp_path / 'nothing'}" in seen(client.get(path)).text
+    assert "holds no file yet" in seen(client.get("/disk")).text
+    assert "Two runs are needed" in seen(client.get("/compare")).text
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_damaged_file_costs_the_part_that_needs_it(tmp_path: Path) -> None:
+    root = small_history(tmp_path / "workspace", tmp_path / "dataset").workspace.root
+    client = browse(root)
+    (root / "runs" / "20260201-000000-00000a.json").write_text('{"run": "2026')
+    for path in (root / "reports").rglob("captions.parquet"):
+        path.write_bytes(path.read_bytes()[:100])
+    for path in (root / "shards" / "fusion").glob("*.parquet"):
+        path.unlink()
+    page = seen(client.get("/"))
+    assert "1 record of runs cannot be read" in page.text
+    assert "20260201-000000-00000a.json" in page.text
+    assert "captions.parquet: expected" in page.text
+    assert "photo" in page.text  # the counts by split are there all the same
+    for path in PAGES:
+        assert client.get(path).status_code == 200, path
+    assert "found 100" in seen(client.get("/captions")).text
+    assert "expected a file, found none" in seen(client.get("/curves")).text
+    assert "people wrote" not in seen(client.get("/runs/20260201-000000-00000a")).text.lower()
+
+
+def test_runs_side_by_side_mark_what_differs_and_how_the_scores_moved(client: TestClient) -> None:
+    page = client.get(f"/compare?run={RUN}&run={LATER}").text
+    changed = re.findall(r'<tr class="changed"><th scope="row"><code>(.*?)</code>.*?</tr>', page)
+    assert set(changed) == {"caption.beam"}
+    text = " ".join(Parsed(page).text.split())
+    assert "1 setting of" in text
+    assert "CIDEr 0.300 0.900 (best) +0.600" in text
+    assert "reason 0" in text
+    assert "reason 1" in text
+    changes = " ".join(seen(client.get(f"/changes?before={RUN}&after={LATER}")).text.split())
+    assert "1 of 6 photographs that both runs captioned have another caption now" in changes
+    assert "before: c++ is no dog's life" in changes
+    assert "after: a dog's life" in changes
+
+
+def test_a_gallery_is_as_large_over_many_captions_as_over_few(tmp_path: Path) -> None:
+    sizes = {}
+    for count in (500, 20_000):
+        client = browse(many_captions(tmp_path / str(count), count).workspace.root)
+        for path in ("/", "/captions", "/captions?words=dog", "/datasets"):
+            page = client.get(path)
+            assert page.status_code == 200
+            sizes.setdefault(path, []).append(len(page.content))
+            assert page.text.count("<img") <= 48
+    assert all(large < small * 1.2 + 500 for small, large in sizes.values()), sizes
+
+
+def test_a_photograph_that_is_gone_has_a_placeholder_that_says_why(tmp_path: Path) -> None:
+    client = browse(many_captions(tmp_path / "w", 3).workspace.root)
+    for path in seen(client.get("/captions")).all("img", "src"):
+        answer = client.get(path)
+        assert answer.headers["content-type"] == "image/svg+xml"
+        assert answer.headers["cache-control"] == "no-cache"  # it may come back
+        title = ElementTree.fromstring(answer.content)[0].text
+        assert title == "vanished: the file was listed and is gone"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_colour_of_text_stands_out_from_its_ground(scheme: str) -> None:
+    style = (HERE / "style.css").read_text()
+    blocks = re.findall(r":root \{(.*?)\}", style, flags=re.S)
+    colours = dict(re.findall(r"--(\w+): (#\w+)", blocks[0 if scheme == "light" else 1]))
+    for ink in ("ink", "soft", "press"):
+        for ground in ("paper", "wash"):
+            assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+    for edge in ("edge", "bar"):
+        assert contrast(colours[edge], colours["paper"]) >= 3, edge
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2's ratio of two colours."""
+
+    def luminance(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(digit * 2 for digit in colour[1:])
+        channels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_a_taken_port_is_told_as_wrong_usage(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(main, ["dashboard", "--workspace", str(tmp_path), "--port", port])
+    assert result.exit_code == 2
+    assert "--port 0 takes a free one" in result.output
+
+
+def test_over_a_real_run_it_changes_nothing_and_needs_neither_tensorflow_nor_prefect(
+    ran: Ran, tmp_path: Path
+) -> None:
+    """In a process of its own, since this one may have imported them."""
+    copy = ran.copy(tmp_path)
+    before = state_of(copy.workspace)
+    program = (
+        "import json, sys\nfrom pathlib import Path\nfrom starlette.testclient import TestClient\n"
+        "from flows.dashboard.app import make_app\n"
+        "client = TestClient(make_app(Path(sys.argv[1])), base_url='http://localhost')\n"
+        "pages = {path: client.get(path).text for path in sys.argv[2:]}\n"
+        "heavy = [name for name in ('tensorflow', 'keras', 'prefect') if name in sys.modules]\n"
+        "print(json.dumps([pages, heavy]))"
+    )
+    run = copy.record["run"]
+    paths = ["/", "/datasets", "/captions", "/curves", "/stale", "/disk", f"/runs/{run}"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, str(copy.workspace), *paths],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found: tuple[dict[str, str], list[str]] = json.loads(done.stdout)
+    pages, heavy = found
+    assert heavy == []
+    assert state_of(copy.workspace) == before
+    texts = {path: " ".join(html.unescape(Parsed(page).text).split()) for path, page in pages.items()}
+    assert "31 captions" in texts["/captions"]
+    assert "Up to date" in texts["/stale"] or "to make" in texts["/stale"]
+    assert "1 × truncated" in texts["/datasets"]
+    assert "train 20 40 1" in texts["/datasets"]
+    assert "shards/images" in texts["/disk"]
+    for path, text in texts.items():
+        assert "Cannot be shown" not in text, path
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """Bytes and times of every file of a folder."""
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
