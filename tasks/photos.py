@@ -216,7 +216,8 @@ def _read_jpeg(data: bytes) -> _Outline:
             raise _refuse("the jpeg ends before its first scan")
         (length,) = struct.unpack_from(">H", data, at + 2)
         if marker == 0xDA:
-            return _Outline(width, height, orientation, data.find(b"\xff\xd9", at + 2 + length) >= 0)
+            # Looked for from behind, where it mostly is: a search through megabytes takes milliseconds.
+            return _Outline(width, height, orientation, data.rfind(b"\xff\xd9", at + 2 + length) >= 0)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, at + 5)
         elif marker == 0xE1 and orientation == 1 and data[at + 4 : at + 10] == b"Exif\0\0":

@@ -150,7 +150,7 @@ def _peak_of_a_run(place: Place, size: int) -> int:
         peak = 0
         while process.poll() is None:
             peak = max(peak, _memory_of_tree(process.pid))
-            time.sleep(0.2)
+            time.sleep(0.5)
     if process.returncode:
         raise RuntimeError((folder / "log").read_text()[-2000:])
     shutil.rmtree(folder)
