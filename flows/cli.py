@@ -371,7 +371,7 @@ def reprocess(
         click.echo(_as_json(record))
     show_run(record)
     if comparison:
-        show_comparison(comparison, most=10)
+        show_comparison(comparison, most=10, stderr=True)
     _exit(record.reject_rate, record.settings["ingest"]["max_reject_rate"])
 
 
@@ -395,7 +395,7 @@ def compare(before: str | None, after: str | None, count: int, workspace: Path, 
     if as_json:
         click.echo(json.dumps(comparison.as_dict(), ensure_ascii=False))
     else:
-        show_comparison(comparison, count)
+        show_comparison(comparison, count, stderr=False)
 
 
 @main.command(epilog=examples("cutline server", "cutline server --port 4300 --workspace /srv/cutline"))

@@ -11,6 +11,7 @@ from flows.outcome import existing
 from flows.server import demand_server
 from schemas.errors import UsageError
 from tasks.bundle import load_bundle
+from tasks.workspace import Workspace, bundle_at
 
 NIGHTLY, TRAIN, REPROCESS = NAMES = ("nightly-captions", "train", "reprocess")
 EVERY_NIGHT = "0 2 * * *"
@@ -30,11 +31,11 @@ def serve(
 ) -> None:
     """Serve the deployments until Ctrl-C or SIGTERM. Raises UsageError."""
     when = {NIGHTLY: EVERY_NIGHT, **parse_schedules(schedules)}
-    root = {"workspace": str(workspace.absolute())}
+    root = {"workspace": Workspace(workspace).where}
     of_dataset: dict[str, Any] = {**root, "dataset": str(existing(dataset))} if dataset else root
     of_photos: dict[str, Any] = {**root, "photos": str(existing(photos))}
     if model:
-        of_photos["model"] = str(load_bundle(model).folder.absolute())
+        of_photos["model"] = str(load_bundle(bundle_at(model)).folder.absolute())
     for name in (TRAIN, REPROCESS):
         if name in when and not dataset:
             raise UsageError(

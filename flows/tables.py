@@ -66,9 +66,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def show_comparison(comparison: Comparison, most: int) -> None:
-    """Settings, scores and captions of two runs side by side, on standard output."""
-    out = _console(stderr=False)
+def show_comparison(comparison: Comparison, most: int, stderr: bool) -> None:
+    """Settings, scores and captions of two runs side by side."""
+    out = _console(stderr)
     captions = comparison.captions
     out.print(f"{comparison.after} beside {comparison.before}")
     for name, before, after in comparison.settings:

@@ -58,7 +58,7 @@ def test_what_depends_on_a_change_is_made_and_laid_side_by_side_with_the_run_bef
         "caption.alternatives", "caption.beam", "caption.max_tokens",
     }  # fmt: skip
     check_against_the_tables(copy, found)
-    assert f"{found['changed']} captions changed" in done.stdout
+    assert f"{found['changed']} captions changed" in done.stderr
 
     (run,) = ask(
         server,

@@ -55,9 +55,7 @@ def test_exact_search_finds_what_numpy_finds_in_its_order(tmp_path: Path, rows_a
 def recall(vectors: np.ndarray, queries: np.ndarray, folder: Path, rows_a_shard: int) -> float:
     """The share of NumPy's ten nearest that the graphs find."""
     index = an_index(vectors, folder, rows_a_shard)
-    hits = [
-        len({*by_numpy(vectors, query, 10)} & {*ids(index, query, 10, exact=False)}) for query in queries
-    ]
+    hits = [len({*by_numpy(vectors, query, 10)} & {*ids(index, query, 10, exact=False)}) for query in queries]
     return float(np.mean(hits)) / 10
 
 
