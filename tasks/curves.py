@@ -79,6 +79,32 @@ def draw_curve(curve: pl.DataFrame, title: str) -> str:
     return _with_dark_colours(target.getvalue())
 
 
+def draw_matching_curve(curve: pl.DataFrame, title: str) -> str:
+    """As `draw_curve`, of a `matching_curve` table: training loss, below it the dev split's recall."""
+    import matplotlib.style
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(4.8, 4.2), facecolor=PAPER, layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.suptitle(_printable(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        panels = figure.subplots(2, 1, sharex=True)
+        lines = [("train_loss", "training loss", TRAIN, "o"), ("dev_recall", "dev recall", CIDER, "D")]
+        for axes, (column, label, colour, marker) in zip(panels, lines, strict=True):
+            axes.set_facecolor(PAPER)
+            axes.set_ylabel(label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+            points = _points(curve, column)
+            axes.plot(points["epoch"], points[column], color=colour, marker=marker)
+            _mark_best(axes, curve)
+        panels[1].set_xlabel("epoch")
+        target = io.StringIO()
+        figure.savefig(target, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return _with_dark_colours(target.getvalue())
+
+
 def curve_csv(curve: pl.DataFrame) -> str:
     """The `curve` table as CSV: a header, then a line an epoch; a value that was not measured is empty."""
     return curve.write_csv()

@@ -34,9 +34,12 @@ SHOWN = {
     "predictions": ("photo_id", "caption", "score", "alternatives"),
     "rejects": ("stage", "kind", "name", "reason", "detail"),
     "scores": ("split", "metric", "value"),
+    "matching_curve": ("epoch", "train_loss", "dev_recall", "best"),
+    "leaks": ("kind", "split", "name", "other_split", "other_name", "likeness"),
     "curve": ("epoch", "train_loss", "dev_loss", "dev_cider", "best"),
 }
-CURVES = ("language_model", "fusion")  # stages that train
+# Stages that train, and the table of their curves.
+CURVES = {"language_model": "curve", "fusion": "curve", "matching": "matching_curve"}
 
 
 @dataclass(frozen=True)
@@ -170,10 +173,12 @@ class History:
             return self.table(run, "evaluate", "scores").collect()
 
     def curves(self, run: RunRecord) -> dict[str, pl.DataFrame]:
-        """The `curve` tables of a run by the stage that trained."""
+        """The curves of a run by the stage that trained, of the tables that `CURVES` tells."""
         with reading():
             return {
-                stage: self.table(run, stage, "curve").collect() for stage in CURVES if run.shards.get(stage)
+                stage: self.table(run, stage, table).collect()
+                for stage, table in CURVES.items()
+                if run.shards.get(stage)
             }
 
 

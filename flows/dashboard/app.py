@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -93,6 +93,7 @@ def make_app(workspace: Path) -> Starlette:
         Route("/compare", page("compare", shown.compare)),
         Route("/changes", page("changes", shown.changes)),
         Route("/captions", page("captions", shown.captions)),
+        Route("/search", page("search", shown.search)),
         Route("/photos/{run}/{photo_id}", page("photo", shown.photo)),
         Route("/curves", page("curves", shown.curves)),
         Route("/stale", page("stale", shown.stale)),
@@ -123,6 +124,12 @@ class Guarded:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = Headers(scope=scope) if scope["type"] == "http" else {}
+        if asked.get("sec-fetch-site") == "cross-site" and asked.get("sec-fetch-mode") != "navigate":
+            # A page elsewhere may link here, but not have this machine search and decode for it.
+            await Response("asked for by another site", 403)(scope, receive, send)
+            return
+
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)

@@ -8,9 +8,10 @@ from textwrap import wrap
 from markupsafe import escape
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from schemas.errors import BadPhoto, CutlineError, DamagedFile
+from tasks.curves import draw_matching_curve
 from tasks.history import CURVES, History
 from tasks.pages import visible
 from tasks.pictures import Pictures, is_photo_id
@@ -59,9 +60,12 @@ def curve(history: History) -> Endpoint:
             record = history.records(history.run(run), stage)[0] if stage in CURVES else None
             if record is None:
                 raise KeyError(stage)
-            return FileResponse(
-                history.file(record, "curve.svg"), media_type="image/svg+xml", headers=DRAWING | FOREVER
-            )
+            if record.has("curve.svg"):
+                drawn = history.file(record, "curve.svg").read_bytes()
+            else:
+                table = history.curves(history.run(run))[stage]
+                drawn = draw_matching_curve(table, stage.capitalize()).encode()
+            return Response(drawn, media_type="image/svg+xml", headers=DRAWING | FOREVER)
         except (KeyError, IndexError):
             raise HTTPException(404, "there is no such curve") from None
         except DamagedFile as error:

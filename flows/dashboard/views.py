@@ -17,6 +17,7 @@ from starlette.requests import Request
 
 from flows.dashboard.disk import held_by_kind
 from flows.run import status
+from flows.searching import Collection, search
 from schemas.errors import CutlineError, UsageError
 from schemas.records import RunRecord
 from schemas.settings import Settings
@@ -37,6 +38,8 @@ CAPTIONS_ON_OVERVIEW = 5
 MOST_DATASETS = 20  # on the overview
 MOST_COMPARED = 4
 COMPARISONS_KEPT = 2
+FOUND_BY_SEARCH = 24
+LEAKS_SHOWN = 12
 MOST_CHOICES = 200  # runs to choose from
 LONGEST_WORDS = 100  # letters
 MOST_PAGES = 10**7
@@ -71,6 +74,7 @@ class Views:
         self._where = Path(history.workspace.where)
         self._compared: dict[tuple[str, str], Comparison] = {}
         self._one_comparison = threading.Lock()  # it reads all captions of two runs
+        self._one_search = threading.Lock()  # the language model fits in memory once
         self._one_look = threading.Lock()  # looking at a data set reads its files: one at a time
 
     # -- pages ----------------------------------------------------------------------------------
@@ -122,6 +126,7 @@ class Views:
             "splits": self._splits(run),
             "formats": Part.of(lambda: health.formats(self.history.table(run, "ingest", "photos"))),
             "reasons": Part.of(reasons),
+            "leaks": Part.of(lambda: self._leaks(run)),
             "exists": Path(run.dataset).exists(),
         }
 
@@ -229,6 +234,24 @@ class Views:
             "splits": SPLIT_CHOICES,
             "page": Part.of(lambda: gallery.captions_page(self.history.captions(run), wish, CAPTIONS_A_PAGE)),
             "link": _link("/captions", **query),
+        }
+
+    def search(self, request: Request) -> dict[str, Any]:
+        """Photographs that a sentence fits, in the newest run that has an index."""
+        words = _text(request, "words")
+
+        def look() -> dict[str, Any]:
+            with self._one_search, reading():
+                return search(words, None, FOUND_BY_SEARCH, workspace=self._where)
+
+        def run() -> RunRecord:
+            return self._named(Collection.of(self._where, None).run.run)
+
+        return {
+            "here": "search",
+            "words": words,
+            "run": Part.of(run),
+            "found": Part.of(look) if words else None,
         }
 
     def photo(self, request: Request) -> dict[str, Any]:
@@ -353,6 +376,16 @@ class Views:
             return health.split_counts(photos, captions)
 
         return Part.of(count)
+
+    def _leaks(self, run: RunRecord) -> dict[str, Any]:
+        """Pairs that look the same and are in two splits, the likest first, with the ids of photographs."""
+        leaks = self.history.table(run, "leaks", "leaks").sort("likeness", descending=True)
+        page = gallery.page_of(leaks, 1, LEAKS_SHOWN)
+        names = [row[name] for row in page.rows for name in ("name", "other_name") if row["kind"] == "photo"]
+        with reading():
+            photos = self.history.table(run, "ingest", "photos").filter(pl.col("path").is_in(names))
+            ids = dict(photos.select("path", "photo_id").collect().iter_rows())
+        return {"page": page, "ids": ids}
 
     def _comparison(self, before: RunRecord, after: RunRecord) -> Comparison:
         """The comparison of two runs; the last few are kept, for their further pages."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.benchmarks import photos, runs, words
+from tests.benchmarks import pages, photos, runs, words
 from tests.benchmarks.harness import Contest, Figures
 from tests.benchmarks.places import Place
 
@@ -16,6 +16,7 @@ CONTESTS: dict[str, Callable[[Place], Contest | Figures]] = {
     "fusion": words.fusion,
     "language_model": words.language_model,
     "tokens": words.tokens,
+    "dashboard": pages.dashboard,
     "unchanged": runs.unchanged,
     "new_photos": runs.new_photos,
     "cost": runs.cost,

@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 from tests.tasks.histories import LATER, RUN, SCRIPT, small_history
 
 WIDTHS = (1280, 390)
-NAMES = ["Overview", "Data sets", "Runs", "Captions", "Curves", "Stale", "Disk"]
+NAMES = ["Overview", "Data sets", "Runs", "Captions", "Search", "Curves", "Stale", "Disk"]
 
 
 @pytest.fixture(scope="module")
