@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -29,6 +30,7 @@ from tasks.workspace import is_alive, started
 
 UNFINISHED = [StateType.RUNNING, StateType.CANCELLING]
 TAG = "process:"
+STARTS_WITHIN = timedelta(minutes=5)
 
 
 def claim_run() -> None:
@@ -48,14 +50,31 @@ def tag_of_this_process() -> str:
 
 
 def end_lost_runs(client: SyncPrefectClient) -> list[str]:
-    """Force runs of dead processes of this machine to Crashed; the names of those runs."""
-    unfinished = FlowRunFilter(
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
-    )
-    lost = [run for run in client.read_flow_runs(flow_run_filter=unfinished) if is_lost(run.tags)]
+    """Force runs of dead processes of this machine to Crashed; the names of those runs.
+
+    Runs that whoever serves them was about to start, and did not in STARTS_WITHIN, are lost too: they
+    have no process yet to ask for, and keep the runs after them waiting.
+    """
+    lost = [run for run in _runs(client, UNFINISHED) if is_lost(run.tags)]
     for run in lost:
-        _crash(client, run)
-    return [run.name for run in lost]
+        _crash(
+            client, run, "Its process was killed; what it made is kept, and the next run goes on from there."
+        )
+    never = [run for run in _runs(client, [StateType.PENDING]) if is_never_started(run)]
+    for run in never:
+        _crash(client, run, "What was about to start it was killed; the next run does its work.")
+    return [run.name for run in [*lost, *never]]
+
+
+def _runs(client: SyncPrefectClient, types: list[StateType]) -> list[FlowRun]:
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=types))
+    return client.read_flow_runs(flow_run_filter=FlowRunFilter(state=state))
+
+
+def is_never_started(run: FlowRun) -> bool:
+    """Whether a run that `cutline serve` is to start waits longer than any start takes."""
+    is_served = run.deployment_id is not None and run.work_pool_name is None
+    return bool(is_served and run.state and datetime.now(UTC) - run.state.timestamp > STARTS_WITHIN)
 
 
 def is_lost(tags: Sequence[str]) -> bool:
@@ -68,8 +87,7 @@ def is_lost(tags: Sequence[str]) -> bool:
     return False
 
 
-def _crash(client: SyncPrefectClient, run: FlowRun) -> None:
-    message = "Its process was killed; what it made is kept, and the next run goes on from there."
+def _crash(client: SyncPrefectClient, run: FlowRun, message: str) -> None:
     of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
     unfinished = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED)))
     for task_run in client.read_task_runs(flow_run_filter=of_run, task_run_filter=unfinished):

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import sys
+import time
 import tomllib
 import urllib.error
 import urllib.request
@@ -23,6 +24,7 @@ from tasks.workspace import Workspace
 
 DEFAULT_URL = "http://127.0.0.1:4200/api"
 ANSWER_WITHIN_S = 2.0
+WAIT_S = 20.0  # for a server that is starting
 ADDRESS = "address"  # in the workspace's prefect folder: where its server was last started
 
 # For every server and client: stay at home, and record each task run (the recorder of the embedded
@@ -56,6 +58,8 @@ def start_server(workspace: Path, host: str, port: int) -> NoReturn:
         "PREFECT_UI_API_URL": f"{page}/api",
         # Pages of other origins, open in the same browser, may not talk to the server.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{page},http://localhost:{port}",
+        # Which run holds its deployment's only place: in memory a restart would forget that for good.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         **os.environ,
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
@@ -87,10 +91,22 @@ def _check_free(host: str, port: int) -> None:
 
 
 def demand_server(workspace: Path) -> str:
-    """As `choose_server`, for what needs a server that stays: UsageError where none answers."""
-    url = choose_server(workspace)
-    if url is None:
-        raise UsageError("expected a Prefect server that answers, found none; start `cutline server` first")
+    """As `choose_server`, for what needs a server that stays; waits for one that is starting.
+
+    Raises UsageError where none answers.
+    """
+    deadline = time.monotonic() + WAIT_S
+    waiting = False
+    while (url := _server_that_answers(workspace)) is None:
+        where = " or ".join(_addresses(workspace))
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"expected a Prefect server that answers at {where}, found none; start `cutline server` first"
+            )
+        if not waiting:
+            print(f"waiting for a Prefect server at {where}", file=sys.stderr, flush=True)
+        waiting = True
+        time.sleep(1)
     return url
 
 
@@ -100,14 +116,9 @@ def choose_server(workspace: Path) -> str | None:
     It is the one that the environment or Prefect's profile names, else the workspace's own, else the
     one at Prefect's usual port. The embedded server keeps its state in the workspace.
     """
-    for name, value in ALWAYS.items():
-        os.environ.setdefault(name, value)
-    configured = _configured("PREFECT_API_URL")
-    for url in [configured] if configured else [*_address_of(workspace), DEFAULT_URL]:
-        if _answers(url):
-            os.environ["PREFECT_API_URL"] = url
-            return url
-    if configured:
+    if url := _server_that_answers(workspace):
+        return url
+    if configured := _configured("PREFECT_API_URL"):
         print(
             f"Prefect: expected a server at {configured}, none answered; this run uses the embedded one",
             file=sys.stderr,
@@ -119,6 +130,23 @@ def choose_server(workspace: Path) -> str | None:
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
     os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
     return None
+
+
+def _server_that_answers(workspace: Path) -> str | None:
+    """The address of the first server that answers, which Prefect uses from now on."""
+    for name, value in ALWAYS.items():
+        os.environ.setdefault(name, value)
+    for url in _addresses(workspace):
+        if _answers(url):
+            os.environ["PREFECT_API_URL"] = url
+            return url
+    return None
+
+
+def _addresses(workspace: Path) -> list[str]:
+    """Where a server may be; the one that is configured, if one is, goes before all others."""
+    configured = _configured("PREFECT_API_URL")
+    return [configured] if configured else list(dict.fromkeys([*_address_of(workspace), DEFAULT_URL]))
 
 
 def _home(workspace: Path) -> Path:

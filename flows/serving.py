@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +42,8 @@ def serve(parameters: Mapping[str, dict[str, Any]], schedules: Mapping[str, str]
     offered = [deployment_of(name, parameters.get(name, {}), schedules.get(name), timezone) for name in FLOWS]
     watch_lost_machines()
     threading.Thread(target=_end_lost_runs, daemon=True).start()
+    # Prefect's own answer to SIGTERM: the warning says nothing to whoever stops the service.
+    warnings.filterwarnings("ignore", message=r"coroutine 'Runner\.astop' was never awaited")
     serve_deployments(*offered, limit=len(offered))
 
 

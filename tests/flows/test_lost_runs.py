@@ -6,8 +6,13 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
-from flows.lost_runs import is_lost, tag_of_this_process
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Pending
+
+from flows.lost_runs import is_lost, is_never_started, tag_of_this_process
 from tasks.workspace import started
 
 HOST = socket.gethostname()
@@ -35,3 +40,14 @@ def test_a_number_that_another_process_has_now_does_not_stand_for_the_run() -> N
 def test_runs_of_other_machines_and_runs_without_a_tag_are_left_alone() -> None:
     assert not is_lost(["process:elsewhere:1:1"])
     assert not is_lost([])
+
+
+def test_a_run_that_was_to_start_long_ago_is_lost_and_one_of_now_or_of_a_worker_is_not() -> None:
+    def pending(minutes: int, **run: object) -> bool:
+        state = Pending(timestamp=datetime.now(UTC) - timedelta(minutes=minutes))
+        return is_never_started(FlowRun(flow_id=uuid4(), state=state, **run))
+
+    assert pending(6, deployment_id=uuid4())
+    assert not pending(4, deployment_id=uuid4())
+    assert not pending(6, deployment_id=uuid4(), work_pool_name="cutline")
+    assert not pending(6)  # started by hand: no deployment waits for it

@@ -72,8 +72,10 @@ def test_what_depends_on_a_change_is_made_and_laid_side_by_side_with_the_run_bef
         artifact["key"]: artifact
         for artifact in ask(server, "artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}}, limit=200)
     }
-    assert "setting caption.beam: 3 → 1" in str(artifacts["plan"]["data"])
-    page = str(artifacts["comparison"]["data"])
+    plan = {row["stage"]: row for row in json.loads(artifacts["plan"]["data"])}
+    assert "setting caption.beam: 3 → 1" in plan["caption"]["why"]
+    assert {name for name, row in plan.items() if row["to make"]} == REMADE
+    page = artifacts["comparison"]["data"]
     assert "`caption.beam`: 3 → 1" in page
     assert "![](data:image/jpeg;base64," in page
 
