@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import click
 import polars as pl
 
 from flows.config import Tree, settings_with
@@ -13,9 +14,10 @@ from flows.outcome import WORKSPACE, existing, finish, last_run
 from flows.pipeline import caption_stages
 from schemas.records import Record, RunRecord
 from schemas.settings import Settings
-from tasks.bundle import Bundle, load_bundle
+from tasks.bundle import IN_THE_BOX, Bundle, load_bundle
 from tasks.cluster import LOCAL
-from tasks.export import captioned, check_ending, write_captions
+from tasks.export import captioned, check_ending, write_attention, write_captions
+from tasks.quiet import load_tensorflow
 from tasks.tables import empty_table, read_table
 from tasks.walk import Maker, Walk
 from tasks.workspace import Workspace, bundle_at
@@ -23,21 +25,25 @@ from tasks.workspace import Workspace, bundle_at
 
 def caption(
     photos: Sequence[Path],
-    model: Path,
+    model: Path | None,
     out: Path,
     tree: Tree,
     workspace: Path = WORKSPACE,
     runner: str = LOCAL,
+    attention: Path | None = None,
 ) -> tuple[RunRecord, float]:
     """Caption files, folders or a Parquet manifest, and write the captions to `out`.
 
-    Returns the run's record and the highest rate of rejects that is no failure. Raises UsageError,
-    StaleModel, UnknownDataset.
+    Without a `model` the one in the box is used. Where the model looked for each word is written to
+    `attention`, if that is given. Returns the run's record and the highest rate of rejects that is no
+    failure. Raises UsageError, StaleModel, UnknownDataset.
     """
     check_ending(out)
     dataset, only = common_folder(photos)
     store = Workspace(workspace)
-    bundle = load_bundle(bundle_at(model))
+    bundle = load_bundle(bundle_at(model) if model else IN_THE_BOX)
+    if attention:
+        bundle.check_attention()
     settings = settings_with(bundle, tree)
     walk = walk_captions(store, dataset, settings, bundle, only)
     if walk.complete:
@@ -47,8 +53,33 @@ def caption(
 
         asked = (dataset, bundle.folder.absolute(), tree, only, workspace)
         record = start("caption_photos", *asked, root=store.root, runner=runner)
-    write_captions(captions_of(store, record), out)
+    captions = captions_of(store, record)
+    write_captions(captions, out)
+    _warn_of_far(captions)
+    if attention:
+        write_attention(_attention(store, record, bundle, captions), attention)
     return record.model_copy(update={"captions": str(out.absolute())}), settings.ingest.max_reject_rate
+
+
+def _warn_of_far(captions: pl.DataFrame) -> None:
+    far = captions.filter(pl.col("distance") > 1).unique("photo_id").height
+    if far:
+        click.echo(
+            f"cutline: {far:,} of {captions['photo_id'].n_unique():,} photographs are unlike all that the "
+            "model has learned from (their distance is above 1): take their captions as guesses",
+            err=True,
+        )
+
+
+def _attention(
+    store: Workspace, run: RunRecord, bundle: Bundle, captions: pl.DataFrame
+) -> Iterator[pl.DataFrame]:
+    """The `attention` table, a shard at a time."""
+    load_tensorflow()
+    captioner = bundle.captioner()
+    for shard in _records(store, run, "image_features"):
+        features = read_table(store.file(shard.output("image_features.parquet").path), "image_features")
+        yield captioner.attention(features, captions)
 
 
 def walk_captions(

@@ -167,13 +167,16 @@ def status(
 
 @main.command(
     epilog=examples(
-        "cutline caption ~/Pictures --model data/workspace/bundles/sample-1f2e3d4c --out captions.parquet",
-        "cutline caption a.jpg b.jpg --model BUNDLE --out captions.jsonl --set caption.beam=5",
+        "cutline caption ~/Pictures --out captions.parquet",
+        "cutline caption a.jpg b.jpg --model data/workspace/bundles/sample-1f2e3d4c --out captions.jsonl",
+        "cutline caption ~/Pictures --out captions.csv --max-words 12 --alternatives 5",
     )
 )
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--model", required=True, type=click.Path(path_type=Path), help="A bundle: a folder that a run made."
+    "--model",
+    type=click.Path(path_type=Path),
+    help="A bundle: a folder that a run made; without it the model in the box.",
 )
 @click.option(
     "--out",
@@ -181,25 +184,45 @@ def status(
     type=click.Path(dir_okay=False, path_type=Path),
     help="Ends in .parquet, .jsonl, .csv, or .json (COCO results).",
 )
+@click.option("--max-words", "max_tokens", type=click.IntRange(1, 100), help="Of a caption.")
+@click.option("--beam", type=click.IntRange(1, 64), help="Captions followed at once; 1 is greedy.")
+@click.option("--alternatives", type=click.IntRange(1, 64), help="Captions kept a photograph, best first.")
+@click.option(
+    "--attention",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write where the model looked for each word: a Parquet file.",
+)
 @set_option
 @workspace_option
 @runner_option
 @json_option
 def caption(
     photos: tuple[Path, ...],
-    model: Path,
+    model: Path | None,
     out: Path,
+    max_tokens: int | None,
+    beam: int | None,
+    alternatives: int | None,
+    attention: Path | None,
     assignments: tuple[str, ...],
     workspace: Path,
     runner: str,
     as_json: bool,
 ) -> None:
-    """Caption PHOTOS (files, folders or a Parquet manifest) with a trained bundle."""
-    from flows.captioning import caption as caption_photos
-    from flows.config import parse_assignments
+    """Caption PHOTOS (files, folders or a Parquet manifest) with a trained model.
 
-    tree = parse_assignments(assignments)
-    record, limit = caption_photos(list(photos), model, out, tree, workspace, runner)
+    The column distance tells how far a photograph lies from those that the model learned from; above 1
+    its caption is a guess.
+    """
+    from flows.captioning import caption as caption_photos
+    from flows.config import merge, parse_assignments
+
+    asked = {"max_tokens": max_tokens, "beam": beam, "alternatives": alternatives}
+    if alternatives and not beam:
+        asked["beam"] = max(alternatives, 3)
+    given = {name: value for name, value in asked.items() if value is not None}
+    tree = merge(parse_assignments(assignments), {"caption": given})
+    record, limit = caption_photos(list(photos), model, out, tree, workspace, runner, attention)
     if as_json:
         click.echo(_as_json(record))
     from flows.tables import show_run

@@ -63,7 +63,12 @@ def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
     language_model = wiring.language_model(tokens, vocabulary)
     text_features = wiring.text_features(tokens, vocabulary, language_model)
     fusion = wiring.fusion(ingest, tokens, features, text_features, vocabulary, language_model)
-    model = {"language_model": language_model, "fusion": fusion, "vocabulary": vocabulary}
+    model = {
+        "language_model": language_model,
+        "fusion": fusion,
+        "familiar": fusion,
+        "vocabulary": vocabulary,
+    }
     matching = wiring.matching(ingest, tokens, features, text_features)
     index = wiring.index(features, matching)
     caption_index = wiring.caption_index(tokens, text_features, matching)
@@ -84,8 +89,7 @@ def caption_stages(
     wiring = Wiring(walk, dataset, settings, only)
     features = wiring.image_features(wiring.images(wiring.ingest()))
     captioned = wiring.caption_with(bundle, features)
-    if bundle.can_search:
-        wiring.index_with(bundle, features, captioned)
+    wiring.index_with(bundle, features, captioned)
 
 
 class Wiring:
@@ -570,6 +574,7 @@ class Wiring:
 MODEL_FILES = {
     "language_model": "language_model.weights.h5",
     "fusion": "fusion.weights.h5",
+    "familiar": "familiar.parquet",
     "vocabulary": "vocabulary.parquet",
 }
 

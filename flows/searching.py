@@ -15,7 +15,6 @@ from flows.outcome import existing
 from schemas.errors import CutlineError, StaleModel, UsageError
 from schemas.records import Record, RunRecord
 from schemas.settings import Settings
-from tasks.bundle import BEFORE_SEARCH
 from tasks.index import Found, Part, VectorIndex
 from tasks.matching import MATCHING, Matching
 from tasks.quiet import load_tensorflow
@@ -81,12 +80,6 @@ class Collection:
         runs = [run for run in store.runs() if where in (None, run.dataset)]
         run = next((run for run in runs if "index" in run.shards), None)
         if run is None:
-            without = next((run for run in runs if run.model), None)
-            if without:
-                raise UsageError(
-                    f"the photographs of '{without.dataset}' cannot be searched by the bundle that "
-                    f"captioned them: {BEFORE_SEARCH}"
-                )
             what = f" of '{dataset}'" if dataset else ""
             raise UsageError(
                 f"expected an index{what} in {workspace}, found none; make one with `cutline run DATASET` "

@@ -23,6 +23,9 @@ class IngestSettings(StageSettings):
     test_share: float = Field(
         0.1, ge=0, lt=0.5, description="share of photographs for test, where the data set has no splits"
     )
+    held_out: bool = Field(
+        True, description="false: dev and test teach too, for a last model when nothing is left to choose"
+    )
     max_pixels: int = Field(
         100_000_000, ge=1, description="a photograph that declares more is rejected before it is decoded"
     )

@@ -60,8 +60,8 @@ REJECTS_DTYPES: dict[str, Any] = {
 def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
     """The schema of `table`; `sizes` are the lengths of its tensors.
 
-    images needs `side_px`; image_features `regions` and `channels`; text_features `state_size`; vectors and
-    caption_vectors `size`.
+    images needs `side_px`; image_features `regions` and `channels`; familiar `channels`; attention `regions`;
+    text_features `state_size`; vectors and caption_vectors `size`.
     """
     import pandera.polars as pa
 
@@ -161,6 +161,7 @@ def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
                 "photo_id": column(pl.String, a_photo_id, unique=True),
                 "caption": column(pl.String, some_text),
                 "score": column(pl.Float32, pa.Check.le(0)),
+                "distance": column(pl.Float32, not_negative, nullable=True),
                 "alternatives": column(pl.List(pl.Struct({"caption": pl.String, "score": pl.Float32}))),
             }
         case "captioned":
@@ -171,6 +172,7 @@ def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
                 "split": column(pl.String, a_split),
                 "caption": column(pl.String, some_text),
                 "score": column(pl.Float32, pa.Check.le(0)),
+                "distance": column(pl.Float32, not_negative, nullable=True),
                 "alternatives": column(pl.List(pl.Struct({"caption": pl.String, "score": pl.Float32}))),
             }
         case "matching_curve":
@@ -206,6 +208,17 @@ def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
                 "other_name": column(pl.String, some_text),
                 "likeness": column(pl.Float32, pa.Check.le(1.001)),
             }
+        case "familiar":
+            columns = {
+                "photo_id": column(pl.String, a_photo_id, unique=True),
+                "pooled": column(tensors["pooled"]),
+            }
+        case "attention":
+            columns = {
+                "photo_id": column(pl.String, a_photo_id, unique=True),
+                "words": column(pl.List(pl.String)),
+                "weights": column(tensors["weights"]),
+            }
         case "scores":
             columns = {
                 "split": column(pl.String, pa.Check.isin(list(SPLITS))),
@@ -228,6 +241,10 @@ def tensor_dtypes(table: str, **sizes: int) -> dict[str, pl.DataType]:
                 "regions": pl.Array(pl.Float16, (regions, channels)),
                 "pooled": pl.Array(pl.Float16, channels),
             }
+        case "familiar":
+            return {"pooled": pl.Array(pl.Float16, sizes["channels"])}
+        case "attention":
+            return {"weights": pl.List(pl.Array(pl.Float32, sizes["regions"]))}
         case "text_features":
             vector = pl.Array(pl.Float16, sizes["state_size"])
             return {"states": pl.List(vector), "vector": vector}

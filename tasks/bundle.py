@@ -28,8 +28,9 @@ from tasks.tables import read_table, write_table
 
 DESCRIPTION, CARD, VOCABULARY = "bundle.json", "CARD.md", "vocabulary.parquet"
 LANGUAGE_MODEL, FUSION = "language_model.weights.h5", "fusion.weights.h5"
-HELD_TO_DIGEST = (LANGUAGE_MODEL, FUSION, VOCABULARY)
-BEFORE_SEARCH = "it was made before photographs could be searched; train it again with `cutline run`"
+FAMILIAR = "familiar.parquet"
+IN_THE_BOX = Path(__file__).resolve().parents[1] / "data" / "pretrained" / "flickr8k"  # see its CARD.md
+HELD_TO_DIGEST = (LANGUAGE_MODEL, FUSION, FAMILIAR, MATCHING, VOCABULARY)
 MAX_DESCRIPTION_BYTES = 2**20
 
 Digest = Field(pattern=r"^[0-9a-f]{32}$")
@@ -64,7 +65,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["cutline-bundle-1"] = "cutline-bundle-1"
+    format: Literal["cutline-bundle-2"] = "cutline-bundle-2"
     features: FeatureOrigin
     language_model: LanguageModelSettings
     fusion: FusionSettings
@@ -88,16 +89,20 @@ class Bundle:
         return Captioner.load(
             self.folder / LANGUAGE_MODEL,
             self.folder / FUSION,
+            self.folder / FAMILIAR,
             self.vocabulary,
             self.description.language_model,
             self.description.fusion,
             self.description.features.channels,
         )
 
-    @property
-    def can_search(self) -> bool:
-        """Whether it holds the projections of photographs and texts; bundles of before have none."""
-        return MATCHING in self.description.digests
+    def check_attention(self) -> None:
+        """Raise UsageError where the model does not look at regions."""
+        if self.description.fusion.kind != "attention":
+            raise UsageError(
+                f"bundle '{self.folder}' is of the kind 'concat', which does not look at regions: expected "
+                "one trained with fusion.kind=attention"
+            )
 
     def check_features(self, features: FeatureOrigin) -> None:
         """Raise StaleModel where `features` were made in another way than those it was trained on."""
@@ -122,6 +127,7 @@ def write_bundle(
     folder: Path,
     language_model: Path,
     fusion: Path,
+    familiar: Path,
     matching: Path,
     vocabulary: pl.DataFrame,
     *,
@@ -144,6 +150,7 @@ def write_bundle(
     beside.mkdir(parents=True)
     shutil.copyfile(language_model, beside / LANGUAGE_MODEL)
     shutil.copyfile(fusion, beside / FUSION)
+    shutil.copyfile(familiar, beside / FAMILIAR)
     shutil.copyfile(matching, beside / MATCHING)
     write_table(vocabulary, beside / VOCABULARY, "vocabulary")
     description = Description(
@@ -154,7 +161,7 @@ def write_bundle(
         scores={split: dict(values) for split, values in scores.items()},
         sizes=dict(sizes),
         versions=dict(versions),
-        digests={name: _digest(beside / name) for name in (*HELD_TO_DIGEST, MATCHING)},
+        digests={name: _digest(beside / name) for name in HELD_TO_DIGEST},
     )
     (beside / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (beside / CARD).write_text(_card(description, vocabulary.height, about), encoding="utf-8")
@@ -173,7 +180,7 @@ def load_bundle(folder: Path) -> Bundle:
     damaged or written by another version.
     """
     description = _read_description(folder)
-    for name in (*HELD_TO_DIGEST, MATCHING) if MATCHING in description.digests else HELD_TO_DIGEST:
+    for name in HELD_TO_DIGEST:
         expected = description.digests.get(name, "none")
         found = _digest(folder / name) if (folder / name).is_file() else "no such file"
         if found != expected:

@@ -13,9 +13,11 @@ import polars as pl
 from schemas.errors import UsageError
 from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
 from tasks.beam_search import IMPOSSIBLE, BeamSearch, Hypotheses, Words
+from tasks.familiarity import Familiarity
 from tasks.fusion import Fusion, load_fusion
 from tasks.language_model import LanguageModel, load_language_model
 from tasks.pairs import photo_tensor
+from tasks.tables import list_column, read_table
 from tasks.training import encode
 from tasks.vocabulary import START, UNK
 
@@ -27,18 +29,22 @@ class Captioner:
     language_model: LanguageModel
     fusion: Fusion
     vocabulary: list[str]
+    familiarity: Familiarity
     _searches: dict[tuple[int, int, int], Any] = field(default_factory=dict)
 
     @staticmethod
     def load(
         language_model: Path,
         fusion: Path,
+        familiar: Path,
         vocabulary: pl.DataFrame,
         lm_settings: LanguageModelSettings,
         fusion_settings: FusionSettings,
         channels: int,
     ) -> Captioner:
-        """From the two files of weights, for features of `channels` numbers a region (512 for VGG-16).
+        """From two files of weights and the `familiar` table's.
+
+        The features have `channels` numbers a region (512 for VGG-16).
 
         Raises StaleModel where a file does not fit.
         """
@@ -46,6 +52,7 @@ class Captioner:
             load_language_model(language_model, vocabulary.height, lm_settings),
             load_fusion(fusion, vocabulary.height, channels, fusion_settings, lm_settings),
             vocabulary.sort("id")["token"].to_list(),
+            Familiarity.of(read_table(familiar, "familiar", channels=channels)),
         )
 
     def caption_photos(
@@ -53,9 +60,9 @@ class Captioner:
     ) -> pl.DataFrame:
         """The `predictions` of the photographs in the `image_features` table, in its order.
 
-        `score` is the log-probability a token, <end> counted; `alternatives` are the best
-        captions with their scores, best first, itself among them. A row does not depend on the
-        others: the last batch is filled up.
+        `score` is the log-probability a token, <end> counted; `distance` is told in
+        tasks/familiarity.py; `alternatives` are the best captions with their scores, best first, itself
+        among them. A row does not depend on the others: the last batch is filled up.
         """
         photos = photo_tensor(features, self.fusion.settings.kind)
         found: list[list[dict[str, Any]]] = []
@@ -68,12 +75,14 @@ class Captioner:
                 "photo_id": features["photo_id"],
                 "caption": [captions[0]["caption"] for captions in found],
                 "score": [captions[0]["score"] for captions in found],
+                "distance": self.familiarity.distances(features),
                 "alternatives": found,
             },
             schema={
                 "photo_id": pl.String,
                 "caption": pl.String,
                 "score": pl.Float32,
+                "distance": pl.Float32,
                 "alternatives": pl.List(pl.Struct({"caption": pl.String, "score": pl.Float32})),
             },
         )
@@ -87,6 +96,24 @@ class Captioner:
             words = Words.of(self.vocabulary)
             self._searches[key] = BeamSearch(self.language_model, self.fusion, words, *key).compiled()
         return Hypotheses(*(np.asarray(values)[: len(photos)] for values in self._searches[key](full)))
+
+    def attention(self, features: pl.DataFrame, captions: pl.DataFrame) -> pl.DataFrame:
+        """The `attention` table of the photographs in `features` that have a row in `captions`."""
+        from tasks.captions import tokenize
+
+        said = captions.unique("photo_id").select("photo_id", "caption")
+        rows = features.join(said, on="photo_id", how="inner", maintain_order="left")
+        words = [tokenize(text) for text in rows["caption"]]
+        maps = self.attention_maps(rows, words)
+        ends = np.cumsum([len(some) for some in words], dtype=np.int64)
+        values = np.concatenate(maps) if maps else np.zeros((0, rows["regions"].dtype.shape[0]))  # type: ignore[attr-defined]
+        return pl.DataFrame(
+            [
+                rows["photo_id"],
+                pl.Series("words", words, pl.List(pl.String)),
+                list_column("weights", values.astype(np.float32), ends),
+            ]
+        )
 
     def attention_maps(self, features: pl.DataFrame, captions: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Where the model looks while it writes these captions, one a row of `features`.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from schemas.errors import UsageError
 from schemas.tables import check
@@ -22,7 +24,7 @@ def captioned(photos: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
     """
     paths = photos.with_columns(path=pl.concat_list(pl.concat_list("path"), "other_paths")).explode("path")
     rows = paths.join(predictions, on="photo_id", how="inner").sort("path", "photo_id")
-    columns = ["path", "photo_id", "source_id", "split", "caption", "score", "alternatives"]
+    columns = ["path", "photo_id", "source_id", "split", "caption", "score", "distance", "alternatives"]
     return check(rows.select(columns), "captioned")
 
 
@@ -46,6 +48,23 @@ def write_captions(frame: pl.DataFrame, path: Path) -> None:
         else:
             beside.write_text(_coco_results(frame), encoding="utf-8")
         beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_attention(tables: Iterable[pl.DataFrame], path: Path) -> None:
+    """Write `attention` tables to `path` as one Parquet file, one table at a time, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    writer = None
+    try:
+        for table in tables:
+            arrow = check(table, "attention", regions=table["weights"].dtype.inner.shape[0]).to_arrow()  # type: ignore[attr-defined]
+            writer = writer or pq.ParquetWriter(beside, arrow.schema, compression="zstd")
+            writer.write_table(arrow)
+        if writer:
+            writer.close()
+            beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 

@@ -170,7 +170,7 @@ class _Heard:
 
     def _take_entry(self, entry: Entry) -> None:
         row = -1 if entry.photo is None else self._rows[entry.photo]
-        told = _CODES[entry.split] if entry.split else _NOT_TOLD
+        told = _CODES[entry.split if self.settings.held_out else "train"] if entry.split else _NOT_TOLD
         if told != _NOT_TOLD:
             self.splits.add(told)
         if row >= 0:
@@ -352,8 +352,8 @@ def _with_splits(photos: pl.DataFrame, told: set[int], settings: IngestSettings)
     """
     copies = photos.filter(pl.col("photo_id").is_not_null()).sort("path")
     # A split that the data set tells is not added to: its test split stays the published one.
-    dev_share = 0.0 if _CODES["dev"] in told else settings.dev_share
-    test_share = 0.0 if _CODES["test"] in told else settings.test_share
+    dev_share = settings.dev_share if settings.held_out and _CODES["dev"] not in told else 0.0
+    test_share = settings.test_share if settings.held_out and _CODES["test"] not in told else 0.0
     drawn = [_CODES[draw_split(id_, dev_share, test_share)] for id_ in copies["photo_id"]]
     is_told = pl.col("told").is_in(sorted(told))
     code = pl.when(is_told).then("told").when("captioned").then(pl.Series("drawn", drawn, pl.Int8))

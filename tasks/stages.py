@@ -24,6 +24,7 @@ from schemas.records import Record
 from schemas.settings import FusionSettings, LanguageModelSettings, Settings
 from schemas.tables import PASSING, SPLITS, UNLABELLED, check
 from tasks.code import code_digest
+from tasks.familiarity import familiar_photos
 from tasks.quiet import load_tensorflow
 from tasks.shards import Advance, Shard, Stage
 from tasks.tables import empty_table, read_table, tensor, tensor_column, write_table
@@ -202,7 +203,9 @@ def _sizes(frame: pl.DataFrame) -> dict[str, int]:
         if name == "square":
             sizes["side_px"] = int((dtype.shape[0] // 3) ** 0.5)  # type: ignore[attr-defined]
         elif name == "regions":
-            sizes["regions"], sizes["channels"] = dtype.shape  # type: ignore[attr-defined]
+            sizes["regions"] = dtype.shape[0]  # type: ignore[attr-defined]
+        elif name == "pooled":
+            sizes["channels"] = dtype.shape[0]  # type: ignore[attr-defined]
         elif name == "vector":  # of a text the mean state, or a place in the common space
             sizes["state_size" if "states" in frame.columns else "size"] = dtype.shape[0]  # type: ignore[attr-defined]
     return sizes
@@ -374,6 +377,9 @@ def make_fusion(work: Work) -> Made:
         work.advance,
     )
     _write_curve(work, curve, f"Fusion by {settings.fusion.kind}")
+    train = pairs.filter(pl.col("split") == "train")["photo_id"]
+    familiar = familiar_photos(work.paths("image_features"), train)
+    write_table(familiar, work.out / "familiar.parquet", "familiar", **_sizes(familiar))
     return Made(pairs.height, curve.height)
 
 
@@ -531,6 +537,7 @@ def _captioner(work: Work, features: pl.DataFrame) -> Captioner:
     return _load_captioner(
         work.path("language_model"),
         work.path("fusion"),
+        work.path("familiar"),
         work.path("vocabulary"),
         settings.language_model,
         settings.fusion,
@@ -542,6 +549,7 @@ def _captioner(work: Work, features: pl.DataFrame) -> Captioner:
 def _load_captioner(
     language_model: Path,
     fusion: Path,
+    familiar: Path,
     vocabulary: Path,
     lm_settings: LanguageModelSettings,
     fusion_settings: FusionSettings,
@@ -551,7 +559,7 @@ def _load_captioner(
     from tasks.caption import Captioner
 
     words = read_table(vocabulary, "vocabulary")
-    return Captioner.load(language_model, fusion, words, lm_settings, fusion_settings, channels)
+    return Captioner.load(language_model, fusion, familiar, words, lm_settings, fusion_settings, channels)
 
 
 def make_scores(work: Work) -> Made:
@@ -593,6 +601,7 @@ def make_bundle(work: Work) -> Made:
         folder,
         work.path("language_model"),
         work.path("fusion"),
+        work.path("familiar"),
         work.path("matching"),
         read_table(work.path("vocabulary"), "vocabulary"),
         features=FeatureOrigin.of(

@@ -44,6 +44,13 @@ def tensor(column: pl.Series) -> np.ndarray:
     return column.to_numpy()
 
 
+def list_column(name: str, values: np.ndarray, ends: np.ndarray) -> pl.Series:
+    """A column of lists of fixed-size arrays, the rows of `values` cut at `ends`, without Python objects."""
+    starts = np.concatenate([[0], ends]).astype(np.int64)
+    flat = tensor_column(name, values).to_arrow()
+    return pl.Series(name, pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(starts), flat)))
+
+
 def tensor_column(name: str, values: np.ndarray) -> pl.Series:
     """A column of fixed-size arrays from (rows, *shape), in the dtype of `values`, without Python objects."""
     arrow: pa.Array = pa.array(np.ascontiguousarray(values).reshape(-1))

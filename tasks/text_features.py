@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from schemas.settings import LanguageModelSettings, TextFeaturesSettings
 from tasks.language_model import load_language_model
-from tasks.tables import tensor_column
+from tasks.tables import list_column, tensor_column
 from tasks.training import Ragged, encode
 from tasks.vocabulary import PAD, START
 
@@ -55,7 +54,7 @@ def make_text_features(
             vectors[row] = (after_tokens[content] if content.any() else after_tokens).mean(0)
         advance(len(rows))
     return pl.DataFrame(
-        [tokens["caption_id"], _list_column("states", states, ends), tensor_column("vector", vectors)]
+        [tokens["caption_id"], list_column("states", states, ends), tensor_column("vector", vectors)]
     )
 
 
@@ -97,10 +96,3 @@ def _reader(
         return language_model.lstm(language_model.embedding(inputs))
 
     return read
-
-
-def _list_column(name: str, values: np.ndarray, ends: np.ndarray) -> pl.Series:
-    """A column of lists of fixed-size arrays, the rows of `values` cut at `ends`, without Python objects."""
-    starts = np.concatenate([[0], ends]).astype(np.int64)
-    flat = tensor_column(name, values).to_arrow()
-    return pl.Series(name, pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(starts), flat)))

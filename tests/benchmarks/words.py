@@ -187,6 +187,7 @@ def captioning(place: Place) -> Contest:
     features = run.table("image_features", "image_features").head(CAPTIONED_PHOTOS)
     captioner = Captioner.load(
         *(run.files(stage, f"{stage}.weights.h5")[0] for stage in ("language_model", "fusion")),
+        run.files("fusion", "familiar.parquet")[0],
         vocabulary,
         settings.language_model,
         settings.fusion,

@@ -88,9 +88,9 @@ def valid(table: str) -> pl.DataFrame:
             return pl.DataFrame(
                 {
                     "photo_id": [A, B], "caption": ["a dog", "a cat"], "score": [-1.0, -0.5],
-                    "alternatives": [[], [{"caption": "a cat", "score": -0.5}]],
+                    "distance": [0.7, None], "alternatives": [[], [{"caption": "a cat", "score": -0.5}]],
                 },
-                schema_overrides={"score": pl.Float32, "alternatives": alternatives},
+                schema_overrides={"score": pl.Float32, "distance": pl.Float32, "alternatives": alternatives},
             )  # fmt: skip
         case "scores":
             return pl.DataFrame({"split": ["test", "dev"], "metric": ["CIDEr"] * 2, "value": [0.3, 0.4]})
@@ -162,6 +162,7 @@ BROKEN: list[tuple[str, str, Any, pl.DataType | None]] = [
     ("predictions", "photo_id", [A, A], None),
     ("predictions", "caption", ["a", ""], None),
     ("predictions", "score", [-1.0, 0.5], pl.Float32()),
+    ("predictions", "distance", [-1.0, None], pl.Float32()),
     ("scores", "split", ["test", "train set"], None),
     ("scores", "metric", ["CIDEr", ""], None),
 ]

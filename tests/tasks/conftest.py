@@ -13,6 +13,7 @@ from tests.tasks.toys import (
     CHANNELS,
     FUSION_SETTINGS,
     LM_SETTINGS,
+    toy_familiar,
     toy_vocabulary,
     train_toy_fusion,
     write_toy_features,
@@ -50,6 +51,7 @@ def captioner(toy_features: Path, toy_fusion: tuple[Path, pl.DataFrame]) -> Capt
     return Captioner.load(
         toy_features / "language_model.weights.h5",
         toy_fusion[0] / "fusion.weights.h5",
+        toy_familiar(toy_fusion[0]),
         toy_vocabulary(),
         LM_SETTINGS,
         FUSION_SETTINGS,

@@ -104,7 +104,7 @@ def predictions_of(captions: Mapping[str, tuple[str, float]]) -> pl.DataFrame:
     """The `predictions` table: id → caption and score."""
     rows = [
         {
-            "photo_id": id_, "caption": caption, "score": score,
+            "photo_id": id_, "caption": caption, "score": score, "distance": 0.8,
             "alternatives": [{"caption": caption, "score": score}, {"caption": "another", "score": -9.0}],
         }
         for id_, (caption, score) in captions.items()
@@ -206,7 +206,7 @@ def many_captions(root: Path, count: int) -> Written:
     )
     score = (-(number * 7919 % count + 1) / count).cast(pl.Float32)
     predictions = photos.select("photo_id", caption=said, score=score).with_columns(
-        alternatives=pl.concat_list(pl.struct("caption", "score"))
+        distance=pl.lit(None, pl.Float32), alternatives=pl.concat_list(pl.struct("caption", "score"))
     )
     shards = {"ingest": {"photos": photos, "captions": empty_table("captions")}}
     shards["report"] = {"captions": captioned(photos, predictions), "rejects": empty_table("rejects")}

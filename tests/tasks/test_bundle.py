@@ -21,6 +21,7 @@ from tests.tasks.toys import (
     CHANNELS,
     FUSION_SETTINGS,
     LM_SETTINGS,
+    toy_familiar,
     toy_image_features,
     toy_vocabulary,
 )
@@ -37,7 +38,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fusion = build_fusion(words, CHANNELS, FUSION_SETTINGS, LM_SETTINGS)
     save_weights(fusion.model, folder / "fusion.weights.h5")
     a_matching(CHANNELS, LM_SETTINGS.state_size).save(folder / "matching.npz")
+    toy_familiar(folder)
     return folder
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [
+        folder / name
+        for name in ("language_model.weights.h5", "fusion.weights.h5", "familiar.parquet", "matching.npz")
+    ]
 
 
 def write(weights: Path, folder: Path, **changes: Any) -> Bundle:
@@ -51,8 +60,7 @@ def write(weights: Path, folder: Path, **changes: Any) -> Bundle:
         "versions": {"keras": "3.15.1"},
         "about": "Drawn scenes.",
     }
-    files = (weights / name for name in ("language_model.weights.h5", "fusion.weights.h5", "matching.npz"))
-    return write_bundle(folder, *files, toy_vocabulary(), **values | changes)
+    return write_bundle(folder, *files_in(weights), toy_vocabulary(), **values | changes)
 
 
 @pytest.fixture
@@ -66,8 +74,7 @@ def test_a_bundle_moved_elsewhere_writes_the_same_captions(
 ) -> None:
     moved = load_bundle(Path(shutil.move(bundle, tmp_path / "elsewhere")))
     photos = toy_image_features(range(5))
-    files = weights / "language_model.weights.h5", weights / "fusion.weights.h5"
-    original = Captioner.load(*files, toy_vocabulary(), LM_SETTINGS, FUSION_SETTINGS, CHANNELS)
+    original = Captioner.load(*files_in(weights)[:3], toy_vocabulary(), LM_SETTINGS, FUSION_SETTINGS, CHANNELS)
     settings = moved.description.caption
     assert settings.beam == 2
     found = moved.captioner().caption_photos(photos, settings, lambda _: None)
@@ -81,6 +88,7 @@ def test_the_same_model_gives_the_same_bytes_and_nothing_is_left_beside(weights:
     assert set(before) == {
         "language_model.weights.h5",
         "fusion.weights.h5",
+        "familiar.parquet",
         "matching.npz",
         "vocabulary.parquet",
         "bundle.json",
@@ -121,7 +129,7 @@ def test_a_changed_or_missing_file_is_noticed(bundle: Path, name: str) -> None:
         (b"\xff\xfe", "damaged"),
         (b"[" * 100_000, "damaged"),
         (b"[]", "the whole"),
-        (b'{"format": "cutline-bundle-2"}', "format"),
+        (b'{"format": "cutline-bundle-3"}', "format"),
         (b" " * (2**20 + 1), "bytes"),
     ],
 )

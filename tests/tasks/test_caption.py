@@ -13,6 +13,7 @@ from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSetti
 from schemas.tables import check
 from tasks.beam_search import NEEDS_MORE, Words
 from tasks.caption import Captioner
+from tasks.familiarity import Familiarity
 from tasks.fusion import build_fusion
 from tasks.language_model import build_language_model
 from tasks.training import make_repeatable
@@ -42,7 +43,8 @@ def a_random_captioner(tokens: list[str], kind: str = "attention", sharpness: fl
     kernel, bias = fusion.layers["output"].get_weights()
     bias = np.where(np.arange(len(tokens)) == END, 4 * sharpness, 0.3 * bias)  # it may stop anywhere
     fusion.layers["output"].set_weights([kernel * sharpness / np.abs(kernel).sum(0).mean(), bias])
-    return Captioner(language_model, fusion, tokens)
+    familiar = toy_image_features(range(30)).select("photo_id", "pooled")
+    return Captioner(language_model, fusion, tokens, Familiarity.of(familiar))
 
 
 SPECIAL = ["<pad>", "<start>", "<end>", "<unk>"]
@@ -143,6 +145,19 @@ def test_clitics_join_the_word_before() -> None:
     words = a_random_captioner([*SPECIAL, "man", "'s", "hat", "does", "n't"])
     assert words.text(np.array([4, 5, 6, 2, 0])) == "man's hat"
     assert words.text(np.array([7, 8])) == "doesn't"
+
+
+def test_where_the_model_looked_comes_word_by_word_for_each_captioned_photograph(
+    captioner: Captioner,
+) -> None:
+    photos = toy_image_features(range(4))
+    said = captioner.caption_photos(photos, CaptionSettings(beam=2), lambda _: None).tail(3)
+    table = check(captioner.attention(photos, said), "attention", regions=REGIONS)
+    assert table["photo_id"].to_list() == photos["photo_id"][1:].to_list()
+    for words, weights, caption in zip(table["words"], table["weights"], said["caption"], strict=True):
+        assert " ".join(words) == caption
+        assert np.asarray(weights.to_numpy()).shape == (len(words), REGIONS)
+        assert weights.to_numpy().sum(1) == pytest.approx(1, abs=1e-5)
 
 
 def test_attention_maps_are_the_shares_of_the_teacher_forced_caption(captioner: Captioner) -> None:

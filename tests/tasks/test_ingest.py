@@ -230,6 +230,21 @@ def test_without_splits_they_come_from_the_digest_and_stay_when_photographs_are_
     assert splits(before).items() <= splits(after).items()
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_for_a_last_model_dev_and_test_teach_too(root: Path, told: bool) -> None:
+    names = [f"{i}.jpg" for i in range(30)]
+    put(root, **{name: photo(i) for i, name in enumerate(names)})
+    token = "".join(f"{name}#0\tA dog\n" for name in names)
+    put(root, **{"Flickr8k.token.txt": token})
+    if told:
+        for split, some in (("train", names[:20]), ("dev", names[20:25]), ("test", names[25:])):
+            put(root, **{f"Flickr_8k.{split}Images.txt": "\n".join(some)})
+    assert {"dev", "test"} <= set(splits(run(root, dev_share=0.3, test_share=0.3)).values())
+    last = run(root, held_out=False)
+    assert set(splits(last).values()) == {"train"}
+    assert set(last.captions["split"]) == {"train"}
+
+
 def test_drawn_splits_have_the_asked_for_shares() -> None:
     ids = [hashlib.blake2b(str(i).encode(), digest_size=16).hexdigest() for i in range(4000)]
     drawn = [draw_split(id_, 0.1, 0.2) for id_ in ids]

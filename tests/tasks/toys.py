@@ -102,6 +102,14 @@ def toy_vocabulary() -> pl.DataFrame:
     return make_vocabulary(toy_captions()[5 * DEV_PHOTOS :], VocabularySettings(min_count=1))
 
 
+def toy_familiar(folder: Path) -> Path:
+    """The file of a `familiar` table in `folder`."""
+    path = folder / "familiar.parquet"
+    familiar = toy_image_features(range(30)).select("photo_id", "pooled")
+    write_table(familiar, path, "familiar", channels=CHANNELS)
+    return path
+
+
 def toy_image_features(photos: Sequence[int] = range(PHOTOS)) -> pl.DataFrame:
     """One region shows the animal and its colour, another the place, wherever; the others are noise."""
     regions = np.zeros((len(photos), REGIONS, CHANNELS), np.float16)
