@@ -78,7 +78,8 @@ def _attention(
     load_tensorflow()
     captioner = bundle.captioner()
     for shard in _records(store, run, "image_features"):
-        features = read_table(store.file(shard.output("image_features.parquet").path), "image_features")
+        path = store.file(shard.output("image_features.parquet").path)
+        features = read_table(path, "image_features", ["photo_id", "regions"])
         yield captioner.attention(features, captions)
 
 

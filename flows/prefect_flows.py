@@ -150,7 +150,7 @@ def _caption(
     with store.at_work_on(), display() as show:
         walk = walk_captions(store, dataset, settings, bundle, only, PrefectMaker(store, show))
         record = finish(walk, "caption", dataset, settings)
-    made = walk.stages[-1].made
+    made = walk.of("caption").made
     before = [store.lookup("caption", key)[0] for key in walk.last.shards["caption"]] if walk.last else []
     ids = photos_of(store, made)
     new = ids.filter(~ids.is_in(photos_of(store, [record for record in before if record]).implode()))
@@ -191,7 +191,7 @@ def caption_new(
         found = str(empty).splitlines()[-1]
         return Completed(name=NOTHING_NEW, message=f"no photographs in {photos}: {found}")
     if walk.complete and out.is_file():
-        known = count_of(sum(record.rows_out for record in walk.stages[-1].present), "photograph")
+        known = count_of(sum(record.rows_out for record in walk.of("caption").present), "photograph")
         return Completed(name=NOTHING_NEW, message=f"{known} of {photos} captioned before, none is new")
     record, fresh, captioned = _caption(photos, bundle, settings, [], workspace)
     write_captions(captions_of(Workspace(workspace), record), out)

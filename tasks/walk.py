@@ -104,6 +104,10 @@ class Walk:
         """Whether every shard of every stage is there."""
         return all(walked.complete for walked in self.stages)
 
+    def of(self, name: str) -> Walked:
+        """What was found of a stage that the walk has passed. Raises KeyError."""
+        return {walked.stage.name: walked for walked in self.stages}[name]
+
     def stage(self, stage: Stage, shards: Sequence[Shard | None]) -> Walked:
         """Look up all shards of a stage and have the missing ones made, where there is a maker.
 

@@ -74,7 +74,9 @@ def test_a_bundle_moved_elsewhere_writes_the_same_captions(
 ) -> None:
     moved = load_bundle(Path(shutil.move(bundle, tmp_path / "elsewhere")))
     photos = toy_image_features(range(5))
-    original = Captioner.load(*files_in(weights)[:3], toy_vocabulary(), LM_SETTINGS, FUSION_SETTINGS, CHANNELS)
+    original = Captioner.load(
+        *files_in(weights)[:3], toy_vocabulary(), LM_SETTINGS, FUSION_SETTINGS, CHANNELS
+    )
     settings = moved.description.caption
     assert settings.beam == 2
     found = moved.captioner().caption_photos(photos, settings, lambda _: None)
