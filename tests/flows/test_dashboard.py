@@ -180,6 +180,15 @@ def test_a_request_under_this_machines_name_is_answered(client: TestClient, host
     assert client.get("/", headers={"host": host}).status_code == 200
 
 
+def test_a_page_elsewhere_may_link_here_but_have_nothing_made(client: TestClient) -> None:
+    path = seen(client.get("/captions")).all("img", "src")[0]
+    embedded = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    assert client.get(path, headers=embedded).status_code == 403
+    assert client.get("/search?words=dog", headers=embedded).status_code == 403
+    assert client.get("/", headers={**embedded, "sec-fetch-mode": "navigate"}).status_code == 200
+    assert client.get(path, headers={**embedded, "sec-fetch-site": "same-origin"}).status_code == 200
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_it_only_shows(client: TestClient, method: str) -> None:
     assert client.request(method, "/captions").status_code == 405
@@ -190,6 +199,7 @@ def test_an_empty_workspace_says_what_to_do_on_every_page(tmp_path: Path) -> Non
     for path in ("/", "/datasets", "/runs", "/captions", "/curves", "/stale"):
         assert f"cutline run data/sample --workspace {tmp_path / 'nothing'}" in seen(client.get(path)).text
     assert "holds no file yet" in seen(client.get("/disk")).text
+    assert "expected an index" in seen(client.get("/search")).text
     assert "Two runs are needed" in seen(client.get("/compare")).text
     assert not (tmp_path / "nothing").exists()
 
@@ -291,7 +301,7 @@ def test_a_taken_port_is_told_as_wrong_usage(tmp_path: Path) -> None:
 def test_over_a_real_run_it_changes_nothing_and_needs_neither_tensorflow_nor_prefect(
     ran: Ran, tmp_path: Path
 ) -> None:
-    """In a process of its own, since this one may have imported them."""
+    """In a process of its own, since this one may have imported them; only a search loads the model."""
     copy = ran.copy(tmp_path)
     before = state_of(copy.workspace)
     program = (
@@ -300,6 +310,7 @@ def test_over_a_real_run_it_changes_nothing_and_needs_neither_tensorflow_nor_pre
         "client = TestClient(make_app(Path(sys.argv[1])), base_url='http://localhost')\n"
         "pages = {path: client.get(path).text for path in sys.argv[2:]}\n"
         "heavy = [name for name in ('tensorflow', 'keras', 'prefect') if name in sys.modules]\n"
+        "pages['/search'] = client.get('/search?words=a+red+circle').text\n"
         "print(json.dumps([pages, heavy]))"
     )
     run = copy.record["run"]
@@ -318,6 +329,7 @@ def test_over_a_real_run_it_changes_nothing_and_needs_neither_tensorflow_nor_pre
     assert "1 × truncated" in texts["/datasets"]
     assert "train 20 40 1" in texts["/datasets"]
     assert "shards/images" in texts["/disk"]
+    assert pages["/search"].count('loading="lazy"') == 24
     for path, text in texts.items():
         assert "Cannot be shown" not in text, path
 

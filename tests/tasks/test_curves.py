@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from schemas.tables import check
-from tasks.curves import CIDER, DARK, DEV, GRID, PAPER, TRAIN, curve_csv, draw_curve
+from tasks.curves import CIDER, DARK, DEV, GRID, PAPER, TRAIN, curve_csv, draw_curve, draw_matching_curve
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -67,6 +67,25 @@ def test_dev_cider_has_a_panel_of_its_own_only_where_it_was_measured():
     without = draw_curve(a_curve(dev_cider=[None] * 4), "language model")
     assert "dev CIDEr" not in texts(without)
     assert CIDER not in re.sub(r"<style>.*?</style>", "", without)
+
+
+def test_the_recall_of_the_matching_is_drawn_below_its_loss_to_scale():
+    curve = pl.DataFrame(
+        {
+            "epoch": [0, 1, 2],
+            "train_loss": [None, 0.5, 0.25],
+            "dev_recall": [0.2, 0.4, 0.3],
+            "best": [False, True, False],
+        },
+        schema_overrides={"epoch": pl.Int32},
+    )
+    svg = draw_matching_curve(check(curve, "matching_curve"), "Matching")
+    losses, recalls = line_points(svg, TRAIN), line_points(svg, CIDER)
+    assert (len(losses), len(recalls)) == (2, 3)
+    heights = [-y for _, y in recalls]
+    assert (heights[1] - heights[0]) / (heights[2] - heights[0]) == pytest.approx(2, rel=1e-3)
+    assert losses[0][0] == pytest.approx(recalls[1][0])  # the same epoch above the same
+    assert "prefers-color-scheme" in svg
 
 
 def test_the_best_epoch_is_marked():
