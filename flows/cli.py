@@ -571,7 +571,18 @@ def dashboard(port: int, workspace: Path) -> None:
 
 def _as_json(record: Any) -> str:
     """The run's record for programs."""
-    names = {"run", "workspace", "report", "bundle", "captions", "rejects", "scores", "reject_rate", "stages"}
+    names = {
+        "run",
+        "workspace",
+        "report",
+        "bundle",
+        "captions",
+        "rejects",
+        "leaks",
+        "scores",
+        "reject_rate",
+        "stages",
+    }
     return record.model_dump_json(include=names)
 
 

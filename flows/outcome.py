@@ -49,7 +49,7 @@ def finish(walk: Walk, command: str, dataset: Path, settings: Settings) -> RunRe
 
 def describe(walk: Walk, command: str, dataset: Path, settings: Settings) -> RunRecord:
     """The record of a walk, complete or not."""
-    report, bundle, evaluate = (_one(walk, name) for name in ("report", "bundle", "evaluate"))
+    report, bundle, evaluate, leaks = (_one(walk, name) for name in ("report", "bundle", "evaluate", "leaks"))
     workspace = walk.workspace
     return RunRecord(
         run=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
@@ -63,6 +63,10 @@ def describe(walk: Walk, command: str, dataset: Path, settings: Settings) -> Run
         rejects=workspace.reached_at(report.output("rejects.parquet").path) if report else None,
         bundle=workspace.reached_at(bundle.output("bundle.json").path.rpartition("/")[0]) if bundle else None,
         scores=held_out_scores(workspace.file(evaluate.output("scores.parquet").path)) if evaluate else {},
+        # Where they have to be looked for again, what was known last is better than nothing.
+        leaks=workspace.reached_at(leaks.output("leaks.parquet").path)
+        if leaks
+        else walk.last and walk.last.leaks,
         model=_model(walk) if command == "caption" else {},
         reject_rate=reject_rate(walk),
         stages=[walked.summary() for walked in walk.stages],

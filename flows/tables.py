@@ -11,6 +11,8 @@ from rich.table import Table
 
 from schemas.records import RunRecord
 from schemas.tables import REASONS
+from tasks.tables import read_table
+from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
     from tasks.compare import Comparison
@@ -24,6 +26,7 @@ def _console(stderr: bool) -> Console:
 
 
 console = _console(stderr=True)
+LEAKS_SHOWN = 3
 SCORES_SHOWN = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 
 
@@ -51,12 +54,32 @@ def show_status(record: RunRecord) -> None:
         seconds = "?" if stage.estimate_s is None else f"{stage.estimate_s:,.1f}" if stage.made else ""
         table.add_row(stage.name, f"{stage.made:,}", f"{stage.reused:,}", seconds, escape(stage.why))
     console.print(table)
+    show_leaks(record)
     if not any(stage.made for stage in record.stages):
         console.print("up to date: a run would make nothing")
         return
     told = [stage.estimate_s for stage in record.stages if stage.estimate_s is not None]
     missing = " and what is marked ?, which no earlier run tells" if len(told) < len(record.stages) else ""
     console.print(f"about {duration(sum(told))} by the rates of earlier runs, without start-up{missing}")
+
+
+def show_leaks(record: RunRecord) -> None:
+    """Photographs and captions that are in two splits, as the last run found them."""
+    path = Workspace(record.workspace).file(record.leaks) if record.leaks else None
+    if path is None or not path.exists():
+        return
+    leaks = read_table(path, "leaks")
+    for kind, what in (("photo", "photographs all but the same"), ("caption", "captions the same")):
+        some = leaks.filter(pl.col("kind") == kind)
+        if not some.height:
+            continue
+        console.print(f"leaks: {some.height:,} {what} in two splits, for example")
+        for row in some.head(LEAKS_SHOWN).iter_rows(named=True):
+            one, other = (escape(row[name][:80]) for name in ("name", "other_name"))
+            likeness = f" ({row['likeness']:.3f})" if kind == "photo" else ""
+            console.print(f"  {row['split']} {one} = {row['other_split']} {other}{likeness}", soft_wrap=True)
+    if leaks.height:
+        console.print(f"  all of them: {escape(record.leaks or '')}", soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

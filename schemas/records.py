@@ -82,6 +82,7 @@ class RunRecord(Frozen):
     report: str | None = None
     captions: str | None = None
     rejects: str | None = None
+    leaks: str | None = None
     bundle: str | None = None
     model: dict[str, str] = {}  # where the files of a model lie that the run did not train, by name
     scores: dict[str, float] = {}

@@ -54,9 +54,14 @@ class Part:
         """The index, memory-mapped."""
         from usearch.index import Index
 
-        found = Index.restore(str(self.index), view=True)
+        try:
+            found = Index.restore(str(self.index), view=True)
+        except (ValueError, RuntimeError) as error:
+            raise StaleModel(
+                f"'{self.index}' is no index of vectors ({error}); delete it and `cutline run` makes it again"
+            ) from None
         if found is None:
-            raise StaleModel(f"'{self.index}' is no index of vectors; `cutline run` makes it again")
+            raise StaleModel(f"'{self.index}': expected an index of vectors, found nothing; `cutline run`")
         return found
 
     def ids(self, rows: Sequence[int]) -> list[str]:

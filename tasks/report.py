@@ -94,12 +94,24 @@ class GalleryItem:
 
 
 @dataclass(frozen=True)
+class SearchExample:
+    """A caption of a person as a query, with the photographs nearest to it, nearest first.
+
+    Each photograph is its square, (H, W, 3) RGB uint8, its cosine, and whether it is the caption's own.
+    """
+
+    text: str
+    found: Sequence[tuple[np.ndarray, float, bool]]
+
+
+@dataclass(frozen=True)
 class ReportInput:
     """All that a report shows.
 
     `scores` and `rejects` are the tables of those names, `curves` tables of the kind `curve` by the
     name of what was trained. A row of `stages` has name, made, reused, rows_in, rows_out, rejected,
-    took_s and why. `thumbnails` are RGB uint8 pictures of rejected files by their name in `rejects`.
+    took_s and why. `retrieval` is the table of that name.
+    `thumbnails` are RGB uint8 pictures of rejected files by their name in `rejects`.
     `written` is the time to print, if any: the page itself reads no clock.
     """
 
@@ -112,6 +124,10 @@ class ReportInput:
     rejects: pl.DataFrame
     gallery: Sequence[GalleryItem]
     thumbnails: Mapping[str, np.ndarray] = field(default_factory=dict)
+    retrieval: pl.DataFrame | None = None
+    searches: Sequence[SearchExample] = ()
+    searched: int = 0  # photographs that the examples were found among
+    lines: Sequence[str] = ()  # drawn from the language model
     written: str = ""
 
 
@@ -140,6 +156,10 @@ def write_report(report: ReportInput, path: Path) -> None:
             rejects=_reject_groups(report.rejects, report.thumbnails, thumbnail_px),
             gallery=[_gallery_entry(item, thumbnail_px) for item in shown],
             gallery_total=len(report.gallery),
+            retrieval=_retrieval_rows(report.retrieval),
+            searches=[_search_entry(example, thumbnail_px) for example in report.searches],
+            searched=report.searched,
+            lines=report.lines,
             settings=_settings_rows(report.settings),
         )
     )
@@ -302,6 +322,23 @@ def _gallery_entry(item: GalleryItem, thumbnail_px: int) -> dict[str, Any]:
         "words": list(_word_pictures(item.square, words[:MOST_WORDS], min(WORD_PX, thumbnail_px))),
         "more_words": max(0, len(words) - MOST_WORDS),
     }
+
+
+def _retrieval_rows(retrieval: pl.DataFrame | None) -> list[dict[str, Any]]:
+    """A row for each split and direction, its metrics by name."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for split, direction, metric, value in retrieval.iter_rows() if retrieval is not None else ():
+        row = rows.setdefault((split, direction), {"split": split, "direction": direction})
+        row[metric] = value
+    return list(rows.values())
+
+
+def _search_entry(example: SearchExample, thumbnail_px: int) -> dict[str, Any]:
+    found = [
+        {"picture": thumbnail(square, thumbnail_px), "score": score, "own": own}
+        for square, score, own in example.found
+    ]
+    return {"text": example.text, "found": found}
 
 
 def _word_pictures(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tasks.report import GalleryItem, ReportInput
 
 MAX_THUMBNAIL_BYTES = 64 * 2**20
+SEARCHES_SHOWN, HITS_SHOWN, LINES_SHOWN = 4, 6, 12  # in the report
 
 INGEST = Stage("ingest", "tasks.stages:make_ingest")
 IMAGES = Stage("images", "tasks.stages:make_images_shard", reads_photos=True)
@@ -674,7 +675,51 @@ def _report_input(
         rejects=rejects,
         gallery=_gallery(work, photos, predictions, paired),
         thumbnails=_reject_thumbnails(work, rejects),
+        retrieval=read_table(work.path("retrieval"), "retrieval"),
+        lines=_drawn_lines(work),
+        **_searches(work, paired),
     )
+
+
+def _searches(work: Work, paired: pl.DataFrame) -> dict[str, Any]:
+    """A few captions of the gallery's split and the photographs of its shards nearest to them."""
+    from tasks.report import SearchExample
+
+    split, vectors = _gallery_shards(work, "vectors")
+    _, images = _gallery_shards(work, "images")
+    texts = [path for place, path in _places(work, "caption_vectors") if place.partition("/")[0] == split]
+    if not texts:
+        return {}
+    captions = pl.read_parquet(work.workspace.file(texts[0])).join(paired, on="caption_id")
+    captions = captions.join(vectors.select("photo_id"), on="photo_id", how="semi").sort("caption_id")
+    captions = captions.unique("photo_id", keep="first", maintain_order=True).head(SEARCHES_SHOWN)
+    found = tensor(captions["vector"]) @ tensor(vectors["vector"]).T
+    squares = dict(zip(images["photo_id"], tensor(images["square"]), strict=True))
+    side = work.settings.images.side_px
+    examples = []
+    for text, own, likeness in zip(captions["text"], captions["photo_id"], found, strict=True):
+        hits = [(vectors["photo_id"][int(i)], float(likeness[i])) for i in (-likeness).argsort()[:HITS_SHOWN]]
+        shown = [(squares[id].reshape(side, side, 3), score, id == own) for id, score in hits]
+        examples.append(SearchExample(text, shown))
+    return {"searches": examples, "searched": vectors.height}
+
+
+def _places(work: Work, source: str) -> list[tuple[str, str]]:
+    by_place: dict[str, str] = work.shard.sources[source]
+    return sorted(by_place.items())
+
+
+def _drawn_lines(work: Work) -> list[str]:
+    """Lines of the language model alone, for the eye."""
+    from tasks.generate import Sampler, Sampling
+    from tasks.language_model import load_language_model
+
+    vocabulary = read_table(work.path("vocabulary"), "vocabulary").sort("id")
+    settings = work.settings.language_model
+    language_model = load_language_model(work.path("language_model"), vocabulary.height, settings)
+    sampler = Sampler(language_model, vocabulary["token"].to_list())
+    drawn = sampler.lines([], LINES_SHOWN, Sampling(temperature=0.8, top_p=0.9))
+    return [line.text for line in drawn]
 
 
 def _by_split(frame: pl.DataFrame) -> dict[str, int]:
