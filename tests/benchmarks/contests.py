@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.benchmarks import pages, photos, runs, words
+from tests.benchmarks import pages, photos, runs, vectors, words
 from tests.benchmarks.harness import Contest, Figures
 from tests.benchmarks.places import Place
 
@@ -17,6 +17,7 @@ CONTESTS: dict[str, Callable[[Place], Contest | Figures]] = {
     "language_model": words.language_model,
     "tokens": words.tokens,
     "dashboard": pages.dashboard,
+    "vectors": vectors.vectors,
     "unchanged": runs.unchanged,
     "new_photos": runs.new_photos,
     "cost": runs.cost,

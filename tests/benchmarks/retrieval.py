@@ -81,15 +81,15 @@ class Tables:
 Ranks = tuple[np.ndarray, np.ndarray]
 
 
-def ridge(tables: Tables) -> Ranks:
-    """Pooled features → TF-IDF of content words (those that two training captions have), by cosine."""
+def ridge(tables: Tables, column: str = "content_tokens") -> Ranks:
+    """Pooled features → TF-IDF of the words that two training captions have, by cosine."""
     train_photos, train, train_of = tables.split("train")
-    words, weights = telling_words(train["content_tokens"], 100_000)
+    words, weights = telling_words(train[column], 100_000)
 
     def tf_idf(captions: pl.DataFrame) -> np.ndarray:
         places = {word: place for place, word in enumerate(words)}
         found = np.zeros((captions.height, len(words)), np.float32)
-        for row, tokens in enumerate(captions["content_tokens"]):
+        for row, tokens in enumerate(captions[column]):
             for token in tokens:
                 if token in places:
                     found[row, places[token]] += weights[places[token]]
@@ -218,6 +218,7 @@ def measured(workspace: Path) -> pl.DataFrame:
             rows.append({"what": what, "seed": seed, "direction": direction, **recalls(some)})
 
     add("ridge regression to TF-IDF", None, ridge(tables))
+    add("ridge regression, stop words left in", None, ridge(tables, "tokens"))
     add("the captioner's likelihood", None, likelihood(tables))
     for stopwords in (False, True):
         for seed in SEEDS:

@@ -70,7 +70,7 @@ def test_exact_search_is_brute_force_over_the_table_of_vectors(ran: Ran) -> None
     exact = found_by(ran.workspace, "--photo", query, "--top", "31", "--exact")["photos"]
     first = table["photo_id"].to_list().index(exact[0]["photo_id"])
     by_hand = vectors @ vectors[first]
-    scores = {id: score for id, score in zip(table["photo_id"], by_hand, strict=True)}
+    scores = dict(zip(table["photo_id"], by_hand, strict=True))
     assert [photo["score"] for photo in exact] == pytest.approx(sorted(by_hand, reverse=True), abs=0.005)
     assert all(photo["score"] == pytest.approx(scores[photo["photo_id"]], abs=0.005) for photo in exact)
 
@@ -160,7 +160,9 @@ def test_status_tells_of_the_same_photograph_encoded_again_in_another_split(ran:
     copy.run()
     done = cutline("status", copy.dataset, "--workspace", copy.workspace, *arguments())
     assert "photographs all but the same in two splits" in done.stderr
-    leaks = pl.read_parquet(max((copy.workspace / "shards" / "leaks").glob("*.parquet"), key=lambda p: p.stat().st_mtime_ns))
+    leaks = pl.read_parquet(
+        max((copy.workspace / "shards" / "leaks").glob("*.parquet"), key=lambda p: p.stat().st_mtime_ns)
+    )
     pair = leaks.filter(pl.col("name") == "images/photo29.png", pl.col("other_name") == "images/photo02.png")
     assert pair.select("kind", "split", "other_split").rows() == [("photo", "test", "train")]
     assert pair["likeness"][0] > 0.93

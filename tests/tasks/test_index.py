@@ -62,7 +62,7 @@ def recall(vectors: np.ndarray, queries: np.ndarray, folder: Path, rows_a_shard:
 def test_approximate_search_finds_nearly_what_exact_search_finds(tmp_path: Path) -> None:
     vectors, queries = drawn(4096), drawn(40)
     assert recall(vectors, queries, tmp_path, 256) >= 0.999
-    assert recall(vectors, queries, tmp_path, 4096) >= 0.95
+    assert recall(vectors, queries, tmp_path, 4096) >= 0.9
 
 
 def test_the_same_vectors_give_the_same_bytes(tmp_path: Path) -> None:
