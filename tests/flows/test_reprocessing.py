@@ -45,10 +45,9 @@ def test_a_new_data_set_is_foretold_with_the_settings_of_the_newest_run(ran: Ran
 def test_what_depends_on_a_change_is_made_and_laid_side_by_side_with_the_run_before(
     ran: Ran, server: str, tmp_path: Path
 ) -> None:
-    copy = ran.copy(tmp_path)
-    moved = ["reprocess", copy.dataset, "--workspace", copy.workspace]
-    cutline(*moved, PREFECT_API_URL=server)  # the data set lies elsewhere now
-    done = cutline(*moved, "--json", *CHANGES, PREFECT_API_URL=server)
+    copy = Ran(ran.dataset, ran.copy(tmp_path).workspace, ran.record)
+    again = ["reprocess", "--workspace", copy.workspace, "--json", *CHANGES]
+    done = cutline(*again, PREFECT_API_URL=server)
     record = json.loads(done.stdout)
     assert set(copy.made(record)) == REMADE
 
