@@ -99,7 +99,9 @@ def test_every_file_of_a_folder_is_captioned_copies_too(captioned: tuple[Path, d
     assert frame["path"].to_list() == ["000000000139.png", "<script>.png", "copy.png", "sub/two.png"]
     assert frame["photo_id"].n_unique() == 3
     assert record["captions"] == str(out / "captions.parquet")
-    assert [stage["name"] for stage in record["stages"]] == ["ingest", "images", "image_features", "caption"]
+    assert [stage["name"] for stage in record["stages"]] == [
+        "ingest", "images", "image_features", "caption", "index", "caption_index"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv", "captions.json"])
@@ -119,6 +121,29 @@ def test_other_forms_hold_the_same_captions_and_make_nothing(
         rows = json.loads((out / name).read_text())
         assert [row["caption"] for row in rows] == expected["caption"].to_list()
         assert [row["image_id"] for row in rows] == [139, "<script>.png", "copy.png", "sub/two.png"]
+
+
+def test_captions_are_as_short_and_as_many_as_asked_with_where_the_model_looked(
+    ran: Ran, folder: Path, captioned: tuple[Path, dict]
+) -> None:
+    out, _ = captioned
+    record = json.loads(
+        caption(
+            ran, folder, out, "few.parquet", "--max-words", "2", "--alternatives", "4",
+            "--attention", out / "attention.parquet",
+        ).stdout
+    )  # fmt: skip
+    assert ran.made(record)["caption"] >= 1
+    frame = pl.read_parquet(out / "few.parquet")
+    assert frame["caption"].str.split(" ").list.len().max() <= 2
+    assert frame["alternatives"].list.len().to_list() == [4] * 4
+    scores = frame["alternatives"].list.eval(pl.element().struct.field("score"))
+    assert all(some.to_list() == sorted(some, reverse=True) for some in scores)
+    looked = pl.read_parquet(out / "attention.parquet").join(frame.unique("photo_id"), on="photo_id")
+    assert looked.height == 3
+    for words, weights, said in looked.select("words", "weights", "caption").iter_rows():
+        assert " ".join(words) == said
+        assert len(weights) == len(words)
 
 
 def test_single_files_are_captioned_alone(ran: Ran, folder: Path, captioned: tuple[Path, dict]) -> None:
