@@ -455,7 +455,7 @@ def make_written_index_shard(work: Work) -> Made:
     ids = pl.read_parquet(work.path("predictions"), columns=["photo_id"])["photo_id"]
 
     def compute(missing: pl.Series) -> tuple[pl.DataFrame, None]:
-        written = _rows_by_id(work.path("predictions"), "predictions", missing)
+        written = _rows_by_id(work.path("predictions"), "predictions", missing.alias("photo_id"))
         vectors = encoder.vectors(written["caption"])
         work.advance(written.height)
         return pl.DataFrame([written["photo_id"].alias("caption_id"), tensor_column("vector", vectors)]), None
