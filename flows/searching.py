@@ -196,6 +196,8 @@ class Collection:
 
     def pictures(self, found: list[Found]) -> list[np.ndarray | None]:
         """The squares of photographs, RGB uint8."""
+        if not found:
+            return []
         squares = self._rows("images", "images.parquet", found, "square", "index")
         side = self.settings.images.side_px
         pictures = tensor(squares["square"]).reshape(-1, side, side, 3)
@@ -204,6 +206,8 @@ class Collection:
 
     def _rows(self, stage: str, output: str, found: list[Found], column: str, index: str) -> pl.DataFrame:
         """A column of the photographs found, read from the shards that they are in; `index` found them."""
+        if not found:
+            return pl.DataFrame(schema={"photo_id": pl.String, column: pl.String})
         places = {self.records[index][one.part].place for one in found}
         ids = [one.id for one in found]
         frames = [
