@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -58,6 +59,12 @@ def _on_dask(flow: Any, address: str | None, url: str | None, root: Path) -> Ite
         ) from None
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
+    for name in (
+        "distributed",
+        *(name for name in logging.root.manager.loggerDict if "distributed." in name),
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)  # it tells of every connection that ends
+
     with ExitStack() as stack:
         if url is None:
             # Else each worker would start a server of its own.
@@ -77,6 +84,7 @@ def _on_dask(flow: Any, address: str | None, url: str | None, root: Path) -> Ite
                 "n_workers": workers,
                 "threads_per_worker": 1,
                 "dashboard_address": None,
+                "silence_logs": logging.ERROR,
                 "local_directory": str(folder),
             }
             runner = DaskTaskRunner(cluster_kwargs=cluster)

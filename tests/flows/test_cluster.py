@@ -107,7 +107,7 @@ def copy_to(store: Store, workspace: Path) -> None:
                 store.upload(file, path)
 
 
-@pytest.mark.timeout(1200)  # on a machine that does much else; a minute otherwise
+@pytest.mark.timeout(1200)  # on a machine that does much else
 def test_a_run_on_a_cluster_whose_workers_die_and_whose_store_fails_gives_the_same_tables(
     ran: Ran, cluster: Cluster, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
