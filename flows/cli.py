@@ -276,7 +276,7 @@ def evaluate(predictions: Path, references: Path, meteor: bool, missing: str, as
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="A bundle; without it that of the workspace's newest run.",
+    help="A bundle; without it the newest run's, else the model in the box.",
 )
 @click.option(
     "--photo",
@@ -439,7 +439,11 @@ def server(host: str, port: int, workspace: Path) -> None:
     )
 )
 @click.argument("photos", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), help="A bundle; without it the newest run's.")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="A bundle; without it the newest run's, else the model in the box.",
+)
 @click.option("--dataset", type=click.Path(path_type=Path), help="What train and reprocess work on.")
 @click.option(
     "--schedule",

@@ -16,7 +16,7 @@ from flows.config import Tree, settings_with
 from flows.outcome import last_run
 from schemas.errors import UsageError
 from schemas.records import RunRecord
-from tasks.bundle import LANGUAGE_MODEL, Bundle, load_bundle
+from tasks.bundle import IN_THE_BOX, LANGUAGE_MODEL, Bundle, load_bundle
 from tasks.captions import tokenize
 from tasks.generate import (
     Line,
@@ -98,14 +98,11 @@ def perplexity(file: Path, model: Path | None, workspace: Path) -> Perplexity:
 
 
 def newest_bundle(workspace: Path) -> Path:
-    """The bundle of the newest run that made one. Raises UsageError where there is none."""
-    store = Workspace(workspace)
-    for record in store.runs():
+    """The bundle of the newest run that made one, else the model in the box."""
+    for record in Workspace(workspace).runs():
         if record.bundle and (folder := bundle_at(record.bundle)).is_dir():
             return folder
-    raise UsageError(
-        f"expected a bundle in {store.where}, found none; name one with --model, or `cutline run`"
-    )
+    return IN_THE_BOX
 
 
 def sampler_of(bundle: Bundle, photo: Path | None, tree: Tree) -> Sampler:

@@ -174,7 +174,7 @@ def caption_new(
 
     Args:
         photos: the folder
-        model: a bundle; without it the newest run's
+        model: a bundle; without it the newest run's, else the model in the box
         out: the captions of all photographs of the folder go here, else to captions/ in the workspace
         ingest: which photographs are taken
         workspace: folder for everything that is made

@@ -226,6 +226,17 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def _score_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    if not scores:
+        return ["None: no photograph was held out."]
+    rows = [
+        f"| {split} | {metric} | {value:.3f} |"
+        for split, values in scores.items()
+        for metric, value in values.items()
+    ]
+    return ["| split | metric | value |", "| --- | --- | --- |", *rows]
+
+
 def _card(description: Description, tokens: int, about: str) -> str:
     """CARD.md: what a person wants to know before using the model."""
     features, fusion = description.features, description.fusion
@@ -244,18 +255,12 @@ def _card(description: Description, tokens: int, about: str) -> str:
         "",
         "## Scores",
         "",
-        "| split | metric | value |",
-        "| --- | --- | --- |",
-        *(
-            f"| {split} | {metric} | {value:.3f} |"
-            for split, values in description.scores.items()
-            for metric, value in values.items()
-        ),
+        *_score_lines(description.scores),
         "",
         "## What it cannot do",
         "",
         "- It knows only the words and the kinds of scene of its training captions, and names the nearest of "
-        "them when it sees something else; it does not say that it is unsure, though its score falls.",
+        "them when it sees something else; that a photograph is unlike them shows in its distance, above 1.",
         "- It does not read text in pictures, count reliably beyond two, or recognise persons.",
         "- It repeats the habits of its annotators, such as guesses of gender and age.",
         f"- It takes only features made as described in {DESCRIPTION}; others are refused.",

@@ -2,9 +2,9 @@
 
     python data/pretrained/draw_examples.py
 
-The photographs are scikit-image's (a development dependency): an astronaut (NASA, public domain), a cat,
-a cup of coffee and a rocket (all three CC0). The captions are those that `cutline caption` writes, as they
-come.
+The photographs are scikit-image's (a development dependency): an astronaut (NASA, public domain), a man
+with a camera, a cat and a cup of coffee (all three CC0). The captions are those that `cutline caption`
+writes, as they come.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import skimage
 from PIL import Image, ImageDraw, ImageFont
 
 HERE = Path(__file__).resolve().parent
-PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+PHOTOS = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png")
 WIDTH, HEIGHT, GAP, TEXT = 300, 230, 20, 96  # pixels of a photograph, between two, and below them
 INK, PALE = "#1a1a1a", "#666666"
 
