@@ -145,16 +145,20 @@ def caption_photos(
 def _caption(
     dataset: Path, bundle: Bundle, settings: Settings, only: list[str], workspace: Path
 ) -> tuple[RunRecord, list[str], int]:
-    """The record, the photographs that the last run did not caption, and how many captions are new."""
+    """The record, the photographs that the last run did not caption, and how many captions are new.
+
+    A new photograph counts also where its caption was taken over from another folder's run.
+    """
     store = Workspace(workspace)
     with store.at_work_on(), display() as show:
         walk = walk_captions(store, dataset, settings, bundle, only, PrefectMaker(store, show))
         record = finish(walk, "caption", dataset, settings)
-    made = walk.of("caption").made
+    captions = walk.of("caption")
     before = [store.lookup("caption", key)[0] for key in walk.last.shards["caption"]] if walk.last else []
-    ids = photos_of(store, made)
+    ids = photos_of(store, captions.present)
     new = ids.filter(~ids.is_in(photos_of(store, [record for record in before if record]).implode()))
-    return record, new.to_list(), sum(shard.rows_in - shard.reused_rows for shard in made)
+    computed = sum(shard.rows_in - shard.reused_rows for shard in captions.made)
+    return record, new.to_list(), max(computed, len(new))
 
 
 @flow(

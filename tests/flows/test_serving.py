@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,7 +105,8 @@ def test_a_schedule_captions_what_is_new_says_so_where_nothing_is_and_a_killed_r
         first = wait_for(server, lambda run: run["state_name"] == "Completed")
         assert first["state"]["message"].startswith("1 photograph captioned")
         check_deployments(server)
-        draw(photos / "second.png", 62)
+        # New in this folder, though its caption is known from another run.
+        shutil.copyfile(copy.dataset / "images" / "photo01.png", photos / "second.png")
         second = wait_for(server, lambda run: run["state_name"] == "Completed" and run["id"] != first["id"])
         assert second["state"]["message"].startswith("1 photograph captioned")
         idle = wait_for(
@@ -114,6 +116,8 @@ def test_a_schedule_captions_what_is_new_says_so_where_nothing_is_and_a_killed_r
         assert "2 photographs" in idle["state"]["message"]
     captions = pl.read_parquet(copy.workspace / "captions" / "inbox.parquet")
     assert captions["path"].to_list() == ["first.png", "second.png"]
+    before = pl.read_parquet(ran.record["captions"]).filter(path="images/photo01.png")
+    assert captions["caption"][1] == before["caption"][0]
     tasks = ask(server, "task_runs/filter", flow_runs={"id": {"any_": [idle["id"]]}})
     assert tasks == []  # nothing was done
     ended = [run for run in runs_of(server) if run["end_time"]]
