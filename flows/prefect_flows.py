@@ -210,6 +210,7 @@ def from_terminal(flow: Callable[..., Any], *args: Any, **kwargs: Any) -> RunRec
 
     A person watches; deployments keep it. Errors are shown by the command line, not by Prefect.
     """
-    logging.getLogger("prefect").setLevel(logging.CRITICAL)
+    for name in ("prefect", "prefect._internal"):  # the second has a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         return flow(*args, **kwargs)
