@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+from httpx import TransportError
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
@@ -28,7 +29,7 @@ from flows.pipeline import run_stages
 from flows.progress import display
 from flows.reprocessing import dry_run as look
 from flows.reprocessing import last_before, moved, what_to_make
-from schemas.errors import UnknownDataset
+from schemas.errors import ServerLost, UnknownDataset
 from schemas.records import RunRecord
 from schemas.settings import IngestSettings, Settings
 from tasks.bundle import Bundle, load_bundle
@@ -209,8 +210,15 @@ def from_terminal(flow: Callable[..., Any], *args: Any, **kwargs: Any) -> RunRec
     """Call a flow without its heartbeat, whose thread costs a second at the end.
 
     A person watches; deployments keep it. Errors are shown by the command line, not by Prefect.
+    Raises ServerLost.
     """
     for name in ("prefect", "prefect._internal"):  # the second has a level of its own
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return flow(*args, **kwargs)
+    try:
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            return flow(*args, **kwargs)
+    except TransportError as error:
+        raise ServerLost(
+            f"Prefect's server, which watched this run, stopped answering ({error}); run it again: what was "
+            "made is kept"
+        ) from error

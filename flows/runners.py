@@ -55,7 +55,7 @@ def _on_dask(flow: Any, address: str | None, url: str | None, root: Path) -> Ite
     except ImportError as error:
         raise UsageError(
             f"--runner dask: expected the packages of a cluster, found none ({error}); "
-            "pip install 'cutline[cluster]'"
+            "pip install 'prefect-dask' 'distributed'"
         ) from None
     from prefect.settings import PREFECT_API_URL, temporary_settings
 

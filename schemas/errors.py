@@ -73,5 +73,9 @@ class StoreFailed(CutlineError):
     """An object store did not answer, refused, or holds other bytes than were put there."""
 
 
+class ServerLost(CutlineError):
+    """Prefect's server stopped answering while it watched a run."""
+
+
 class ClusterFailed(CutlineError):
     """There is no worker, or a worker that cannot see what it needs."""

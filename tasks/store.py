@@ -81,7 +81,7 @@ class Store:
     def _opened(self) -> tuple[Any, str]:
         """The file system and the path on it."""
         protocol = self.address.partition("://")[0]
-        package = {"s3": "cutline[cluster]", "s3a": "cutline[cluster]", "gs": "gcsfs", "gcs": "gcsfs"}
+        package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
         try:
             from fsspec.core import url_to_fs
 

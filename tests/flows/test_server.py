@@ -6,6 +6,10 @@ import json
 import socket
 from pathlib import Path
 
+import httpx
+import pytest
+
+from schemas.errors import ServerLost
 from tests.flows.conftest import Ran, ask, cutline, draw, free_port, small
 
 
@@ -48,3 +52,10 @@ def test_a_port_that_is_taken_and_an_address_without_a_password_are_refused(tmp_
     done = cutline("server", "--host", "0.0.0.0", "--workspace", tmp_path, check=False)
     assert done.returncode == 2
     assert "set PREFECT_SERVER_API_AUTH_STRING" in done.stderr
+
+
+def test_a_server_that_goes_away_is_told_of_in_one_line() -> None:
+    from flows.prefect_flows import from_terminal
+
+    with pytest.raises(ServerLost, match="run it again: what was made is kept"):
+        from_terminal(lambda: httpx.get(f"http://127.0.0.1:{free_port()}/api"))

@@ -218,8 +218,8 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(address: str) ->
 @pytest.mark.parametrize(
     ("without", "address", "told"),
     [
-        ("s3fs", "s3://photos/night", "pip install 'cutline[cluster]'"),
-        ("fsspec", "s3://photos/night", "pip install 'cutline[cluster]'"),
+        ("s3fs", "s3://photos/night", "pip install 's3fs'"),
+        ("fsspec", "s3://photos/night", "pip install 's3fs'"),
         ("gcsfs", "gs://photos/night", "pip install 'gcsfs'"),
         ("", "nothing-like-it://photos/night", "nothing-like-it"),
     ],
