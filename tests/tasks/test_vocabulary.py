@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from schemas.settings import VocabularySettings
 from schemas.tables import check
 from tasks.captions import tokenize
-from tasks.vocabulary import END, PAD, SPECIAL_TOKENS, START, UNK, encode, make_vocabulary
+from tasks.training import encode
+from tasks.vocabulary import END, PAD, SPECIAL_TOKENS, START, UNK, make_vocabulary
 
 
 def tokens_of(*captions: list[str]) -> pl.DataFrame:
@@ -67,26 +68,18 @@ def test_no_caption_makes_a_vocabulary_of_special_tokens() -> None:
         assert vocabulary["token"].to_list() == list(SPECIAL_TOKENS)
 
 
-def test_captions_begin_end_and_are_filled_up() -> None:
+def test_captions_become_the_ids_of_their_tokens() -> None:
     vocabulary = make_vocabulary(CAPTIONS, VocabularySettings(min_count=2, max_size=10))
-    ids = encode(CAPTIONS["tokens"], vocabulary, 3)
-    assert ids.dtype == np.int32
-    assert ids.tolist() == [
-        [START, 4, 6, END, PAD],
-        [START, 4, 5, 4, END],
-        [START, 4, 6, 5, PAD],  # cut: it does not end there
-        [START, UNK, END, PAD, PAD],
-    ]
+    found = encode(CAPTIONS["tokens"], vocabulary)
+    assert found.ids.dtype == np.int32
+    assert [found[row].tolist() for row in range(4)] == [[4, 6], [4, 5, 4], [4, 6, 5, UNK], [UNK]]
 
 
 @pytest.mark.parametrize("said", ["<end> <unk> <pad> <start>", "&lt;end&gt;", "A dog <END>"])
 def test_a_caption_that_says_a_special_token_does_not_hold_it(said: str) -> None:
     captions = tokens_of(tokenize(said), ["dog"])
     vocabulary = make_vocabulary(captions, VocabularySettings(min_count=1, max_size=10))
-    ids = encode(captions["tokens"], vocabulary, 5)
-    words = len(captions["tokens"][0])
-    assert (ids[0, 1 : words + 1] > UNK).all()
-    assert ids[0, words + 1] == END
+    assert (encode(captions["tokens"], vocabulary)[0] > UNK).all()
 
 
 def test_a_token_spelt_like_a_special_one_is_unknown() -> None:
@@ -95,16 +88,15 @@ def test_a_token_spelt_like_a_special_one_is_unknown() -> None:
     vocabulary = make_vocabulary(captions, VocabularySettings(min_count=1, max_size=10))
     assert vocabulary["token"].to_list() == [*SPECIAL_TOKENS, "dog"]
     assert vocabulary["count"][UNK] == 3
-    assert encode(captions["tokens"], vocabulary, 4).tolist() == [[START, UNK, UNK, UNK, 4, END]]
+    assert encode(captions["tokens"], vocabulary)[0].tolist() == [UNK, UNK, UNK, 4]
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from(["a", "b", "c", "ç", "d d", "<end>"]), max_size=7), max_size=8),
-    st.integers(1, 5),
     st.integers(1, 3),
 )
-def test_rows_are_those_of_a_plain_loop(captions: list[list[str]], max_tokens: int, min_count: int) -> None:
+def test_rows_are_those_of_a_plain_loop(captions: list[list[str]], min_count: int) -> None:
     table = tokens_of(*captions)
     vocabulary = make_vocabulary(table, VocabularySettings(min_count=min_count, max_size=10))
     counts = Counter(token for caption in captions for token in caption if token not in SPECIAL_TOKENS)
@@ -112,9 +104,7 @@ def test_rows_are_those_of_a_plain_loop(captions: list[list[str]], max_tokens: i
     assert vocabulary["token"].to_list()[4:] == kept
 
     known = {token: place for place, token in enumerate(kept, start=4)}
-    expected = np.full((len(captions), max_tokens + 2), PAD)
+    found = encode(table["tokens"], vocabulary)
+    assert len(found) == len(captions)
     for row, caption in enumerate(captions):
-        ids = [START, *(known.get(token, UNK) for token in caption[:max_tokens])]
-        ids += [END] if len(caption) <= max_tokens else []
-        expected[row, : len(ids)] = ids
-    assert encode(table["tokens"], vocabulary, max_tokens).tolist() == expected.tolist()
+        assert found[row].tolist() == [known.get(token, UNK) for token in caption]
