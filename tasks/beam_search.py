@@ -143,7 +143,9 @@ class BeamSearch:
         import tensorflow as tf
 
         return tf.function(
-            self._search, input_signature=[tf.TensorSpec((self.batch_size, None, None), tf.float32)]
+            self._search,
+            input_signature=[tf.TensorSpec((self.batch_size, None, None), tf.float32)],
+            autograph=False,
         )
 
     def _search(self, photos: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -363,10 +363,12 @@ class _Trainer:
             tf.TensorSpec((rows, None), tf.int32),
         ]
         seed = tf.TensorSpec((2,), tf.int32)
-        learn = tf.function(self._learn_from, input_signature=[*batch, seed])
+        # autograph writes what it makes of the code into the temporary folder, where a kill leaves it.
+        learn = tf.function(self._learn_from, input_signature=[*batch, seed], autograph=False)
         judge = tf.function(
             lambda photos, states, targets: self._losses(photos, states, targets, _keep_all),
             input_signature=batch,
+            autograph=False,
         )
         length = SAMPLE_MAX_TOKENS + 1
         drawn = [
@@ -374,8 +376,10 @@ class _Trainer:
             tf.TensorSpec((rows, SAMPLES, length, *data.states.shape), tf.float32),
             tf.TensorSpec((rows, SAMPLES), tf.float32),
         ]
-        draw = tf.function(self._draw_for, input_signature=[batch[0], seed])
-        return learn, judge, draw, tf.function(self._learn_from_drawn, input_signature=[*batch, *drawn, seed])
+        draw = tf.function(self._draw_for, input_signature=[batch[0], seed], autograph=False)
+        drawn_step = [*batch, *drawn, seed]
+        learn_drawn = tf.function(self._learn_from_drawn, input_signature=drawn_step, autograph=False)
+        return learn, judge, draw, learn_drawn
 
     def _learn_from(
         self, photos: tf.Tensor, states: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor

@@ -200,7 +200,9 @@ class Sampler:
         foretell = self._foretelling()
         numbers = tf.TensorSpec((LINES_A_PASS, self.language_model.lstm.units), tf.float32)
 
-        @tf.function(input_signature=[tf.TensorSpec((LINES_A_PASS,), tf.int32), numbers, numbers])
+        @tf.function(
+            input_signature=[tf.TensorSpec((LINES_A_PASS,), tf.int32), numbers, numbers], autograph=False
+        )
         def step(
             tokens: tf.Tensor, state: tf.Tensor, cell: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -318,7 +320,7 @@ def _compiled_foretelling(language_model: LanguageModel) -> Callable[[Ragged, np
     ids = tf.TensorSpec((CAPTIONS_A_PASS,), tf.int32)
     numbers = tf.TensorSpec((CAPTIONS_A_PASS, language_model.lstm.units), tf.float32)
 
-    @tf.function(input_signature=[ids, ids, numbers, numbers])
+    @tf.function(input_signature=[ids, ids, numbers, numbers], autograph=False)
     def step(
         tokens: tf.Tensor, targets: tf.Tensor, state: tf.Tensor, cell: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:

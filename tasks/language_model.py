@@ -171,7 +171,7 @@ def _token_losses(logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.
 def _mean_loss(language_model: LanguageModel, captions: Ragged, batch_size: int) -> float:
     import tensorflow as tf
 
-    @tf.function(input_signature=[tf.TensorSpec((batch_size, None), tf.int32)] * 2)
+    @tf.function(input_signature=[tf.TensorSpec((batch_size, None), tf.int32)] * 2, autograph=False)
     def losses(inputs: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return _token_losses(language_model.model(inputs), targets)
 
@@ -217,7 +217,7 @@ class _Trainer:
 
         rows = tf.TensorSpec((self.settings.batch_size, None), tf.int32)
 
-        @tf.function(input_signature=[rows, rows, tf.TensorSpec((2,), tf.int32)])
+        @tf.function(input_signature=[rows, rows, tf.TensorSpec((2,), tf.int32)], autograph=False)
         def step(inputs: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             variables = self.model.trainable_variables
             with tf.GradientTape() as tape:

@@ -415,7 +415,7 @@ class _Learner:
         train = train[np.argsort(examples.photo_of[train], kind="stable")]
         borders = np.flatnonzero(np.diff(examples.photo_of[train])) + 1
         self.captions_of = np.split(train, borders)  # by photograph
-        self._step = tf.function(self._learn, reduce_retracing=True)
+        self._step = tf.function(self._learn, reduce_retracing=True, autograph=False)
 
     def epoch(self, epoch: int, advance: Callable[[int], None]) -> float:
         """Each caption once or nearly so, a batch's photographs all different; returns the mean loss."""

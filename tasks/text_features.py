@@ -91,7 +91,7 @@ def _reader(
 
     language_model = load_language_model(weights, vocabulary_size, lm_settings)
 
-    @tf.function(input_signature=[tf.TensorSpec((batch_size, None), tf.int32)])
+    @tf.function(input_signature=[tf.TensorSpec((batch_size, None), tf.int32)], autograph=False)
     def read(inputs: tf.Tensor) -> tf.Tensor:
         return language_model.lstm(language_model.embedding(inputs))
 

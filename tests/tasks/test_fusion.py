@@ -55,7 +55,8 @@ def test_a_training_killed_half_way_ends_with_the_same_bytes(
 ) -> None:
     (tmp_path / "features").symlink_to(toy_features)
     command = [sys.executable, "tests/tasks/toys.py", "fusion", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    (temporary := tmp_path / "temporary").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(temporary)}
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     for line in process.stdout:  # the toy prints the captions done; there are 360 an epoch
@@ -72,6 +73,7 @@ def test_a_training_killed_half_way_ends_with_the_same_bytes(
     assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["fusion.npz"], (
         "scratch files are given back"
     )
+    assert not list(temporary.iterdir()), "nothing is left outside the workspace"
 
 
 def test_rewards_alone_teach_the_words_that_the_references_have(toy_features: Path, tmp_path: Path) -> None:
