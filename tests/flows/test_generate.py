@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flows.cli import main
+from tasks.bundle import IN_THE_BOX, load_bundle
+from tasks.captions import tokenize
 from tests.flows.conftest import Ran, cutline, draw
 
 
@@ -138,7 +140,13 @@ def test_a_bundle_that_was_moved_asks_where_the_captions_are(ran: Ran, tmp_path:
         "a", "--model", tmp_path / "bundle", "--retrieve", 1, "--workspace", ran.workspace, code=2
     )  # fmt: skip
     assert "--captions" in result.output
-    assert "found none" in generate("a", "--workspace", tmp_path / "empty", code=2).output
+
+
+def test_where_nothing_was_trained_the_model_in_the_box_writes(tmp_path: Path) -> None:
+    line = generate("a dog", "--temperature", 0, "--workspace", tmp_path / "empty").stdout.strip()
+    assert line.startswith("a dog ")
+    known = set(load_bundle(IN_THE_BOX).vocabulary["token"])
+    assert set(tokenize(line)) <= known
 
 
 def test_a_file_that_is_no_photograph_is_named(model: list[str]) -> None:

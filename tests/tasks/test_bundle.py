@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from schemas.errors import StaleModel, UsageError
 from schemas.settings import CaptionSettings, ImageFeaturesSettings, ImagesSettings
-from tasks.bundle import Bundle, FeatureOrigin, load_bundle, write_bundle
+from tasks.bundle import IN_THE_BOX, Bundle, FeatureOrigin, load_bundle, write_bundle
 from tasks.caption import Captioner
 from tasks.fusion import build_fusion
 from tasks.language_model import build_language_model
+from tasks.networks import weights_digest
 from tasks.training import make_repeatable, save_weights
 from tests.tasks.test_matching import a_matching
 from tests.tasks.toys import (
@@ -182,3 +184,17 @@ def test_features_made_in_another_way_are_refused_and_the_difference_named(bundl
     for said in ("images.crop=centre", "images.crop=pad", "weights=a1a1", "weights=b2b2"):
         assert said in str(refusal.value)
     assert "side_px" not in str(refusal.value)
+
+
+def test_the_model_in_the_box_is_whole_small_and_fits_the_default_settings() -> None:
+    box = load_bundle(IN_THE_BOX)
+    assert sum(file.stat().st_size for file in IN_THE_BOX.iterdir()) <= 12e6
+    trained = box.description
+    weights = weights_digest(ImageFeaturesSettings())
+    box.check_features(FeatureOrigin.of(ImagesSettings(), ImageFeaturesSettings(), weights, 512))
+    assert trained.sizes["training photographs"] == 800
+    assert pl.read_parquet(IN_THE_BOX / "familiar.parquet").height == 800
+    with pytest.raises(StaleModel, match=r"images\.crop=centre"):
+        box.check_features(
+            FeatureOrigin.of(ImagesSettings(crop="pad"), ImageFeaturesSettings(), weights, 512)
+        )
