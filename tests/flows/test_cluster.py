@@ -65,7 +65,11 @@ class Cluster:
         for process in self.processes[::-1]:
             process.terminate()
         for process in self.processes:
-            process.wait(60)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:  # a worker that waits for a scheduler that is gone
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture
