@@ -97,10 +97,10 @@ class TextFeaturesSettings(StageSettings):
 
 
 class GistSettings(StageSettings):
-    size: int = Field(64, ge=1, le=1024, description="numbers that say what a photograph's captions hold")
+    size: int = Field(128, ge=1, le=1024, description="numbers that say what a photograph's captions hold")
     min_count: int = Field(10, ge=1, description="n-grams in fewer training captions are left out")
     penalty: float = Field(
-        1.0, gt=0, description="of the regression from features to gists: more makes gists more alike"
+        0.25, gt=0, description="of the regression from features to gists: more makes gists more alike"
     )
 
 
@@ -166,9 +166,9 @@ class LeaksSettings(StageSettings):
 
 
 class CaptionSettings(StageSettings):
-    beam: int = Field(10, ge=1, le=64, description="1 is greedy")
+    beam: int = Field(20, ge=1, le=64, description="1 is greedy")
     agreement: float = Field(
-        2.0,
+        8.0,
         ge=0,
         le=1000,
         description="weight, beside a caption's score, of the CIDEr to be expected of it by the gist",

@@ -23,7 +23,7 @@ import polars as pl
 from schemas.errors import StaleModel
 from schemas.settings import GistSettings
 from tasks.familiarity import FEWEST, unit_pooled
-from tasks.rewards import LONGEST, Tokens, ngrams
+from tasks.rewards import LONGEST, SIGMA, Tokens, ngrams
 from tasks.tables import read_table, tensor_column
 from tasks.training import Ragged, encode
 from tasks.vocabulary import PAD, UNK
@@ -36,10 +36,10 @@ MOST_CAPTIONS = 200_000  # that are analysed; of more, any
 GRAM = ["first", "second", "third", "fourth"]  # its tokens, filled up with <pad>
 ITERATIONS = 12  # of the analysis
 FOLDS = 5  # parts of the training photographs, each foretold from the others
-REACH = 0.7  # of the median squared distance between photographs
-ARRAYS = ("grams", "worth", "mean", "directions", "weights", "offset", "noise", "reach", "unknown_worth")
-
+REACH = 0.35  # of the median squared distance between photographs
+LONGEST_CAPTION = 60  # tokens; a longer one counts as one of so many where lengths are compared
 HALVED = ("worth", "mean", "directions", "weights", "offset", "noise")  # float16 in the file
+ARRAYS = ("grams", *HALVED, "length_worth", "reach", "unknown_worth")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Gist:
     grams: np.ndarray  # (G, LONGEST) int32
     worth: np.ndarray  # (G,) how telling each n-gram is: -ln of the share of captions that hold it
     unknown_worth: float  # of an n-gram that is too rare to be among them
+    length_worth: np.ndarray  # (LONGEST_CAPTION + 1,) what CIDEr-D leaves of a caption of so many tokens
     mean: np.ndarray  # (G,) the mean caption
     directions: np.ndarray  # (G, K) in which captions differ
     likeness: Likeness  # to photographs that it has learned from
@@ -80,10 +81,13 @@ class Gist:
     def expected_cider(self, gist: np.ndarray, captions: Sequence[Tokens]) -> np.ndarray:
         """The CIDEr to be expected of each caption (token ids) for a photograph of this gist, (K,).
 
-        Without CIDEr-D's clipping and its penalty of another length. About 0 to 10.
+        CIDEr-D's clipping is left out; what it takes off for another length is what it takes off on
+        average beside a training caption. About 0 to 10.
         """
         foretold = self.mean + self.directions @ gist
-        return np.array([self._agreement(caption, foretold) for caption in captions], np.float32)
+        lengths = np.minimum([len(caption) for caption in captions], LONGEST_CAPTION)
+        agreements = [self._agreement(caption, foretold) for caption in captions]
+        return np.array(agreements, np.float32) * self.length_worth[lengths]
 
     def _agreement(self, caption: Tokens, foretold: np.ndarray) -> float:
         shared, squares = [0.0] * LONGEST, [0.0] * LONGEST
@@ -122,6 +126,7 @@ class Gist:
             landmarks = landmarks_of(familiar)
             expected = {
                 "worth": (len(grams),),
+                "length_worth": (LONGEST_CAPTION + 1,),
                 "mean": (len(grams),),
                 "directions": (len(grams), size),
                 "weights": (len(landmarks), size),
@@ -183,12 +188,13 @@ def learn_gist(
     # From here on gists count from their mean, in steps as large as they vary.
     middle, whiten, colour = _whitening(foretold)
     gists = (foretold - middle) @ whiten
-    imagined, noise = _imagine(places, photos["row"].to_list(), gists)
+    imagined, noise = _imagine(places, foretold, whiten)
     is_text = rows["photo_id"].is_null().to_numpy()
     gist = Gist(
         grams=grams.select(GRAM).to_numpy().astype(np.int32),
         worth=grams["worth"].to_numpy().astype(np.float32),
         unknown_worth=float(np.log(max(1, len(captions)) / settings.min_count)),
+        length_worth=_length_worth(captions.lengths),
         mean=(mean + found @ middle).astype(np.float32),
         directions=(found @ colour).astype(np.float32),
         likeness=likeness,
@@ -393,22 +399,28 @@ def _whitening(gists: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return middle, axes / spread @ axes.T, axes * spread @ axes.T
 
 
-def _imagine(
-    places: np.ndarray, of_photo: Sequence[Sequence[int]], gists: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _imagine(places: np.ndarray, foretold: np.ndarray, whiten: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The gist to be expected of each caption's photograph (captions, K), and how such gists scatter (K, K).
 
-    Told from the captions that have a photograph by ridge regression.
+    What a regression foretells is uncorrelated with what it misses, so a caption's place varies together
+    with what is foretold of it as that varies by itself. So all that has to be known is how captions vary
+    (of which there are many) and how what is foretold does. Fitted to the captions that have a photograph
+    instead, this link remembers which photograph each belongs to, and says nothing of new ones.
     """
-    size = gists.shape[1]
-    if len(gists) < FEWEST or not size:
+    size = foretold.shape[1]
+    if len(foretold) < FEWEST or not size:
         return np.zeros_like(places), np.zeros((size, size))
-    rows = np.concatenate([np.asarray(some) for some in of_photo])
-    known, aims = places[rows], np.repeat(gists, [len(some) for some in of_photo], axis=0)
-    centre, aim = known.mean(0), aims.mean(0)
-    squares = (known - centre).T @ (known - centre)
-    squares += 1e-3 * np.trace(squares) / size * np.eye(size)
-    weights = np.linalg.solve(squares, (known - centre).T @ (aims - aim))
-    missed = aims - aim - (known - centre) @ weights
-    scatter = missed.T @ missed / len(missed) + 1e-6 * np.eye(size)
-    return (places - centre) @ weights + aim, np.linalg.cholesky(scatter)
+    together = np.cov(foretold.T).reshape(size, size)
+    spread = np.cov(places.T).reshape(size, size)
+    link = np.linalg.solve(spread + 1e-6 * np.trace(spread) / size * np.eye(size), together)
+    scatter = whiten.T @ (together - together @ link) @ whiten
+    variances, axes = np.linalg.eigh((scatter + scatter.T) / 2)
+    return (places - places.mean(0)) @ link @ whiten, axes * np.sqrt(np.maximum(variances, 1e-6)) @ axes.T
+
+
+def _length_worth(lengths: np.ndarray) -> np.ndarray:
+    """The share of its CIDEr-D that a caption of 0, 1, … tokens keeps beside captions of these lengths."""
+    shares = np.bincount(np.minimum(lengths, LONGEST_CAPTION), minlength=LONGEST_CAPTION + 1)
+    tokens = np.arange(LONGEST_CAPTION + 1)
+    kept = np.exp(-((tokens[:, None] - tokens) ** 2) / (2 * SIGMA**2))
+    return (kept @ shares / max(1, len(lengths))).astype(np.float32)
