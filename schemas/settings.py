@@ -175,7 +175,11 @@ class CaptionSettings(StageSettings):
     )
     max_tokens: int = Field(20, ge=1, le=100, description="a caption ends there at the latest")
     alternatives: int = Field(3, ge=1, description="captions kept a photograph, best first; at most the beam")
-    batch_size: int = Field(64, ge=1, description="photographs a pass")
+    batch_size: int = Field(
+        32,
+        ge=1,
+        description="photographs a pass; the next one takes the place of one whose captions have ended",
+    )
 
 
 class EvaluateSettings(StageSettings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -84,6 +84,9 @@ NEEDS_MORE = frozenset(
 RULE_BROKEN = 1_000.0  # nats: more than any caption's probability can make up for
 IMPOSSIBLE = -1e30
 BLOCK = 64  # tokens, of which the largest is found at once
+MOST = 512  # photographs of one search, which keeps some 200 kB of each
+ENCODED = 32  # photographs that are encoded at once
+FREE = 4  # slots that are filled at once, as each time costs as much as some slots' steps
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,30 @@ class Hypotheses:
         return self.log_probability / self.length
 
 
+class Slots(NamedTuple):
+    """B photographs whose captions grow, K each; another takes the place of one whose captions have ended."""
+
+    photo: tf.Tensor  # (B,) int32, the number of each; that of no photograph is their count
+    step: tf.Tensor  # (B,) int32, tokens written so far
+    tokens: tf.Tensor  # (B, K, max_tokens + 1) int32
+    last: tf.Tensor  # (B, K) int32, the latest token
+    states: tf.Tensor  # (B, K, state_size), of the language model
+    cells: tf.Tensor
+    log_probability: tf.Tensor  # (B, K)
+    broken: tf.Tensor  # (B, K), by how much rules were broken
+    length: tf.Tensor  # (B, K), tokens with the <end>
+
+    def ended(self) -> tf.Tensor:
+        """Which captions grow no more, (B, K)."""
+        return (self.last == END) | (self.last == PAD)
+
+    def free(self) -> tf.Tensor:
+        """Where no caption grows, (B,)."""
+        import tensorflow as tf
+
+        return tf.reduce_all(self.ended(), 1)
+
+
 @dataclass(frozen=True)
 class BeamSearch:
     """Searches the captions of `batch_size` photographs at a time; beam 1 is greedy.
@@ -130,6 +157,10 @@ class BeamSearch:
     Partial captions are compared by their log-probability a token, ended ones beside those still
     growing. No special token is written; a caption has at least one word; where there is another
     way it ends in none of NEEDS_MORE, repeats no word at once and no pair of words at all.
+
+    Of a batch that begins together one caption is nearly always still growing at the last step, so each
+    photograph has a slot, and another takes it once all its captions have ended. There are as many slots at
+    every step: products of matrices of one shape give a row the same bits, whatever the others hold.
     """
 
     language_model: LanguageModel
@@ -140,126 +171,175 @@ class BeamSearch:
     batch_size: int
 
     def compiled(self) -> Any:
-        """The search as one graph: (batch_size, R, C) float32, and how many of them are photographs ->
-        tokens, log_probability, length. What fills up the batch ends at once."""
+        """The search as one graph: at most MOST photographs, (N, R, C) float16 -> what Hypotheses hold."""
         import tensorflow as tf
 
         read = self.language_model.stepper()
         return tf.function(
-            lambda photos, count: self._search(photos, count, read),
-            input_signature=[
-                tf.TensorSpec((self.batch_size, None, None), tf.float32),
-                tf.TensorSpec((), tf.int32),
-            ],
+            lambda photos: self._search(photos, read),
+            input_signature=[tf.TensorSpec((None, None, None), tf.float16)],
             autograph=False,
         )
 
-    def _search(
-        self, photos: tf.Tensor, count: tf.Tensor, read: Step
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _search(self, photos: tf.Tensor, read: Step) -> tuple[tf.Tensor, ...]:
+        import tensorflow as tf
+
+        count, known = tf.shape(photos)[0], self._encoded(photos)
+
+        def fill_then_extend(waiting: tf.Tensor, slots: Slots, found: Any) -> tuple[Any, ...]:
+            found, (waiting, slots) = _with_those_of(slots, found), self._filled(waiting, count, slots)
+            place = tf.minimum(slots.photo, count - 1)
+            memory = {name: tf.gather(values, place) for name, values in known.items()}
+            enough = tf.where(waiting < count, min(FREE, self.batch_size), self.batch_size)
+            slots = tf.while_loop(
+                lambda *slots: tf.math.count_nonzero(Slots(*slots).free(), dtype=tf.int32) < enough,
+                lambda *slots: self._extended(Slots(*slots), memory, read),
+                slots,
+            )
+            return waiting, Slots(*slots), found
+
+        nobody = self._begun(tf.fill((self.batch_size,), count), count)
+        _, slots, found = tf.while_loop(
+            lambda waiting, *_: waiting < count,
+            fill_then_extend,
+            (tf.constant(0), nobody, _nothing(count + 1, nobody)),
+        )
+        return tuple(values[:count] for values in _with_those_of(slots, found))
+
+    def _encoded(self, photos: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What the fusion keeps of each photograph, by name; the last batch is filled up."""
+        import tensorflow as tf
+
+        batches = -(-tf.shape(photos)[0] // ENCODED)
+        photos = tf.pad(photos, [[0, batches * ENCODED - tf.shape(photos)[0]], [0, 0], [0, 0]])
+
+        def encode(some: tf.Tensor) -> dict[str, tf.Tensor]:
+            return self.fusion.encode(tf.cast(some, tf.float32)).kept()
+
+        one = encode(photos[:1])
+        signature = {name: tf.TensorSpec((ENCODED, *x.shape[1:]), x.dtype) for name, x in one.items()}
+        known = tf.map_fn(
+            lambda i: encode(photos[i * ENCODED : (i + 1) * ENCODED]),
+            tf.range(batches),
+            fn_output_signature=signature,
+            parallel_iterations=1,
+        )
+        return {
+            name: tf.reshape(x, tf.concat([[batches * ENCODED], tf.shape(x)[2:]], 0))
+            for name, x in known.items()
+        }
+
+    def _filled(self, waiting: tf.Tensor, count: tf.Tensor, slots: Slots) -> tuple[tf.Tensor, Slots]:
+        """The next photographs, from the number `waiting` on, in all free slots."""
+        import tensorflow as tf
+
+        free = slots.free()
+        upto = waiting + tf.cumsum(tf.cast(free, tf.int32))
+        photo = tf.where(free, tf.minimum(upto - 1, count), slots.photo)
+
+        def put(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
+            return tf.where(tf.reshape(free, (-1, *[1] * (len(old.shape) - 1))), new, old)
+
+        return upto[-1], tf.nest.map_structure(put, self._begun(photo, count), slots)
+
+    def _begun(self, photo: tf.Tensor, count: tf.Tensor) -> Slots:
+        """Slots of these photographs before the first step; the captions of none have ended."""
         import tensorflow as tf
 
         rows, beam, size = self.batch_size, self.beam, self.language_model.lstm.units
-        memory = self.fusion.encode(photos)
-        is_photo = tf.range(rows)[:, None] < count
-        start = (
-            tf.constant(0),
-            tf.fill((rows, beam, self.max_tokens + 1), PAD),
-            tf.tile(tf.where(is_photo, START, END), (1, beam)),
-            tf.zeros((rows, beam, size)),
-            tf.zeros((rows, beam, size)),
-            tf.tile([[0.0] + [IMPOSSIBLE] * (beam - 1)], (rows, 1)),  # all beams begin as the same caption
-            tf.zeros((rows, beam)),
-            tf.tile(tf.where(is_photo, 0.0, 1.0), (1, beam)),
+        is_photo = photo[:, None] < count
+        return Slots(
+            photo=photo,
+            step=tf.zeros((rows,), tf.int32),
+            tokens=tf.fill((rows, beam, self.max_tokens + 1), PAD),
+            last=tf.tile(tf.where(is_photo, START, END), (1, beam)),
+            states=tf.zeros((rows, beam, size)),
+            cells=tf.zeros((rows, beam, size)),
+            # All beams begin as the same caption.
+            log_probability=tf.tile([[0.0] + [IMPOSSIBLE] * (beam - 1)], (rows, 1)),
+            broken=tf.zeros((rows, beam)),
+            length=tf.tile(tf.where(is_photo, 0.0, 1.0), (1, beam)),
         )
-        _, tokens, _, _, _, log_probability, broken, length = tf.while_loop(
-            lambda step, _, last, *__: (
-                (step <= self.max_tokens) & tf.reduce_any((last != END) & (last != PAD))
-            ),
-            lambda *state: self._extend(memory, read, *state),
-            start,
-        )
-        best = tf.argsort(log_probability / length - broken, direction="DESCENDING", stable=True)
-        return tuple(tf.gather(x, best, batch_dims=1) for x in (tokens, log_probability, length))
 
-    def _extend(
-        self,
-        memory: Any,
-        read: Step,
-        step: tf.Tensor,
-        tokens: tf.Tensor,
-        last: tf.Tensor,
-        states: tf.Tensor,
-        cells: tf.Tensor,
-        log_probability: tf.Tensor,
-        broken: tf.Tensor,
-        length: tf.Tensor,
-    ) -> tuple[tf.Tensor, ...]:
-        """Each beam by one token, and of all these the best; the beams of a photograph compete."""
+    def _extended(self, slots: Slots, memory: dict[str, tf.Tensor], read: Step) -> Slots:
+        """Each caption by one token, and of all these the best; those of a photograph compete."""
         import tensorflow as tf
 
-        rows, beam, size = self.batch_size, self.beam, self.language_model.lstm.units
-        flat = (rows * beam, size)
-        states, cells = read(tf.reshape(last, (-1,)), tf.reshape(states, flat), tf.reshape(cells, flat))
+        from tasks.fusion import Memory  # which imports this module
+
+        rows, beam, size = slots.states.shape
+        states, cells = read(
+            tf.reshape(slots.last, (-1,)),
+            tf.reshape(slots.states, (rows * beam, size)),
+            tf.reshape(slots.cells, (rows * beam, size)),
+        )
         states, cells = tf.reshape(states, (rows, beam, size)), tf.reshape(cells, (rows, beam, size))
-        gained = tf.nn.log_softmax(self.fusion.logits(memory, states))  # (B, K, V)
-        following, gained, rules = self._candidates(step, tokens, last, gained)  # (B, K, N)
-        ended = (last == END) | (last == PAD)
+        logits = self.fusion.logits(Memory(**memory), states)  # (B, K, V)
+        following, gained, rules = self._candidates(slots, tf.nn.log_softmax(logits))  # (B, K, N)
+        ended = slots.ended()
         only_pad = tf.one_hot(0, following.shape[-1], on_value=0.0, off_value=IMPOSSIBLE)
         following = tf.where(ended[..., None], PAD, following)
         gained = tf.where(ended[..., None], only_pad, gained)
         rules = tf.where(ended[..., None], 0.0, rules)
-        total, broken = log_probability[..., None] + gained, broken[..., None] + RULE_BROKEN * rules
-        length = length + tf.where(ended, 0.0, 1.0)
+        total = slots.log_probability[..., None] + gained
+        broken = slots.broken[..., None] + RULE_BROKEN * rules
+        length = slots.length + tf.where(ended, 0.0, 1.0)
         rank = tf.reshape(total / length[..., None] - broken, (rows, -1))
         _, chosen = tf.math.top_k(rank, beam)  # (B, K) of beam * N
-        parent = chosen // following.shape[-1]
+        parent = chosen // following.shape[-1] + beam * np.arange(rows, dtype=np.int32)[:, None]
 
         def of_candidate(values: tf.Tensor) -> tf.Tensor:
             return tf.gather(tf.reshape(values, (rows, -1)), chosen, batch_dims=1)
 
         def of_parent(values: tf.Tensor) -> tf.Tensor:
-            flat = tf.reshape(values, (rows * beam, *values.shape[2:]))
-            return tf.gather(flat, parent + beam * np.arange(rows, dtype=np.int32)[:, None])
+            return tf.gather(tf.reshape(values, (rows * beam, *values.shape[2:])), parent)
 
         token = of_candidate(following)
-        here = tf.one_hot(step, self.max_tokens + 1, on_value=True, off_value=False, dtype=tf.bool)
-        return (
-            step + 1,
-            tf.where(here, token[..., None], of_parent(tokens)),
-            token,
-            of_parent(states),
-            of_parent(cells),
-            of_candidate(total),
-            of_candidate(broken),
-            of_parent(length),
+        here = tf.one_hot(slots.step, self.max_tokens + 1, on_value=True, off_value=False, dtype=tf.bool)
+        return Slots(
+            photo=slots.photo,
+            step=slots.step + 1,
+            tokens=tf.where(here[:, None], token[..., None], of_parent(slots.tokens)),
+            last=tf.where(slots.step[:, None] < self.max_tokens, token, END),
+            states=of_parent(states),
+            cells=of_parent(cells),
+            log_probability=of_candidate(total),
+            broken=of_candidate(broken),
+            length=of_parent(length),
         )
 
-    def _candidates(
-        self, step: tf.Tensor, tokens: tf.Tensor, last: tf.Tensor, gained: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _candidates(self, slots: Slots, gained: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The best N = min(K, V) tokens to follow each caption: no more of one are among the best K of all.
 
         gained (B, K, V) -> tokens, what they gain, how many rules each breaks, (B, K, N) each.
         """
         import tensorflow as tf
 
-        size = len(self.words.written)
-        is_end = np.arange(size) == END
-        allowed = (self.words.written & (step < self.max_tokens)) | (is_end & (step > 0))
-        forbidden = tf.where(allowed, 0.0, IMPOSSIBLE)
-        at_the_end = tf.cast(self.words.needs_more & (step == self.max_tokens - 1), tf.float32)
+        forbidden, at_the_end = self._by_step()
+        step = tf.minimum(slots.step, self.max_tokens)
         # The few tokens that break another rule are taken down where they stand: a table of all
         # tokens for each rule would cost as much as the output layer.
-        ranked = gained + (forbidden - RULE_BROKEN * at_the_end)
-        repeating = self._places(self._repeating(tokens, last))
+        ranked = gained + tf.gather(forbidden - RULE_BROKEN * at_the_end, step)[:, None]
+        repeating = self._places(self._repeating(slots.tokens, slots.last))
         ranked = tf.tensor_scatter_nd_update(ranked, repeating, tf.gather_nd(ranked, repeating) - RULE_BROKEN)
-        dangling = tf.where(tf.gather(tf.constant(self.words.needs_more), last), END, PAD)
-        both = self._places(tf.stack([last, dangling], -1))  # the same word again, or an <end> too early
+        dangling = tf.where(tf.gather(tf.constant(self.words.needs_more), slots.last), END, PAD)
+        both = self._places(
+            tf.stack([slots.last, dangling], -1)
+        )  # the same word again, or an <end> too early
         ranked = tf.tensor_scatter_nd_sub(ranked, both, tf.fill(both.shape[:-1], RULE_BROKEN))
-        best, chosen = _largest(ranked, min(self.beam, size))
-        gained = tf.gather_nd(gained, self._places(chosen)) + tf.gather(forbidden, chosen)
+        best, chosen = _largest(ranked, min(self.beam, gained.shape[-1]))
+        gained = tf.gather_nd(gained, self._places(chosen))
+        gained += tf.gather(tf.gather(forbidden, step), chosen, batch_dims=1)
         return chosen, gained, tf.round((gained - best) / RULE_BROKEN)
+
+    def _by_step(self) -> tuple[np.ndarray, np.ndarray]:
+        """What each token loses at each step for being impossible there; and whether, as the last but <end>,
+        it would need another to follow. (max_tokens + 1, V) float32 each."""
+        step = np.arange(self.max_tokens + 1)[:, None]
+        is_end = np.arange(len(self.words.written)) == END
+        allowed = (self.words.written & (step < self.max_tokens)) | (is_end & (step > 0))
+        at_the_end = self.words.needs_more & (step == self.max_tokens - 1)
+        return np.where(allowed, 0.0, IMPOSSIBLE).astype(np.float32), at_the_end.astype(np.float32)
 
     def _repeating(self, tokens: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
         """The tokens that have followed `last` before and are not to again, (B, K, T); else <pad>."""
@@ -276,6 +356,25 @@ class BeamSearch:
 
         row, beam, _ = np.indices(tokens.shape, np.int32)
         return tf.stack([row, beam, tokens], -1)
+
+
+def _nothing(rows: tf.Tensor, slots: Slots) -> tuple[tf.Tensor, ...]:
+    """Room for the tokens, log_probability and length of so many photographs."""
+    import tensorflow as tf
+
+    some = slots.tokens, slots.log_probability, slots.length
+    return tuple(tf.zeros((rows, *values.shape[1:]), values.dtype) for values in some)
+
+
+def _with_those_of(slots: Slots, found: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+    """`found` with what the slots hold, each photograph's at its number, best first as a step leaves them."""
+    import tensorflow as tf
+
+    some = slots.tokens, slots.log_probability, slots.length
+    return tuple(
+        tf.tensor_scatter_nd_update(table, slots.photo[:, None], values)
+        for table, values in zip(found, some, strict=True)
+    )
 
 
 def _largest(values: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:

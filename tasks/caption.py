@@ -12,7 +12,7 @@ import polars as pl
 
 from schemas.errors import UsageError
 from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
-from tasks.beam_search import IMPOSSIBLE, BeamSearch, Hypotheses, Words
+from tasks.beam_search import IMPOSSIBLE, MOST, BeamSearch, Hypotheses, Words
 from tasks.familiarity import Familiarity
 from tasks.fusion import Fusion, load_fusion
 from tasks.gist import Gist
@@ -67,12 +67,12 @@ class Captioner:
         `score` is the log-probability a token, <end> counted; `distance` is told in
         tasks/familiarity.py; `alternatives` are the best captions with their scores, best first, itself
         among them. Best is what has the highest score with `settings.agreement` times the CIDEr to be
-        expected of it (tasks/gist.py). A row does not depend on the others: the last batch is filled up.
+        expected of it (tasks/gist.py). A row does not depend on the others.
         """
         photos = photo_tensor(features, self.fusion.settings.kind)
         found: list[list[dict[str, Any]]] = []
-        for place in range(0, len(photos), settings.batch_size):
-            batch = photos[place : place + settings.batch_size]
+        for place in range(0, len(photos), MOST):
+            batch = photos[place : place + MOST]
             ranked = self._ranked(
                 self.search(batch, settings), features[place : place + len(batch)], settings
             )
@@ -96,15 +96,12 @@ class Captioner:
         )
 
     def search(self, photos: np.ndarray, settings: CaptionSettings) -> Hypotheses:
-        """The best captions of at most `settings.batch_size` photographs, (B, R, C)."""
-        full = np.zeros((settings.batch_size, *photos.shape[1:]), np.float32)
-        full[: len(photos)] = photos
+        """The best captions of at most MOST photographs, (N, R, C) float16."""
         key = (settings.beam, settings.max_tokens, settings.batch_size)
         if key not in self._searches:
             words = Words.of(self.vocabulary)
             self._searches[key] = BeamSearch(self.language_model, self.fusion, words, *key).compiled()
-        found = self._searches[key](full, len(photos))
-        return Hypotheses(*(np.asarray(values)[: len(photos)] for values in found))
+        return Hypotheses(*(values.numpy() for values in self._searches[key](photos)))
 
     def _ranked(self, found: Hypotheses, features: pl.DataFrame, settings: CaptionSettings) -> Hypotheses:
         """The same captions in the order of their score and the CIDEr to be expected of them."""

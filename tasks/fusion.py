@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from schemas.settings import FusionSettings, LanguageModelSettings
-from tasks.beam_search import BeamSearch, Words
+from tasks.beam_search import MOST, BeamSearch, Words
 from tasks.gist import Gist, Learned
 from tasks.language_model import LanguageModel, load_language_model
 from tasks.pairs import Batch, Pairs, TextBatch, Texts
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "fusion.weights.h5"
 REGION_LENGTH = 8.0  # regions and pooled features are scaled to this length
-DEV_BATCH, DEV_MAX_TOKENS = 50, 20  # how the dev split is captioned after each epoch
+DEV_BATCH, DEV_MAX_TOKENS = 32, 20  # how the dev split is captioned after each epoch
 SAMPLES, SAMPLE_MAX_TOKENS = 5, 20  # captions drawn a row in the rewarded epochs
 TEXTS, PHOTOS, REWARDS = "texts", "photographs", "rewards"  # the phases of a training
 TEXT_BATCH, TEXT_DROPOUT = 256, 0.3  # captions a step, and share left out, where there is only text
@@ -54,9 +54,13 @@ def _keep_all(values: Any, _: str) -> Any:
 class Memory(NamedTuple):
     """What a fusion keeps of photographs while their captions are written; None is nothing."""
 
-    keys: Any  # (B, heads, size, R), of `attention`
-    values: Any  # (B, heads, R, size), or (B, 1, hidden) of `concat`
-    about: Any  # (B, 1, hidden), of their gists
+    keys: Any = None  # (B, heads, size, R), of `attention`
+    values: Any = None  # (B, heads, R, size), or (B, 1, hidden) of `concat`
+    about: Any = None  # (B, 1, hidden), of their gists
+
+    def kept(self) -> dict[str, Any]:
+        """All that is not nothing, by name."""
+        return {name: values for name, values in self._asdict().items() if values is not None}
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Fusion:
 
     def imagine(self, gists: Any) -> Memory:
         """As `encode`, of photographs that nobody took: of their gists alone, (B, K)."""
-        return Memory(None, None, self.layers["gist"](gists)[:, None])
+        return Memory(about=self.layers["gist"](gists)[:, None])
 
     def attend(self, keys: Any, states: Any) -> Any:
         """How much each state looks at each region: `encode`'s keys, (B, Q, S) -> (B, heads, Q, R)."""
@@ -441,13 +445,11 @@ class _Trainer:
 
     def _dev_captions(self) -> Iterator[tuple[str, str]]:
         numbers = self.data.dev_photos
-        for place in range(0, len(numbers), DEV_BATCH):
-            some = numbers[place : place + DEV_BATCH]
-            photos = np.zeros((DEV_BATCH, *self.data.photos.shape), np.float32)
-            for i, number in enumerate(some):
-                photos[i] = self.data.photos.read(int(number), 1)[0]
-            tokens = self._search(photos, len(some))[0].numpy()[:, 0]  # the best of each beam
-            for number, ids in zip(some, tokens, strict=False):
+        for place in range(0, len(numbers), MOST):
+            some = numbers[place : place + MOST]
+            photos = np.concatenate([self.data.photos.read(int(number), 1) for number in some])
+            tokens = self._search(photos)[0].numpy()[:, 0]  # the best of each beam
+            for number, ids in zip(some, tokens, strict=True):
                 yield self.data.photo_ids[number], " ".join(self._tokens[i] for i in ids if i > UNK)
 
     @contextmanager

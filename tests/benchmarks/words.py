@@ -189,8 +189,10 @@ def captioning(place: Place) -> Contest:
     files = photos_of(place.dataset, place.scratch).head(CAPTIONED_PHOTOS)
     images, _ = make_images(files, place.dataset, ImagesSettings(), nobody)
     features = make_image_features(images, ImageFeaturesSettings(), ImagesSettings().side_px, nobody)
-    photos = photo_tensor(features, kind).astype(np.float32)
     settings = CaptionSettings(beam=3, agreement=0.0)  # what is compared is the search
+    photos = photo_tensor(features, kind)
+    steps = captioner.search(photos, settings).length.max(1).mean()  # until the last of a photograph's ends
+    photos = photos.astype(np.float32)
     tokens, beam = captioner.vocabulary, settings.beam
     greedy_model = rivals.next_word_model(captioner.fusion, captioner.language_model)
     step_model = rivals.one_step_model(captioner.fusion, captioner.language_model)
@@ -213,7 +215,7 @@ def captioning(place: Place) -> Contest:
 
     greedy, stepped = "greedy, model.predict a word", "beam search, stepped from Python"
     longest = settings.max_tokens
-    gflop = _gflop_of_search(captioner, photos, beam * (longest + 1))
+    gflop = _gflop_of_search(captioner, photos, beam * float(steps))
     product, gflop_a_product = rivals.product_float32(2048)
     products = round(gflop / gflop_a_product)
 
@@ -221,7 +223,7 @@ def captioning(place: Place) -> Contest:
         for _ in range(products):
             product()
 
-    ceiling = f"matrix products in float32 of as many operations, {gflop:.0f} GFLOP"
+    ceiling = f"matrix products in float32 of the operations needed, {gflop:.0f} GFLOP"
     return Contest(
         name="captioning",
         title=f"features → captions, beam {beam}, {len(photos)} photographs of {place.name}",
@@ -239,7 +241,7 @@ def captioning(place: Place) -> Contest:
     )
 
 
-def _gflop_of_search(captioner: Captioner, photos: np.ndarray, states: int) -> float:
+def _gflop_of_search(captioner: Captioner, photos: np.ndarray, states: float) -> float:
     """What captioning `photos`, (N, R, C), multiplies with `states` states each; a state reads its token
     from a table."""
     layers = {name: layer.kernel.shape for name, layer in captioner.fusion.layers.items()}

@@ -7,15 +7,17 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
+import tensorflow as tf
 
 from schemas.errors import UsageError
 from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
 from schemas.tables import check
-from tasks.beam_search import NEEDS_MORE, Words
+from tasks.beam_search import NEEDS_MORE, BeamSearch, Words
 from tasks.caption import Captioner
 from tasks.familiarity import Familiarity
 from tasks.fusion import build_fusion
 from tasks.language_model import build_language_model
+from tasks.pairs import photo_tensor
 from tasks.training import make_repeatable
 from tasks.vocabulary import END
 from tests.slow_captions import SlowCaptioner
@@ -30,7 +32,9 @@ from tests.tasks.toys import (
 UNSEEN = range(80, 100)  # photographs of the toy world that no split holds
 
 
-def a_random_captioner(tokens: list[str], kind: str = "attention", sharpness: float = 6.0) -> Captioner:
+def a_random_captioner(
+    tokens: list[str], kind: str = "attention", sharpness: float = 6.0, stops: float = 4.0
+) -> Captioner:
     """An untrained model with decided opinions: it babbles, repeats itself and stops anywhere."""
     lm_settings = LanguageModelSettings(embedding_size=12, state_size=16)
     settings = FusionSettings(kind=kind, hidden_size=16, heads=2)
@@ -41,7 +45,7 @@ def a_random_captioner(tokens: list[str], kind: str = "attention", sharpness: fl
     for layer in (*fusion.layers.values(), language_model.embedding, language_model.lstm):
         layer.set_weights([rng.normal(size=w.shape).astype(np.float32) for w in layer.get_weights()])
     kernel, bias = fusion.layers["output"].get_weights()
-    bias = np.where(np.arange(len(tokens)) == END, 4 * sharpness, 0.3 * bias)  # it may stop anywhere
+    bias = np.where(np.arange(len(tokens)) == END, stops * sharpness, 0.3 * bias)  # it may stop anywhere
     fusion.layers["output"].set_weights([kernel * sharpness / np.abs(kernel).sum(0).mean(), bias])
     familiar = toy_image_features(range(30)).select("photo_id", "pooled")
     return Captioner(language_model, fusion, tokens, Familiarity.of(familiar))
@@ -98,6 +102,51 @@ def test_a_caption_does_not_depend_on_the_other_photographs(captioner: Captioner
     backwards = caption(captioner, UNSEEN[::-1], batch_size=8)
     assert together.equals(backwards.reverse())
     assert caption(captioner, UNSEEN[3:4], batch_size=8).equals(together[3])
+
+
+def test_a_caption_is_the_same_bits_whoever_takes_the_places_beside_it() -> None:
+    babbler = a_random_captioner([*BABBLE, *(f"word{i}" for i in range(60))], stops=20.0)
+    photos = photo_tensor(toy_image_features(range(40)), "attention")
+    settings = CaptionSettings(beam=4, max_tokens=9, batch_size=8)
+    together = babbler.search(photos, settings)
+    assert len(np.unique(together.length.max(1))) > 2, "places that all end at once would show little"
+    shuffled = np.random.default_rng(1).permutation(40)
+    for some in (shuffled, shuffled[:9], np.array([17]), np.arange(40)[::-1]):
+        found = babbler.search(photos[some], settings)
+        assert np.array_equal(found.tokens, together.tokens[some])
+        assert np.array_equal(found.log_probability, together.log_probability[some])
+        assert np.array_equal(found.length, together.length[some])
+
+
+def test_a_place_is_taken_by_the_next_photograph_once_its_captions_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    babbler = a_random_captioner([*BABBLE, *(f"word{i}" for i in range(60))], stops=20.0)
+    photos = photo_tensor(toy_image_features(range(60)), "attention")
+    steps = []
+    monkeypatch.setattr(
+        BeamSearch,
+        "_extended",
+        lambda search, *state, extended=BeamSearch._extended: steps.append(1) or extended(search, *state),
+    )
+    tf.config.run_functions_eagerly(True)
+    try:
+        found = babbler.search(photos, CaptionSettings(beam=2, max_tokens=20, batch_size=12))
+    finally:
+        tf.config.run_functions_eagerly(False)
+    needed = found.length.max(1)
+    together = sum(needed[place : place + 12].max() for place in range(0, 60, 12))
+    assert needed.sum() / 12 <= len(steps) < 0.9 * together
+
+
+def test_a_shard_of_many_photographs_is_searched_part_by_part(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, done = caption(captioner, UNSEEN), []
+    monkeypatch.setattr("tasks.caption.MOST", 9)
+    in_parts = captioner.caption_photos(toy_image_features(UNSEEN), CaptionSettings(), done.append)
+    assert in_parts.equals(at_once)
+    assert done == [9, 9, 2]
 
 
 def test_alternatives_are_distinct_best_first_and_hold_the_caption(captioner: Captioner) -> None:
