@@ -334,7 +334,7 @@ class Wiring:
         language_model: Walked,
         gist: Walked,
     ) -> Walked:
-        """Learns from the train split, stops by the dev split; other rows do not touch its key."""
+        """Learns from the train split, is watched on the dev split; other rows do not touch its key."""
         photos, captions = features.of("train", "dev"), text_features.of("train", "dev")
         words, texts = tokens.of("train", "dev"), tokens.of("train-text")
         needs = [ingest.one, vocabulary.one, language_model.one, gist.one, *photos, *captions, *words, *texts]
@@ -342,7 +342,6 @@ class Wiring:
             return self.walk.stage(stages.FUSION, [None])
         pairs = _path(ingest.one, "captions.parquet")
         settings = self.settings.fusion
-        passes = settings.epochs + settings.rewarded_epochs
         return self._whole(
             stages.FUSION,
             settings,
@@ -366,7 +365,7 @@ class Wiring:
                 "language_model": _path(language_model.one, "language_model.weights.h5"),
             },
             needs=needs,
-            counted=[*texts * settings.text_epochs, *tokens.of("train") * passes],
+            counted=[*texts * settings.text_epochs, *tokens.of("train") * settings.epochs],
         )
 
     def matching(self, ingest: Walked, tokens: Walked, features: Walked, text_features: Walked) -> Walked:

@@ -125,12 +125,7 @@ class FusionSettings(StageSettings):
         ge=0,
         description="epochs before these on captions without a photograph, with gists imagined for them",
     )
-    epochs: int = Field(8, ge=1, description="at most; ends early when the dev loss stops falling")
-    patience: int = Field(2, ge=1, description="epochs without a smaller dev loss before it ends")
-    rewarded_epochs: int = Field(
-        6, ge=0, description="epochs after these in which captions are sampled and rewarded by their CIDEr"
-    )
-    rewarded_learning_rate: float = Field(2e-4, gt=0, description="Adam's in the rewarded epochs")
+    epochs: int = Field(6, ge=1, description="on captions with their photographs; the last is kept")
     dev_beam: int = Field(3, ge=1, le=64, description="beam for the dev split's captions after each epoch")
     seed: int = Field(1, description="of the first weights, the order of captions, and dropout")
 

@@ -78,4 +78,4 @@ def _growth(walk: Walk, before: Sequence[Record]) -> float:
 
 def _passes(settings: Mapping[str, Any]) -> int:
     """How often a stage goes over its rows."""
-    return max(int(settings.get("epochs", 1)) + int(settings.get("rewarded_epochs", 0)), 1)
+    return max(int(settings.get("epochs", 1)), 1)

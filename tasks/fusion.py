@@ -16,7 +16,6 @@ from tasks.beam_search import MOST, BeamSearch, Words
 from tasks.gist import Gist, Learned
 from tasks.language_model import LanguageModel, load_language_model
 from tasks.pairs import Batch, Pairs, TextBatch, Texts
-from tasks.rewards import Cider, Sampler, Tokens, advantages
 from tasks.tables import tensor
 from tasks.training import (
     Checkpoint,
@@ -38,10 +37,8 @@ if TYPE_CHECKING:
 WEIGHTS = "fusion.weights.h5"
 REGION_LENGTH = 8.0  # regions and pooled features are scaled to this length
 DEV_BATCH, DEV_MAX_TOKENS = 32, 20  # how the dev split is captioned after each epoch
-SAMPLES, SAMPLE_MAX_TOKENS = 5, 20  # captions drawn a row in the rewarded epochs
-TEXTS, PHOTOS, REWARDS = "texts", "photographs", "rewards"  # the phases of a training
+TEXTS, PHOTOS = "texts", "photographs"  # the phases of a training
 TEXT_BATCH, TEXT_DROPOUT = 256, 0.3  # captions a step, and share left out, where there is only text
-LIKENESS = 0.3  # what a person's caption counts there; without it the model forgets its English
 
 Score = Callable[[Mapping[str, str], Mapping[str, Sequence[str]]], Mapping[str, float]]
 Drop = Callable[[Any, str], Any]  # values and their place in the network -> values with some zeroed
@@ -246,10 +243,9 @@ def train_fusion(
     `pairs` has a row a caption: caption_id, photo_id, split, tokens. With a gist (`learned`), it begins with
     `texts`, captions without a photograph (caption_id, tokens), and the gists imagined for them (Nukrai et
     al. 2022, "Text-only training for image captioning using noise-injected CLIP"); then come the `pairs`.
-    The weights of the least dev loss go through `settings.rewarded_epochs` more, of self-critical training
-    (tasks/rewards.py). After each epoch the dev split's photographs are captioned and `score`d against
-    `references` (by photo_id); of the rewarded epochs the one with the highest CIDEr is kept. Without a dev
-    photograph all epochs are trained and the last is kept; the curve's dev columns are then empty.
+    After each epoch the dev split's photographs, where there are any, are captioned and `score`d against
+    `references` (by photo_id) for the curve. The last epoch is kept: from few photographs neither the dev
+    loss, which stands still while captions still get better, nor the CIDEr of one epoch says more.
 
     An interrupted training goes on from its last whole epoch, kept in `scratch`, to the same bytes.
     `advance` is told the captions done, once an epoch each. Raises UsageError where no training caption has
@@ -272,48 +268,19 @@ def train_fusion(
     progress = Progress(trainer.variables, [], [])
     progress.load(checkpoint)
     advance(sum(trainer.captions_of(row["phase"]) for row in progress.curve))
-    while phase := _phase(progress, settings, alone is not None):
-        epoch = len(progress.curve) + 1
+    phases = [TEXTS] * (settings.text_epochs if alone else 0) + [PHOTOS] * settings.epochs
+    for epoch, phase in list(enumerate(phases, 1))[len(progress.curve) :]:
         if progress.curve and progress.curve[-1]["phase"] != phase:
-            if phase == REWARDS:
-                progress.restore_best(trainer.model)
             trainer.forget_averages()
         train_loss = trainer.epoch(phase, epoch, advance)
         with trainer.averaged():
             dev_loss, cider = trainer.dev_loss(), trainer.dev_cider(references, score)
-            badness = _badness(epoch, phase, dev_loss, cider)
             values: dict[str, Any] = {"dev_loss": dev_loss, "dev_cider": cider, "phase": phase}
-            progress.add(epoch, train_loss, badness, trainer.model, **values)
-        if phase == PHOTOS:
-            done = _epochs(progress, PHOTOS) == settings.epochs
-            progress.stopped = done or progress.epochs_since_best() >= settings.patience
+            progress.add(epoch, train_loss, -epoch, trainer.model, **values)
         progress.save(checkpoint)
     progress.restore_best(trainer.model)
     save_weights(trainer.model, out / WEIGHTS)
     return curve_table(progress.curve)
-
-
-def _phase(progress: Progress, settings: FusionSettings, with_texts: bool) -> str | None:
-    """What comes next: texts alone, photographs, rewards; None at the end."""
-    if with_texts and _epochs(progress, TEXTS) < settings.text_epochs:
-        return TEXTS
-    if not progress.stopped:
-        return PHOTOS
-    return REWARDS if _epochs(progress, REWARDS) < settings.rewarded_epochs else None
-
-
-def _badness(epoch: int, phase: str, dev_loss: float | None, cider: float | None) -> float:
-    """What is least at the epoch to keep: the dev loss, or, once captions are rewarded, CIDEr turned round.
-
-    Of 100 photographs CIDEr says little from epoch to epoch, but the loss does not see what rewards do.
-    """
-    if dev_loss is None or cider is None:
-        return -epoch
-    return -cider if phase == REWARDS else dev_loss
-
-
-def _epochs(progress: Progress, phase: str) -> int:
-    return sum(row["phase"] == phase for row in progress.curve)
 
 
 def _texts(learned: Learned | None, texts: pl.DataFrame | None, vocabulary: pl.DataFrame) -> Texts | None:
@@ -353,11 +320,9 @@ class _Trainer:
             if name in self.fusion.layers
             for variable in self.fusion.layers[name].trainable_variables
         ]
-        self.text_optimizer, self.optimizer, self.reward_optimizer = self._optimizers()
+        self.text_optimizer, self.optimizer = self._optimizers()
         self.averages = [tf.Variable(variable.value) for variable in self.model.trainable_variables]
-        self._reward = Cider(map(self._captions, self.train_rows))
-        self._sampler = Sampler(language_model, self.fusion, SAMPLES, SAMPLE_MAX_TOKENS)
-        self._learn_text, self._learn, self._judge, self._draw, self._learn_drawn = self._compiled_steps()
+        self._learn_text, self._learn, self._judge = self._compiled_steps()
         self._tokens = vocabulary.sort("id")["token"].to_list()
         words = Words.of(self._tokens)
         self._search = BeamSearch(
@@ -367,7 +332,7 @@ class _Trainer:
     @property
     def variables(self) -> list[Any]:
         """All that changes while training."""
-        optimizers = self.text_optimizer, self.optimizer, self.reward_optimizer
+        optimizers = self.text_optimizer, self.optimizer
         states = [variable for optimizer in optimizers for variable in optimizer.variables]
         return [*self.model.variables, *states, *self.averages]
 
@@ -378,7 +343,7 @@ class _Trainer:
     def epoch(self, phase: str, epoch: int, advance: Callable[[int], None]) -> float:
         """One pass over the captions of `phase`; returns the mean -ln p a token."""
         rng = np.random.default_rng((self.settings.seed, epoch))
-        epochs = {TEXTS: self._text_epoch, PHOTOS: self._photo_epoch, REWARDS: self._rewarded_epoch}
+        epochs = {TEXTS: self._text_epoch, PHOTOS: self._photo_epoch}
         return epochs[phase](rng, advance)
 
     def _text_epoch(self, rng: np.random.Generator, advance: Callable[[int], None]) -> float:
@@ -409,26 +374,6 @@ class _Trainer:
         """Forget the averages of the epochs before: the model as it is now is where they begin."""
         for average, variable in zip(self.averages, self.model.trainable_variables, strict=True):
             average.assign(variable)
-
-    def _rewarded_epoch(self, rng: np.random.Generator, advance: Callable[[int], None]) -> float:
-        """Captions drawn from the model are rewarded.
-
-        The loss is of the captions that people wrote, with dropout, and may rise: they are not the goal.
-        """
-        rows = [self.train_rows[i] for i in rng.permutation(len(self.train_rows))]
-        total = count = 0.0
-        for step, (batch, captions) in enumerate(self.data.batches(rows, self.rows_a_step)):
-            seed = rng.integers(2**31 - 1000, size=2, dtype=np.int32)
-            drawn, states = self._draw(batch.photos, batch.gists, seed)
-            here = rows[step * self.rows_a_step :][: self.rows_a_step]
-            worth = advantages(drawn.numpy(), list(map(self._captions, here)), self._reward)
-            loss, tokens = self._learn_drawn(*batch, drawn, states, worth, seed)
-            total, count = total + float(loss), count + float(tokens)
-            advance(captions)
-        return total / count
-
-    def _captions(self, row: np.ndarray) -> list[Tokens]:
-        return [(*self.data.captions[caption].tolist(), END) for caption in row]
 
     def dev_loss(self) -> float | None:
         """Mean -ln p a token of the dev captions, or None where there are none."""
@@ -483,10 +428,9 @@ class _Trainer:
         rates = [
             falling(settings.learning_rate, text_steps, settings.text_epochs),
             falling(settings.learning_rate, steps, settings.epochs),
-            settings.rewarded_learning_rate,
         ]
         optimizers = [keras.optimizers.Adam(rate, global_clipnorm=1.0) for rate in rates]
-        for optimizer, learning in zip(optimizers, [self.text_variables, variables, variables], strict=True):
+        for optimizer, learning in zip(optimizers, [self.text_variables, variables], strict=True):
             optimizer.build(learning)
         return optimizers
 
@@ -505,12 +449,6 @@ class _Trainer:
         texts = [tf.TensorSpec((TEXT_BATCH, None), tf.int32)] * 2 + [
             tf.TensorSpec((TEXT_BATCH, gists), tf.float32)
         ]
-        length = SAMPLE_MAX_TOKENS + 1
-        drawn = [
-            tf.TensorSpec((rows, SAMPLES, length), tf.int32),
-            tf.TensorSpec((rows, SAMPLES, length, *data.states.shape), tf.float32),
-            tf.TensorSpec((rows, SAMPLES), tf.float32),
-        ]
 
         def compiled(step: Callable[..., Any], *signature: tf.TensorSpec) -> Any:
             # autograph writes what it makes of the code into the temporary folder, where a kill leaves it.
@@ -520,8 +458,6 @@ class _Trainer:
             compiled(self._learn_from_text, *texts, seed),
             compiled(self._learn_from, *batch, seed),
             compiled(lambda *values: self._losses(Batch(*values), _keep_all), *batch),
-            compiled(self._draw_for, *batch[:2], seed),
-            compiled(self._learn_from_drawn, *batch, *drawn, seed),
         )
 
     def _learn_from_text(
@@ -534,7 +470,7 @@ class _Trainer:
         states = words.lstm(words.embedding(inputs))
         drop = self._drop(seed, states=TEXT_DROPOUT, hidden=TEXT_DROPOUT)
         with tf.GradientTape() as tape:
-            _, losses = self._token_losses(self.fusion.imagine(gists), states, targets, drop, 1.0)
+            losses = self._token_losses(self.fusion.imagine(gists), states, targets, drop)
             loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, self.text_variables)
         self.text_optimizer.apply_gradients(zip(gradients, self.text_variables, strict=True))
@@ -554,50 +490,19 @@ class _Trainer:
         self._average(self.optimizer)
         return loss, count
 
-    def _average(self, optimizer: keras.optimizers.Optimizer | None = None) -> None:
+    def _average(self, optimizer: keras.optimizers.Optimizer) -> None:
         import tensorflow as tf
 
-        kept = self.settings.averaging
-        if optimizer:  # short at first: forget the start
-            steps = tf.cast(optimizer.iterations, tf.float32)
-            kept = tf.minimum(kept, steps / (steps + 10))
+        steps = tf.cast(optimizer.iterations, tf.float32)
+        kept = tf.minimum(self.settings.averaging, steps / (steps + 10))  # short at first: forget the start
         for average, variable in zip(self.averages, self.model.trainable_variables, strict=True):
             average.assign(kept * average + (1 - kept) * variable)
-
-    def _draw_for(self, photos: tf.Tensor, gists: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        drop = self._drop(seed, hidden=0.0)
-        memory = self._memory(photos, gists, drop)
-        return self._sampler.draw(memory, self.rows_a_step, drop, self.settings.emphasis, seed)
 
     def _memory(self, photos: tf.Tensor, gists: tf.Tensor, drop: Drop) -> Memory:
         import tensorflow as tf
 
         known = gists if self.fusion.gist else None
         return self.fusion.encode(tf.cast(photos, tf.float32), drop, known)
-
-    def _learn_from_drawn(self, *values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """One step on the captions drawn, by their worth, and on those that people wrote, by LIKENESS.
-
-        Takes a Batch, the captions drawn with their states and worth, and the seed of the dropout with which
-        they were drawn. Returns the sum of -ln p of people's tokens and their number.
-        """
-        import tensorflow as tf
-
-        photos, gists, states, targets, drawn, drawn_states, worth, seed = values
-        variables, rows, length = self.model.trainable_variables, self.rows_a_step, drawn.shape[-1]
-        drawn_states = tf.reshape(drawn_states, (rows, SAMPLES * length, -1))
-        every_state = tf.concat([drawn_states, tf.cast(states, tf.float32)], 1)
-        every_target = tf.concat([tf.reshape(drawn, (rows, -1)), targets], 1)
-        weights = tf.concat([tf.repeat(worth, length, 1), tf.fill(tf.shape(targets), LIKENESS)], 1)
-        drop, emphasis = self._drop(seed, hidden=0.0), self.settings.emphasis
-        with tf.GradientTape() as tape:
-            memory = self._memory(photos, gists, drop)
-            real, losses = self._token_losses(memory, every_state, every_target, drop, emphasis)
-            goal = tf.reduce_sum(losses * tf.gather_nd(weights, real)) / (rows * SAMPLES)
-        self.reward_optimizer.apply_gradients(zip(tape.gradient(goal, variables), variables, strict=True))
-        self._average()
-        written = tf.cast(real[:, 1] >= SAMPLES * length, tf.float32)
-        return tf.reduce_sum(losses * written), tf.reduce_sum(written)
 
     def _drop(self, seed: tf.Tensor, **others: float) -> Drop:
         """Dropout by place: whole channels of a photograph and of its states, single units elsewhere."""
@@ -618,20 +523,18 @@ class _Trainer:
         import tensorflow as tf
 
         memory, states = self._memory(batch.photos, batch.gists, drop), tf.cast(batch.states, tf.float32)
-        _, losses = self._token_losses(memory, states, batch.targets, drop, 1.0)
+        losses = self._token_losses(memory, states, batch.targets, drop)
         return tf.reduce_sum(losses), tf.cast(tf.size(losses), tf.float32)
 
-    def _token_losses(
-        self, memory: Memory, states: tf.Tensor, targets: tf.Tensor, drop: Drop, emphasis: float
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The places of the targets that are no padding, (N, 2), and -ln p of each, (N,)."""
+    def _token_losses(self, memory: Memory, states: tf.Tensor, targets: tf.Tensor, drop: Drop) -> tf.Tensor:
+        """-ln p of each of the targets that are no padding, (N,)."""
         import tensorflow as tf
 
         real = tf.where(targets != PAD)
-        hidden = self.fusion.hidden(memory, states, drop, emphasis)
+        hidden = self.fusion.hidden(memory, states, drop)
         logits = self.fusion.layers["output"](tf.gather_nd(hidden, real))
         foretold = tf.gather_nd(targets, real)
-        return real, tf.nn.sparse_softmax_cross_entropy_with_logits(foretold, logits)
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(foretold, logits)
 
 
 def start_from(fusion: Fusion, language_model: LanguageModel) -> None:

@@ -23,7 +23,6 @@ import polars as pl
 from schemas.errors import StaleModel
 from schemas.settings import GistSettings
 from tasks.familiarity import FEWEST, unit_pooled
-from tasks.rewards import LONGEST, SIGMA, Tokens, ngrams
 from tasks.tables import read_table, tensor_column
 from tasks.training import Ragged, encode
 from tasks.vocabulary import PAD, UNK
@@ -31,8 +30,12 @@ from tasks.vocabulary import PAD, UNK
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+Tokens = tuple[int, ...]
+
 GIST = "gist.npz"
 MOST_CAPTIONS = 200_000  # that are analysed; of more, any
+LONGEST = 4  # n-grams of one to four tokens count, as in CIDEr
+SIGMA = 6.0  # CIDEr-D: tokens of difference in length that cost a share 1 - 1/√e of the score
 GRAM = ["first", "second", "third", "fourth"]  # its tokens, filled up with <pad>
 ITERATIONS = 12  # of the analysis
 FOLDS = 5  # parts of the training photographs, each foretold from the others
@@ -40,6 +43,11 @@ REACH = 0.35  # of the median squared distance between photographs
 LONGEST_CAPTION = 60  # tokens; a longer one counts as one of so many where lengths are compared
 HALVED = ("worth", "mean", "directions", "weights", "offset", "noise")  # float16 in the file
 ARRAYS = ("grams", *HALVED, "length_worth", "reach", "unknown_worth")
+
+
+def ngrams(caption: Tokens) -> Iterator[Tokens]:
+    """All n-grams of one to LONGEST tokens, repeated ones too."""
+    return (caption[i : i + n] for n in range(1, LONGEST + 1) for i in range(len(caption) - n + 1))
 
 
 @dataclass(frozen=True)

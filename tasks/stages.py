@@ -389,7 +389,7 @@ def _learned(work: Work) -> Learned:
 
 
 def make_fusion(work: Work) -> Made:
-    """The fusion's weights, trained from the Parquet features alone, stopped by dev CIDEr."""
+    """The fusion's weights, trained from the Parquet features alone."""
     from tasks.evaluate import score
     from tasks.fusion import train_fusion
 

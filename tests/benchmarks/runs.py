@@ -30,7 +30,6 @@ LIGHT = [
     "fusion.hidden_size=32",
     "fusion.heads=2",
     "fusion.epochs=1",
-    "fusion.rewarded_epochs=0",
     "fusion.dev_beam=1",
     "caption.beam=1",
     "caption.alternatives=1",

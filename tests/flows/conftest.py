@@ -35,7 +35,6 @@ SMALL = [
     "fusion.heads=2",
     "fusion.epochs=2",
     "fusion.batch_size=8",
-    "fusion.rewarded_epochs=1",
     "matching.size=16",
     "matching.epochs=1",
     "caption.max_tokens=8",

@@ -33,7 +33,7 @@ def walk(tmp_path: Path) -> Walk:
         record("ingest", "i", 100, 1.0),
         record("images", "a", 60, 6.0),
         record("images", "b", 40, 2.0, reused=20),
-        record("fusion", "f", 80, 20.0, epochs=8, rewarded_epochs=2),
+        record("fusion", "f", 80, 20.0, epochs=10),
     ]
     for one in made:
         workspace.write_record(one)
@@ -44,7 +44,7 @@ EARLIER = RunRecord(
     run="r", command="run", dataset="d", workspace="w", settings={}, stages=[], finished_at="",
     shards={"ingest": ["i"], "images": ["a", "b"], "fusion": ["f"]},
 )  # fmt: skip
-SETTINGS = {"ingest": {}, "images": {}, "fusion": {"epochs": 3, "rewarded_epochs": 2}}
+SETTINGS = {"ingest": {}, "images": {}, "fusion": {"epochs": 5}}
 
 
 def shard(stage: Stage, rows: int) -> Shard:

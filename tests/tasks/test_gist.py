@@ -42,7 +42,7 @@ from tests.tasks.toys import (
 )
 
 UNSEEN = range(80, 104)
-WITH_TEXT = FUSION_SETTINGS.model_copy(update={"text_epochs": 2, "epochs": 2, "rewarded_epochs": 0})
+WITH_TEXT = FUSION_SETTINGS.model_copy(update={"text_epochs": 2, "epochs": 2})
 
 
 @pytest.fixture(scope="module")

@@ -279,7 +279,7 @@ def test_settings_that_differ_from_their_default_stand_out(read):
     assert "images.side_px 96 224" in text
     assert "images.crop pad centre" in text
     assert text.count("images.crop") == 2, "once among those that differ, once among all"
-    assert "fusion.patience 2 2" in text
+    assert "fusion.heads 4 4" in text
     assert "Every setting has its default." in read(a_report()).section("settings")
 
 

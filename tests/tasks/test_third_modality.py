@@ -29,7 +29,7 @@ from tests.tasks.toys import (
 )
 
 PITCHES_HZ = dict(zip(PLACES, (300, 1200, 3000), strict=True))
-SETTINGS = FUSION_SETTINGS.model_copy(update={"rewarded_epochs": 0})
+SETTINGS = FUSION_SETTINGS
 
 
 def waves() -> pl.DataFrame:

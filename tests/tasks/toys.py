@@ -52,8 +52,6 @@ FUSION_SETTINGS = FusionSettings(
     batch_size=20,
     learning_rate=0.03,
     epochs=6,
-    rewarded_epochs=2,
-    rewarded_learning_rate=0.002,
 )
 
 
