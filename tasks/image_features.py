@@ -10,7 +10,7 @@ import polars as pl
 
 from schemas.errors import BadPhoto, CutlineError
 from schemas.settings import ImageFeaturesSettings, Settings
-from tasks.images import crop_to_square, decode
+from tasks.images import square_of
 from tasks.networks import load_network
 from tasks.photos import read_file
 from tasks.quiet import load_tensorflow
@@ -41,10 +41,9 @@ def features_of_file(photo: Path, settings: Settings) -> tuple[np.ndarray, np.nd
     """
     try:
         data = read_file(photo.parent, photo.name, settings.ingest.max_file_bytes)
-        image_rgb = decode(data, settings.images.side_px, settings.ingest.max_pixels)
+        square = square_of(data, settings.images, settings.ingest.max_pixels)
     except BadPhoto as bad:
         raise CutlineError(f"photograph '{photo}': {bad.detail} ({bad.reason}); give another") from None
     load_tensorflow()
-    square = crop_to_square(image_rgb, settings.images)
     one = settings.image_features.model_copy(update={"batch_size": 1})
     return load_network(one, settings.images.side_px).features(square[None])
