@@ -22,7 +22,7 @@ def make_image_features(
 ) -> pl.DataFrame:
     """The table image_features of the table images, row by row in the same order.
 
-    `square` (S*S*3) uint8 → `regions` (R, C) and `pooled` (C), float16; R = 49 and C = 512 for VGG-16
+    `square` (S*S*3 bytes) → `regions` (R, C) and `pooled` (C), float16; R = 49 and C = 512 for VGG-16
     at side_px=224 (Simonyan & Zisserman 2015, block5). `advance` hears of each batch that is done.
     Raises UsageError and MissingWeights, as tasks.networks.load_network does.
     """

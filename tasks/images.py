@@ -25,7 +25,7 @@ from schemas.errors import BadPhoto
 from schemas.settings import ImagesSettings
 from schemas.tables import REJECTS_DTYPES
 from tasks.photos import Header, is_cmyk_tiff, photo_id, read_bytes, read_header
-from tasks.tables import tensor_column
+from tasks.tables import bytes_column
 
 PAD_GREY = 128
 
@@ -275,7 +275,7 @@ def make_images(
     if rejects:
         squares = squares[usable]
     photo_ids = photos["photo_id"].filter(pl.Series(usable))
-    images = pl.DataFrame([photo_ids, tensor_column("square", squares)])
+    images = pl.DataFrame([photo_ids, bytes_column("square", squares)])
     return images, pl.DataFrame(rejects, schema=REJECTS_DTYPES, orient="row")
 
 
