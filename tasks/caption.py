@@ -22,6 +22,9 @@ from tasks.tables import list_column, read_table
 from tasks.training import encode
 from tasks.vocabulary import START, UNK
 
+# A pass takes its time however few of its rows are photographs, so that few are searched in small passes.
+FEW = 8
+
 
 @dataclass
 class Captioner:
@@ -67,14 +70,17 @@ class Captioner:
         `score` is the log-probability a token, <end> counted; `distance` is told in
         tasks/familiarity.py; `alternatives` are the best captions with their scores, best first, itself
         among them. Best is what has the highest score with `settings.agreement` times the CIDEr to be
-        expected of it (tasks/gist.py). A row does not depend on the others: the last batch is filled up.
+        expected of it (tasks/gist.py). A row does not depend on the others: a batch that is not full is
+        filled up.
         """
         photos = photo_tensor(features, self.fusion.settings.kind)
         found: list[list[dict[str, Any]]] = []
-        for place in range(0, len(photos), settings.batch_size):
-            batch = photos[place : place + settings.batch_size]
+        while len(found) < len(photos):
+            done, left = len(found), len(photos) - len(found)
+            size = settings.batch_size if left > settings.batch_size // 2 else min(FEW, settings.batch_size)
+            batch = photos[done : done + size]
             ranked = self._ranked(
-                self.search(batch, settings), features[place : place + len(batch)], settings
+                self.search(batch, settings, size), features[done : done + len(batch)], settings
             )
             found += self._alternatives(ranked, len(batch), settings.alternatives)
             advance(len(batch))
@@ -95,11 +101,11 @@ class Captioner:
             },
         )
 
-    def search(self, photos: np.ndarray, settings: CaptionSettings) -> Hypotheses:
-        """The best captions of at most `settings.batch_size` photographs, (B, R, C)."""
-        full = np.zeros((settings.batch_size, *photos.shape[1:]), np.float32)
+    def search(self, photos: np.ndarray, settings: CaptionSettings, size: int) -> Hypotheses:
+        """The best captions of at most `size` photographs, (B, R, C), by a search of so many at once."""
+        full = np.zeros((size, *photos.shape[1:]), np.float32)
         full[: len(photos)] = photos
-        key = (settings.beam, settings.max_tokens, settings.batch_size)
+        key = (settings.beam, settings.max_tokens, size)
         if key not in self._searches:
             words = Words.of(self.vocabulary)
             self._searches[key] = BeamSearch(self.language_model, self.fusion, words, *key).compiled()
