@@ -67,7 +67,7 @@ class ImageFeaturesSettings(StageSettings):
         description="`auto` is int8 for the bundled weights where the processor is fast at it, else float32",
     )
     batch_size: int = Field(
-        4,
+        2,
         ge=1,
         description="photographs a pass; the last batch of a shard is filled up, so a row never depends on "
         "its neighbours",

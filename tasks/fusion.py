@@ -28,7 +28,7 @@ from tasks.training import (
     make_repeatable,
     save_weights,
 )
-from tasks.vocabulary import END, PAD, UNK
+from tasks.vocabulary import PAD, UNK
 
 if TYPE_CHECKING:
     import keras

@@ -10,7 +10,7 @@ import polars as pl
 
 from schemas.errors import BadPhoto, CutlineError
 from schemas.settings import ImageFeaturesSettings, Settings
-from tasks.images import crop_to_square, decode
+from tasks.images import square_of
 from tasks.networks import load_network
 from tasks.photos import read_file
 from tasks.quiet import load_tensorflow
@@ -22,7 +22,7 @@ def make_image_features(
 ) -> pl.DataFrame:
     """The table image_features of the table images, row by row in the same order.
 
-    `square` (S*S*3) uint8 → `regions` (R, C) and `pooled` (C), float16; R = 49 and C = 512 for VGG-16
+    `square` (S*S*3 bytes) → `regions` (R, C) and `pooled` (C), float16; R = 49 and C = 512 for VGG-16
     at side_px=224 (Simonyan & Zisserman 2015, block5). `advance` hears of each batch that is done.
     Raises UsageError and MissingWeights, as tasks.networks.load_network does.
     """
@@ -41,10 +41,9 @@ def features_of_file(photo: Path, settings: Settings) -> tuple[np.ndarray, np.nd
     """
     try:
         data = read_file(photo.parent, photo.name, settings.ingest.max_file_bytes)
-        image_rgb = decode(data, settings.images.side_px, settings.ingest.max_pixels)
+        square = square_of(data, settings.images, settings.ingest.max_pixels)
     except BadPhoto as bad:
         raise CutlineError(f"photograph '{photo}': {bad.detail} ({bad.reason}); give another") from None
     load_tensorflow()
-    square = crop_to_square(image_rgb, settings.images)
     one = settings.image_features.model_copy(update={"batch_size": 1})
     return load_network(one, settings.images.side_px).features(square[None])

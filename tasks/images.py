@@ -9,14 +9,13 @@ alpha of a grey TIFF, and the one transparent grey that a PNG may name.
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,13 +25,15 @@ from schemas.errors import BadPhoto
 from schemas.settings import ImagesSettings
 from schemas.tables import REJECTS_DTYPES
 from tasks.photos import Header, is_cmyk_tiff, photo_id, read_bytes, read_header
-from tasks.tables import tensor_column
+from tasks.tables import bytes_column
 
 PAD_GREY = 128
 
 # A reduced photograph is still this much larger than the square that is cut from it. Against decoding
 # at full scale and area resampling, photographs then keep a PSNR of 40 dB and more.
 _LEAST_SURPLUS = 1.5
+# Linear interpolation blurs where fewer pixels than so many become one, along a side.
+_BLURRED_BELOW = 1.9
 _REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
     4: cv2.IMREAD_REDUCED_COLOR_4,
@@ -63,7 +64,7 @@ def decode(data: bytes, side_px: int, max_pixels: int = 100_000_000) -> np.ndarr
     (libjpeg's scaled inverse DCT), such that the shorter side keeps 1.5 `side_px`. Other formats keep
     their size. Raises BadPhoto: what `read_header` raises, and undecodable.
     """
-    return _decode(data, read_header(data, max_pixels), side_px)
+    return np.ascontiguousarray(_decode(data, read_header(data, max_pixels), side_px))
 
 
 def _decode(data: bytes, header: Header, side_px: int) -> np.ndarray:
@@ -84,9 +85,7 @@ def _decode(data: bytes, header: Header, side_px: int) -> np.ndarray:
     expected = (-(-header.height // reduction), -(-header.width // reduction), 3)
     if image_rgb.shape != expected:
         raise BadPhoto("undecodable", f"the header promises {expected}, the data holds {image_rgb.shape}")
-    if not _is_true_to_scale(header, reduction) and reduction > 1:
-        image_rgb = _true_to_scale(image_rgb, header, reduction)
-    return np.ascontiguousarray(image_rgb)
+    return image_rgb
 
 
 def _reduction(header: Header, side_px: int) -> int:
@@ -94,32 +93,7 @@ def _reduction(header: Header, side_px: int) -> int:
     if header.format != "jpeg":
         return 1
     surplus = min(header.width, header.height) / (side_px * _LEAST_SURPLUS)
-    divisor = next((divisor for divisor in _REDUCED if divisor <= surplus), 1)
-    # Twice a half is the whole again: then there is nothing to gain.
-    return 1 if divisor == 2 and not _is_true_to_scale(header, divisor) else divisor
-
-
-def _is_true_to_scale(header: Header, reduction: int) -> bool:
-    """Whether the reduced sides are whole, and the longer can be cut to the shorter equally at both ends."""
-    sides = header.width, header.height
-    return not any(side % reduction for side in sides) and (sides[0] - sides[1]) // reduction % 2 == 0
-
-
-def _true_to_scale(image_rgb: np.ndarray, header: Header, reduction: int) -> np.ndarray:
-    """A reduced photograph at twice its size, where its edges and its centre are found more exactly.
-
-    libjpeg rounds the sides up, with a last row and column that lie partly outside, and where the sides
-    differ by an odd number no centre can be cut at a whole pixel: both are shifts that show.
-    """
-    image_rgb = cv2.resize(image_rgb, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
-    shorter, longer = (2 * side / reduction for side in sorted((header.width, header.height)))
-    short = round(shorter)
-    long = short + 2 * math.ceil((longer - short - 1) / 2)  # the nearest with an even difference
-    height, width = (short, long) if header.width > header.height else (long, short)
-    # The rows and columns outside were the last ones before the photograph was turned.
-    rows = slice(-height, None) if header.orientation in (3, 4, 7, 8) else slice(height)
-    columns = slice(-width, None) if header.orientation in (2, 3, 6, 7) else slice(width)
-    return image_rgb[rows, columns]
+    return next((divisor for divisor in _REDUCED if divisor <= surplus), 1)
 
 
 def _imdecode(data: bytes, flags: int) -> np.ndarray:
@@ -172,37 +146,101 @@ def _orient(image: np.ndarray, orientation: int) -> np.ndarray:
 # ---- crop and resize ----
 
 
-def crop_to_square(image_rgb: np.ndarray, settings: ImagesSettings) -> np.ndarray:
+class _Part(NamedTuple):
+    """A rectangle of an image, in its pixels or fractions of them; pixel i reaches from i to i + 1."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def square_of(data: bytes, settings: ImagesSettings, max_pixels: int = 100_000_000) -> np.ndarray:
+    """Decode a photograph and make it a square: (side_px, side_px, 3) uint8, RGB.
+
+    A JPEG is decoded at a reduced scale where `decode` does so. Raises BadPhoto as `decode` does.
+    """
+    return _square_of(data, read_header(data, max_pixels), settings)
+
+
+def _square_of(data: bytes, header: Header, settings: ImagesSettings) -> np.ndarray:
+    image_rgb = _decode(data, header, settings.side_px)
+    return crop_to_square(image_rgb, settings, header, _reduction(header, settings.side_px))
+
+
+def crop_to_square(
+    image_rgb: np.ndarray, settings: ImagesSettings, header: Header | None = None, reduction: int = 1
+) -> np.ndarray:
     """Make (H, W, 3) uint8 a square of (side_px, side_px, 3) uint8.
 
     `centre` cuts the longer side equally at both ends, `pad` adds grey where the shorter one is
     wanting, `squash` changes the aspect. `area` is used along a side that shrinks, `cubic` along one
-    that grows.
+    that grows. An image that is 1 / `reduction` of a photograph is cut where the photograph, whose
+    `header` says its size, would be, if that is within a pixel.
     """
-    side = settings.side_px
-    height, width = image_rgb.shape[:2]
+    header = header or Header(image_rgb.shape[1], image_rgb.shape[0], "raw")
+    side, width, height = settings.side_px, header.width, header.height
+    part = _Part(0, 0, width, height)
     if settings.crop == "centre":
-        cut = min(height, width)
-        top, left = (height - cut) // 2, (width - cut) // 2
-        image_rgb = image_rgb[top : top + cut, left : left + cut]
+        cut = min(width, height)
+        part = _Part((width - cut) // 2, (height - cut) // 2, cut, cut)
+    part = _reduced(part, image_rgb, header, reduction)
     if settings.crop != "pad":
-        return _resize(image_rgb, side, side, settings.interpolation)
+        return _resize(image_rgb, part, side, side, settings.interpolation)
     longer = max(height, width)
     inner_height, inner_width = (max(1, round(side * edge / longer)) for edge in (height, width))
     top, left = (side - inner_height) // 2, (side - inner_width) // 2
     square = np.full((side, side, 3), PAD_GREY, np.uint8)
-    inner = _resize(image_rgb, inner_height, inner_width, settings.interpolation)
+    inner = _resize(image_rgb, part, inner_height, inner_width, settings.interpolation)
     square[top : top + inner_height, left : left + inner_width] = inner
     return square
 
 
-def _resize(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+def _reduced(part: _Part, image: np.ndarray, header: Header, reduction: int) -> _Part:
+    """Where a part of the photograph lies in its reduced image.
+
+    libjpeg rounds the sides up, with a last row and column that lie partly outside; turning the image
+    may have made them the first.
+    """
+    left, top, width, height = (edge / reduction for edge in part)
+    if header.orientation in (2, 3, 6, 7):
+        left += image.shape[1] - header.width / reduction
+    if header.orientation in (3, 4, 7, 8):
+        top += image.shape[0] - header.height / reduction
+    return _Part(left, top, width, height)
+
+
+def _resize(image: np.ndarray, part: _Part, height: int, width: int, interpolation: str) -> np.ndarray:
+    """A part of (H, W, 3) as (height, width, 3)."""
+    if all(edge == int(edge) for edge in part):
+        left, top, part_width, part_height = map(int, part)
+        image = image[top : top + part_height, left : left + part_width]
+    else:
+        image = _between_pixels(image, part, height, width)
+        # Linear interpolation has blurred what the square can show; to halve by `cubic` sharpens it again.
+        if interpolation == "area" and max(part.width / width, part.height / height) < _BLURRED_BELOW:
+            interpolation = "cubic"
     if interpolation != "area":
         return cv2.resize(image, (width, height), interpolation=_INTERPOLATIONS[interpolation])
     # OpenCV's `area` turns into nearest neighbours along a side that grows: shrink first, then grow.
     shrunk = min(image.shape[1], width), min(image.shape[0], height)
     image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _between_pixels(image: np.ndarray, part: _Part, height: int, width: int) -> np.ndarray:
+    """A part that begins or ends within a pixel, as a multiple of (height, width, 3).
+
+    Its edges cannot be rounded: that would be a shift that shows. OpenCV is quick at linear
+    interpolation, and then at the mean of 2 × 2 pixels and more.
+    """
+    across, down = max(2, round(part.width / width)), max(2, round(part.height / height))
+    step_x, step_y = part.width / (width * across), part.height / (height * down)
+    # From a pixel of what comes out to the place in `image` where its centre lies.
+    places = np.array([[step_x, 0, part.left + (step_x - 1) / 2], [0, step_y, part.top + (step_y - 1) / 2]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    size = width * across, height * down
+    return cv2.warpAffine(image, places, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 # ---- a table of photographs ----
@@ -237,7 +275,7 @@ def make_images(
     if rejects:
         squares = squares[usable]
     photo_ids = photos["photo_id"].filter(pl.Series(usable))
-    images = pl.DataFrame([photo_ids, tensor_column("square", squares)])
+    images = pl.DataFrame([photo_ids, bytes_column("square", squares)])
     return images, pl.DataFrame(rejects, schema=REJECTS_DTYPES, orient="row")
 
 
@@ -247,8 +285,7 @@ def _make_square(photo: dict[str, Any], dataset: Path, settings: ImagesSettings)
     if photo_id(data) != photo["photo_id"]:
         raise BadPhoto("changed", "the bytes are not those that ingest found; run ingest again")
     header = read_header(data, photo["width"] * photo["height"])
-    image_rgb = _decode(data, header, settings.side_px)
-    return crop_to_square(image_rgb, settings)
+    return _square_of(data, header, settings)
 
 
 # ---- quiet ----

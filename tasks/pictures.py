@@ -19,6 +19,7 @@ from tasks.packs import located
 from tasks.pages import small_jpeg
 from tasks.photos import photo_id as id_of
 from tasks.photos import read_bytes, read_file
+from tasks.tables import tensor
 
 MAX_FILE_BYTES = 64 * 2**20  # a larger file is not read for a thumbnail
 MAX_AT_ONCE = 2  # photographs being decoded: each may take hundreds of megabytes
@@ -136,9 +137,9 @@ class Pictures:
                 squares = images.filter(pl.col("photo_id") == row["photo_id"]).collect()
         except (KeyError, DamagedFile):
             return None
-        if not squares.height or not isinstance(squares.schema.get("square"), pl.Array):
+        if not squares.height or squares.schema.get("square") not in (pl.Binary, pl.Array):
             return None
-        values = squares["square"].to_numpy()
+        values = tensor(squares["square"])
         side = int((values.shape[1] // 3) ** 0.5)
         return values[0].reshape(side, side, 3)
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from schemas.records import Record, RunRecord
 from schemas.tables import UNLABELLED
+from tasks.tables import tensor
 from tasks.workspace import Workspace
 
 BEST_FIRST = ("test", "dev", UNLABELLED, "train")  # what a model has not learned from tells most
@@ -40,12 +41,13 @@ def samples(workspace: Workspace, run: RunRecord, count: int, of: Sequence[str] 
         chosen = photos.sort(order, "photo_id").head(count)
     rows = chosen.select("photo_id", "path", "split").collect()
     captions = _rows(workspace, _records(workspace, run, "caption"), rows, "predictions")
-    squares = _rows(workspace, _records(workspace, run, "images"), rows, "images")
-    if captions is None or squares is None:
+    images = _rows(workspace, _records(workspace, run, "images"), rows, "images")
+    if captions is None or images is None:
         return []
-    found = rows.join(captions, on="photo_id").join(squares, on="photo_id", maintain_order="left")
-    side = round((found["square"].dtype.shape[0] / 3) ** 0.5)  # type: ignore[attr-defined]
-    pictures = found["square"].to_numpy().reshape(-1, side, side, 3)
+    found = rows.join(captions, on="photo_id").join(images, on="photo_id", maintain_order="left")
+    squares = tensor(found["square"])
+    side = round((squares.shape[1] / 3) ** 0.5)
+    pictures = squares.reshape(-1, side, side, 3)
     names = found.select("path", "split", "caption", "score").rows(named=True)
     return [Sample(square=picture, **row) for picture, row in zip(pictures, names, strict=True)]
 

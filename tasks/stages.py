@@ -200,11 +200,11 @@ def _taken_over(work: Work, file: str, ids: pl.Series) -> list[pl.DataFrame]:
 
 
 def _sizes(frame: pl.DataFrame) -> dict[str, int]:
-    """The tensor sizes that the schema of a frame needs, from its dtypes."""
+    """The tensor sizes that the schema of a frame needs, from its dtypes and its first square."""
     sizes: dict[str, int] = {}
     for name, dtype in frame.schema.items():
         if name == "square":
-            sizes["side_px"] = int((dtype.shape[0] // 3) ** 0.5)  # type: ignore[attr-defined]
+            sizes["side_px"] = int((tensor(frame[name][:1]).shape[1] // 3) ** 0.5)
         elif name == "regions":
             sizes["regions"] = dtype.shape[0]  # type: ignore[attr-defined]
         elif name == "pooled":
@@ -788,7 +788,7 @@ def _gallery(
     if settings.fusion.kind == "attention" and rows.height:
         maps = list(_captioner(work, features).attention_maps(features, words))
     side = settings.images.side_px
-    squares = rows["square"].to_numpy().reshape(-1, side, side, 3)
+    squares = tensor(rows["square"]).reshape(-1, side, side, 3)
     items = []
     for row, square, tokens, weights in zip(
         rows.drop("square").iter_rows(named=True), squares, words, maps, strict=True

@@ -55,8 +55,16 @@ def empty_table(table: str) -> pl.DataFrame:
 
 
 def tensor(column: pl.Series) -> np.ndarray:
-    """The values of a fixed-size array column as (rows, *shape), without a copy where possible."""
-    return column.to_numpy()
+    """The values of a fixed-size array column as (rows, *shape), without a copy where possible.
+
+    Of a column of equally many bytes they are (rows, bytes) uint8.
+    """
+    if column.dtype != pl.Binary:
+        return column.to_numpy()
+    arrow = column.to_arrow()  # a large_binary: where each value starts, and all their bytes
+    starts = np.frombuffer(arrow.buffers()[1], np.int64)[arrow.offset :][: len(arrow) + 1]
+    flat = np.frombuffer(arrow.buffers()[2] or b"", np.uint8)[starts[0] : starts[-1]]
+    return flat.reshape(len(arrow), len(flat) // max(1, len(arrow)))
 
 
 def list_column(name: str, values: np.ndarray, ends: np.ndarray) -> pl.Series:
@@ -64,6 +72,14 @@ def list_column(name: str, values: np.ndarray, ends: np.ndarray) -> pl.Series:
     starts = np.concatenate([[0], ends]).astype(np.int64)
     flat = tensor_column(name, values).to_arrow()
     return pl.Series(name, pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(starts), flat)))
+
+
+def bytes_column(name: str, values: np.ndarray) -> pl.Series:
+    """A column of bytes from (rows, bytes) uint8, without Python objects."""
+    rows, size = values.shape
+    starts = np.arange(rows + 1, dtype=np.int64) * size
+    buffers = [None, pa.py_buffer(starts), pa.py_buffer(np.ascontiguousarray(values))]
+    return pl.Series(name, pl.from_arrow(pa.LargeBinaryArray.from_buffers(pa.large_binary(), rows, buffers)))
 
 
 def tensor_column(name: str, values: np.ndarray) -> pl.Series:

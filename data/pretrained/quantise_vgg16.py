@@ -68,12 +68,12 @@ def read_convolutions(source: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def read_squares(flickr8k: Path) -> np.ndarray:
     """Squares (n, 224, 224, 3), RGB, of training photographs only: others are for scoring."""
     from schemas.settings import ImagesSettings
-    from tasks.images import crop_to_square, decode
+    from tasks.images import square_of
 
     names = (flickr8k / "Flickr_8k.trainImages.txt").read_text().split()
     chosen = names[:: len(names) // PHOTOS][:PHOTOS]
     photos = ((flickr8k / "images" / name).read_bytes() for name in chosen)
-    return np.stack([crop_to_square(decode(data, 224), ImagesSettings()) for data in photos])
+    return np.stack([square_of(data, ImagesSettings()) for data in photos])
 
 
 def quantise_network(

@@ -15,7 +15,7 @@ from schemas.records import Record, RunRecord, StageSummary
 from schemas.settings import Settings
 from tasks.export import captioned, write_captions
 from tasks.photos import photo_id
-from tasks.tables import empty_table, tensor_column, write_table
+from tasks.tables import bytes_column, empty_table, write_table
 from tasks.workspace import Workspace
 
 RUN, LATER = "20260101-000000-000001", "20260102-000000-000002"
@@ -185,7 +185,7 @@ def squares(photos: pl.DataFrame) -> pl.DataFrame:
     """The `images` table of photographs: each square of the brightness of its place in the table."""
     levels = np.arange(photos.height, dtype=np.uint8)[:, None] + 100
     pixels = np.broadcast_to(levels, (photos.height, SIDE_PX**2 * 3))
-    return photos.select("photo_id").with_columns(tensor_column("square", np.ascontiguousarray(pixels)))
+    return photos.select("photo_id").with_columns(bytes_column("square", pixels))
 
 
 def many_captions(root: Path, count: int) -> Written:

@@ -149,6 +149,12 @@ def test_a_shard_of_many_photographs_is_searched_part_by_part(
     assert done == [9, 9, 2]
 
 
+@pytest.mark.parametrize("count", [1, 8, 9, 40])
+def test_few_photographs_have_the_captions_that_many_have(captioner: Captioner, count: int) -> None:
+    many = caption(captioner, range(100, 140), batch_size=40)
+    assert caption(captioner, range(100, 100 + count), batch_size=64).equals(many.head(count))
+
+
 def test_alternatives_are_distinct_best_first_and_hold_the_caption(captioner: Captioner) -> None:
     for row in caption(captioner, UNSEEN, beam=5, alternatives=4).iter_rows(named=True):
         captions = [a["caption"] for a in row["alternatives"]]

@@ -9,7 +9,7 @@ from schemas.settings import ImageFeaturesSettings
 from schemas.tables import check
 from tasks.image_features import make_image_features
 from tasks.networks import load_network
-from tasks.tables import read_table, tensor, tensor_column, write_table
+from tasks.tables import bytes_column, read_table, tensor, write_table
 
 SETTINGS = ImageFeaturesSettings(batch_size=4)
 SIDE_PX = 64
@@ -18,7 +18,7 @@ SIDE_PX = 64
 def some_images(n: int) -> pl.DataFrame:
     squares = np.random.default_rng(5).integers(0, 256, (n, SIDE_PX * SIDE_PX * 3), np.uint8)
     ids = pl.Series("photo_id", [f"{7 * i % 10:032x}" for i in range(n)], pl.String)
-    return check(pl.DataFrame([ids, tensor_column("square", squares)]), "images", side_px=SIDE_PX)
+    return check(pl.DataFrame([ids, bytes_column("square", squares)]), "images", side_px=SIDE_PX)
 
 
 def test_each_photo_gets_its_features_in_the_order_of_the_input(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_each_photo_gets_its_features_in_the_order_of_the_input(tmp_path: Path) 
     assert features["photo_id"].to_list() == images["photo_id"].to_list()
     network = load_network(SETTINGS, SIDE_PX)
     for row in (0, 9):
-        square = images["square"].to_numpy()[row].reshape(1, SIDE_PX, SIDE_PX, 3)
+        square = tensor(images["square"])[row].reshape(1, SIDE_PX, SIDE_PX, 3)
         regions, pooled = network.features(square)
         assert np.array_equal(tensor(features["regions"])[row], regions[0])
         assert np.array_equal(tensor(features["pooled"])[row], pooled[0])

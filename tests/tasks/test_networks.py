@@ -11,7 +11,7 @@ import pytest
 from schemas.errors import MissingWeights, UsageError
 from schemas.settings import ImageFeaturesSettings, ImagesSettings
 from tasks import int8, networks
-from tasks.images import crop_to_square, decode
+from tasks.images import square_of
 from tasks.int8 import has_int8
 from tasks.networks import (
     IMAGENET_HASHES,
@@ -407,8 +407,7 @@ def real_squares(folder: Path) -> np.ndarray:
     names = (folder / "data/flickr8k/Flickr_8k.testImages.txt").read_text().split()
     paths = [folder / "data/flickr8k/images" / name for name in names]
     paths += sorted((folder / "data/coco-mini/train2017").glob("*.jpg"))
-    photos = (decode(path.read_bytes(), 224) for path in paths)
-    return np.stack([crop_to_square(photo, ImagesSettings()) for photo in photos])
+    return np.stack([square_of(path.read_bytes(), ImagesSettings()) for path in paths])
 
 
 @pytest.fixture(scope="module")
