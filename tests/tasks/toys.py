@@ -24,7 +24,7 @@ from schemas.settings import (
     VocabularySettings,
 )
 from tasks.fusion import train_fusion
-from tasks.gist import Gist, Learned, Likeness, landmarks_of, learn_gist
+from tasks.gist import LONGEST_CAPTION, Gist, Learned, Likeness, landmarks_of, learn_gist
 from tasks.language_model import train_language_model
 from tasks.tables import tensor_column, write_table
 from tasks.text_features import make_text_features
@@ -205,6 +205,7 @@ def a_gist(folder: Path) -> Gist:
         grams=np.array([[4 + i % 3, 5 + i // 3, 0, 0] for i in range(grams)], np.int32),
         worth=rng.random(grams).astype(np.float32),
         unknown_worth=4.0,
+        length_worth=np.linspace(0.5, 1, LONGEST_CAPTION + 1, dtype=np.float32),
         mean=rng.random(grams).astype(np.float32),
         directions=rng.normal(size=(grams, size)).astype(np.float32),
         likeness=likeness,
