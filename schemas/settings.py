@@ -125,7 +125,7 @@ class FusionSettings(StageSettings):
         ge=0,
         description="epochs before these on captions without a photograph, with gists imagined for them",
     )
-    epochs: int = Field(3, ge=1, description="on captions with their photographs; the last is kept")
+    epochs: int = Field(4, ge=1, description="on captions with their photographs; the last is kept")
     dev_beam: int = Field(3, ge=1, le=64, description="beam for the dev split's captions after each epoch")
     seed: int = Field(1, description="of the first weights, the order of captions, and dropout")
 
