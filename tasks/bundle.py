@@ -66,7 +66,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["cutline-bundle-3"] = "cutline-bundle-3"
+    format: Literal["cutline-bundle-4"] = "cutline-bundle-4"
     features: FeatureOrigin
     language_model: LanguageModelSettings
     fusion: FusionSettings

@@ -18,7 +18,7 @@ from schemas.tables import check
 from tasks.caption import Captioner
 from tasks.familiarity import unit_pooled
 from tasks.fusion import WEIGHTS, load_fusion
-from tasks.gist import FOLDS, GIST, Gist, Learned, Likeness, _regress, learn_gist
+from tasks.gist import FOLDS, GIST, Gist, Learned, Likeness, _imagine, _regress, learn_gist
 from tasks.language_model import load_language_model
 from tasks.tables import tensor, write_table
 from tasks.vocabulary import PAD
@@ -130,6 +130,29 @@ def test_an_imagined_gist_is_like_that_of_a_photograph_of_the_same(learned: Lear
     rows = [order[photo_id] for photo_id in texts["photo_id"]]
     likeness = np.corrcoef(tensor(texts["gist"]).ravel(), gists[rows].ravel())[0, 1]
     assert likeness > 0.5
+
+
+def test_imagined_gists_and_their_scatter_are_those_of_the_normal_distribution() -> None:
+    # What captions mean varies by `spread`; a photograph and a caption tell it with an error of 1 each.
+    rng, spread = np.random.default_rng(6), np.array([4.0, 2.0, 1.0])
+    meant = rng.normal(size=(20_000, 3)) * np.sqrt(spread)
+    places = meant + rng.normal(size=meant.shape)
+    photographed = meant[:4_000] + rng.normal(size=(4_000, 3))
+    foretold = photographed * spread / (spread + 1)
+    imagined, noise = _imagine(places, foretold, np.eye(3))
+    expected = places * (spread / (spread + 1)) ** 2
+    assert np.abs(imagined - expected).std(0) == pytest.approx(np.zeros(3), abs=0.1)
+    variances = spread**2 / (spread + 1) - spread**4 / (spread + 1) ** 3
+    assert noise @ noise.T == pytest.approx(np.diag(variances), abs=0.1)
+
+
+def test_which_photograph_a_caption_belongs_to_cannot_be_told_from_its_imagined_gist() -> None:
+    # Photographs that tell nothing: what is foretold of them is chance, and so is every link to it.
+    rng = np.random.default_rng(7)
+    places, foretold = rng.normal(size=(2_000, 12)), 0.1 * rng.normal(size=(60, 12))
+    imagined, _ = _imagine(places, foretold, np.eye(12))
+    own = np.repeat(foretold, 5, axis=0)  # captions 5 n to 5 n + 4 are of photograph n
+    assert abs(np.corrcoef(imagined[:300].ravel(), own.ravel())[0, 1]) < 0.1
 
 
 @pytest.fixture(scope="module")
