@@ -22,7 +22,7 @@ def test_a_dry_run_says_what_why_and_how_long_with_the_last_settings_and_makes_n
     stages = {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
     assert {name for name, stage in stages.items() if stage["made"]} == REMADE
     assert stages["caption"]["why"].startswith(
-        "setting caption.alternatives: 3 → 1; setting caption.beam: 10 → 1"
+        "setting caption.alternatives: 3 → 1; setting caption.beam: 20 → 1"
     )
     took = {stage["name"]: stage["took_s"] for stage in ran.record["stages"]}
     for name, stage in stages.items():
@@ -72,7 +72,7 @@ def test_what_depends_on_a_change_is_made_and_laid_side_by_side_with_the_run_bef
         for artifact in ask(server, "artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}}, limit=200)
     }
     plan = {row["stage"]: row for row in json.loads(artifacts["plan"]["data"])}
-    assert "setting caption.beam: 10 → 1" in plan["caption"]["why"]
+    assert "setting caption.beam: 20 → 1" in plan["caption"]["why"]
     assert {name for name, row in plan.items() if row["to make"]} == REMADE
     page = artifacts["comparison"]["data"]
     assert "`caption.beam`: 10 → 1" in page
