@@ -75,7 +75,7 @@ def test_what_depends_on_a_change_is_made_and_laid_side_by_side_with_the_run_bef
     assert "setting caption.beam: 20 → 1" in plan["caption"]["why"]
     assert {name for name, row in plan.items() if row["to make"]} == REMADE
     page = artifacts["comparison"]["data"]
-    assert "`caption.beam`: 10 → 1" in page
+    assert "`caption.beam`: 20 → 1" in page
     assert "![](data:image/jpeg;base64," in page
 
 
