@@ -19,7 +19,7 @@ from tasks.index import Found, Part, VectorIndex
 from tasks.matching import MATCHING, Matching
 from tasks.quiet import load_tensorflow
 from tasks.search import TextEncoder, write_search_page
-from tasks.tables import read_table, tensor
+from tasks.tables import read_table, squares
 from tasks.workspace import Workspace, digest_of_file
 
 
@@ -198,10 +198,8 @@ class Collection:
         """The squares of photographs, RGB uint8."""
         if not found:
             return []
-        squares = self._rows("images", "images.parquet", found, "square", "index")
-        side = self.settings.images.side_px
-        pictures = tensor(squares["square"]).reshape(-1, side, side, 3)
-        by_id = dict(zip(squares["photo_id"], pictures, strict=True))
+        images = self._rows("images", "images.parquet", found, "square", "index")
+        by_id = dict(zip(images["photo_id"], squares(images["square"]), strict=True))
         return [by_id.get(one.id) for one in found]
 
     def _rows(self, stage: str, output: str, found: list[Found], column: str, index: str) -> pl.DataFrame:

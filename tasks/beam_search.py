@@ -323,9 +323,8 @@ class BeamSearch:
         repeating = self._places(self._repeating(slots.tokens, slots.last))
         ranked = tf.tensor_scatter_nd_update(ranked, repeating, tf.gather_nd(ranked, repeating) - RULE_BROKEN)
         dangling = tf.where(tf.gather(tf.constant(self.words.needs_more), slots.last), END, PAD)
-        both = self._places(
-            tf.stack([slots.last, dangling], -1)
-        )  # the same word again, or an <end> too early
+        # The same word again, or an <end> too early.
+        both = self._places(tf.stack([slots.last, dangling], -1))
         ranked = tf.tensor_scatter_nd_sub(ranked, both, tf.fill(both.shape[:-1], RULE_BROKEN))
         best, chosen = _largest(ranked, min(self.beam, gained.shape[-1]))
         gained = tf.gather_nd(gained, self._places(chosen))

@@ -14,7 +14,7 @@ from tasks.images import square_of
 from tasks.networks import load_network
 from tasks.photos import read_file
 from tasks.quiet import load_tensorflow
-from tasks.tables import tensor, tensor_column
+from tasks.tables import squares, tensor_column
 
 
 def make_image_features(
@@ -27,8 +27,7 @@ def make_image_features(
     Raises UsageError and MissingWeights, as tasks.networks.load_network does.
     """
     network = load_network(settings, side_px)
-    squares = tensor(images["square"]).reshape(-1, side_px, side_px, 3)
-    regions, pooled = network.features(squares, advance)
+    regions, pooled = network.features(squares(images["square"]), advance)
     return pl.DataFrame(
         [images["photo_id"], tensor_column("regions", regions), tensor_column("pooled", pooled)]
     )

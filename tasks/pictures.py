@@ -19,7 +19,7 @@ from tasks.packs import located
 from tasks.pages import small_jpeg
 from tasks.photos import photo_id as id_of
 from tasks.photos import read_bytes, read_file
-from tasks.tables import tensor
+from tasks.tables import squares
 
 MAX_FILE_BYTES = 64 * 2**20  # a larger file is not read for a thumbnail
 MAX_AT_ONCE = 2  # photographs being decoded: each may take hundreds of megabytes
@@ -134,14 +134,12 @@ class Pictures:
             record = self._images_record(run, row["split"], row["photo_id"])
             with reading():
                 images = pl.scan_parquet(self.history.file(record, "images.parquet"), glob=False)
-                squares = images.filter(pl.col("photo_id") == row["photo_id"]).collect()
+                found = images.filter(pl.col("photo_id") == row["photo_id"]).collect()
         except (KeyError, DamagedFile):
             return None
-        if not squares.height or squares.schema.get("square") not in (pl.Binary, pl.Array):
+        if not found.height or found.schema.get("square") not in (pl.Binary, pl.Array):
             return None
-        values = tensor(squares["square"])
-        side = int((values.shape[1] // 3) ** 0.5)
-        return values[0].reshape(side, side, 3)
+        return squares(found["square"])[0]
 
     def _images_record(self, run: RunRecord, split: str, photo_id: str) -> Record:
         """The record of the shard that an id falls into: its place is the id's first bits."""

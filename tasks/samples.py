@@ -10,7 +10,7 @@ import polars as pl
 
 from schemas.records import Record, RunRecord
 from schemas.tables import UNLABELLED
-from tasks.tables import tensor
+from tasks.tables import squares
 from tasks.workspace import Workspace
 
 BEST_FIRST = ("test", "dev", UNLABELLED, "train")  # what a model has not learned from tells most
@@ -45,11 +45,10 @@ def samples(workspace: Workspace, run: RunRecord, count: int, of: Sequence[str] 
     if captions is None or images is None:
         return []
     found = rows.join(captions, on="photo_id").join(images, on="photo_id", maintain_order="left")
-    squares = tensor(found["square"])
-    side = round((squares.shape[1] / 3) ** 0.5)
-    pictures = squares.reshape(-1, side, side, 3)
     names = found.select("path", "split", "caption", "score").rows(named=True)
-    return [Sample(square=picture, **row) for picture, row in zip(pictures, names, strict=True)]
+    return [
+        Sample(square=picture, **row) for picture, row in zip(squares(found["square"]), names, strict=True)
+    ]
 
 
 def _rows(

@@ -27,7 +27,7 @@ from tasks.code import code_digest
 from tasks.familiarity import familiar_photos
 from tasks.quiet import load_tensorflow
 from tasks.shards import Advance, Shard, Stage
-from tasks.tables import empty_table, read_rows, read_table, tensor, tensor_column, write_table
+from tasks.tables import empty_table, read_rows, read_table, squares, tensor, tensor_column, write_table
 from tasks.workspace import Workspace, library_versions
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _sizes(frame: pl.DataFrame) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for name, dtype in frame.schema.items():
         if name == "square":
-            sizes["side_px"] = int((tensor(frame[name][:1]).shape[1] // 3) ** 0.5)
+            sizes["side_px"] = squares(frame[name][:1]).shape[1]
         elif name == "regions":
             sizes["regions"] = dtype.shape[0]  # type: ignore[attr-defined]
         elif name == "pooled":
@@ -733,12 +733,11 @@ def _searches(work: Work, paired: pl.DataFrame) -> dict[str, Any]:
     captions = captions.join(vectors.select("photo_id"), on="photo_id", how="semi").sort("caption_id")
     captions = captions.unique("photo_id", keep="first", maintain_order=True).head(SEARCHES_SHOWN)
     found = tensor(captions["vector"]) @ tensor(vectors["vector"]).T
-    squares = dict(zip(images["photo_id"], tensor(images["square"]), strict=True))
-    side = work.settings.images.side_px
+    pictures = dict(zip(images["photo_id"], squares(images["square"]), strict=True))
     examples = []
     for text, own, likeness in zip(captions["text"], captions["photo_id"], found, strict=True):
         hits = [(vectors["photo_id"][int(i)], float(likeness[i])) for i in (-likeness).argsort()[:HITS_SHOWN]]
-        shown = [(squares[id].reshape(side, side, 3), score, id == own) for id, score in hits]
+        shown = [(pictures[id], score, id == own) for id, score in hits]
         examples.append(SearchExample(text, shown))
     return {"searches": examples, "searched": vectors.height}
 
@@ -787,11 +786,9 @@ def _gallery(
     maps: list[np.ndarray | None] = [None] * rows.height
     if settings.fusion.kind == "attention" and rows.height:
         maps = list(_captioner(work, features).attention_maps(features, words))
-    side = settings.images.side_px
-    squares = tensor(rows["square"]).reshape(-1, side, side, 3)
     items = []
     for row, square, tokens, weights in zip(
-        rows.drop("square").iter_rows(named=True), squares, words, maps, strict=True
+        rows.drop("square").iter_rows(named=True), squares(rows["square"]), words, maps, strict=True
     ):
         grid = round(weights.shape[1] ** 0.5) if weights is not None else 0
         items.append(

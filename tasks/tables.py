@@ -67,6 +67,13 @@ def tensor(column: pl.Series) -> np.ndarray:
     return flat.reshape(len(arrow), len(flat) // max(1, len(arrow)))
 
 
+def squares(column: pl.Series) -> np.ndarray:
+    """The column `square` of an `images` table as RGB pictures, (rows, S, S, 3) uint8."""
+    flat = tensor(column)
+    side = round((flat.shape[1] / 3) ** 0.5)
+    return flat.reshape(len(flat), side, side, 3)
+
+
 def list_column(name: str, values: np.ndarray, ends: np.ndarray) -> pl.Series:
     """A column of lists of fixed-size arrays, the rows of `values` cut at `ends`, without Python objects."""
     starts = np.concatenate([[0], ends]).astype(np.int64)

@@ -29,7 +29,6 @@ from tests.tasks.toys import (
 )
 
 PITCHES_HZ = dict(zip(PLACES, (300, 1200, 3000), strict=True))
-SETTINGS = FUSION_SETTINGS
 
 
 def waves() -> pl.DataFrame:
@@ -90,7 +89,7 @@ def test_what_is_heard_is_fused_with_what_is_seen(tmp_path: Path) -> None:
         for old in features.glob("images.*"):
             old.unlink()
         shutil.copyfile(workspace.root / file, features / "images.0")
-        curve = train_toy_fusion(features, tmp_path / f"{name} out", SETTINGS)
+        curve = train_toy_fusion(features, tmp_path / f"{name} out", FUSION_SETTINGS)
         losses[name] = curve["dev_loss"].min()
     # A caption of six to eight tokens names the place in four of five: knowing it is worth ln 3 each time.
     assert losses["heard"] < losses["seen"] - 0.05
