@@ -7,21 +7,13 @@ that of Jacob et al. 2018, arXiv:1712.05877.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-# Instructions that multiply 8-bit integers and add up in 32 bits. Without them oneDNN adds up in 16
-# bits, where large sums are cut off.
-INT8_INSTRUCTIONS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-CPU_INFO = Path("/proc/cpuinfo")
 
 LAYERS = (
     *("block1_conv1", "block1_conv2"),
@@ -35,22 +27,6 @@ BEFORE_POOLING = frozenset({"block1_conv2", "block2_conv2", "block3_conv3", "blo
 MEAN_RGB = np.array([123.68, 116.779, 103.939], np.float32)
 LARGEST_LEVEL = 127
 LARGEST_ACTIVATION = 255.0
-
-
-@lru_cache(maxsize=1)
-def has_int8() -> bool:
-    """Whether int8 is exact and fast here: the processor's instructions, and TensorFlow's oneDNN is on.
-
-    Does not import TensorFlow. False where there is no /proc/cpuinfo.
-    """
-    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":
-        return False
-    try:
-        text = CPU_INFO.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return not INT8_INSTRUCTIONS.isdisjoint(flags.split())
 
 
 def float_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

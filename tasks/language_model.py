@@ -12,6 +12,7 @@ import polars as pl
 
 from schemas.errors import UsageError
 from schemas.settings import LanguageModelSettings
+from tasks.lstm import product, read
 from tasks.training import (
     Checkpoint,
     Progress,
@@ -299,6 +300,6 @@ class _Trainer:
         net, batch, rate = self.language_model, self.settings.batch_size, self.settings.dropout
         embedded = (batch, 1, self.settings.embedding_size)
         words = dropout(words, rate / 2, seed, embedded)
-        states = dropout(net.lstm(words), rate, seed + 1, (batch, 1, self.settings.state_size))
+        states = dropout(read(words, net.lstm), rate, seed + 1, (batch, 1, self.settings.state_size))
         projected = dropout(net.projection(states), rate / 2, seed + 2, embedded)
-        return net.embedding(tf.boolean_mask(projected, real), reverse=True)
+        return product(tf.boolean_mask(projected, real), net.embedding.embeddings.value, transpose_b=True)

@@ -19,7 +19,8 @@ import numpy as np
 
 from schemas.errors import MissingWeights, UsageError
 from schemas.settings import ImageFeaturesSettings
-from tasks.int8 import INT8_INSTRUCTIONS, float_weights, has_int8, last_maps
+from tasks.int8 import float_weights, last_maps
+from tasks.processor import INT8_INSTRUCTIONS, has_int8
 
 if TYPE_CHECKING:
     import h5py

@@ -15,6 +15,7 @@ import pytest
 from schemas.errors import StaleModel, UsageError
 from schemas.settings import LanguageModelSettings
 from schemas.tables import check
+from tasks import lstm
 from tasks.language_model import (
     CLIP,
     WEIGHTS,
@@ -99,9 +100,11 @@ def test_a_pass_reads_every_caption_once_in_another_order_each_time_with_little_
     assert np.mean([len(row) for row in first[:128]]) == pytest.approx(np.mean([*map(len, first)]), rel=0.15)
 
 
-def test_a_step_is_that_of_plain_keras_on_padded_captions() -> None:
+def test_a_step_is_that_of_plain_keras_on_padded_captions(monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
     import tensorflow as tf
+
+    monkeypatch.setattr(lstm, "has_bfloat16", lambda: False)
 
     vocabulary = toy_vocabulary()
     settings = LM_SETTINGS.model_copy(update={"dropout": 0.0})

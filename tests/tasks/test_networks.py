@@ -10,9 +10,9 @@ import pytest
 
 from schemas.errors import MissingWeights, UsageError
 from schemas.settings import ImageFeaturesSettings, ImagesSettings
-from tasks import int8, networks
+from tasks import networks
+from tasks import processor as processor_module
 from tasks.images import square_of
-from tasks.int8 import has_int8
 from tasks.networks import (
     IMAGENET_HASHES,
     Network,
@@ -21,6 +21,7 @@ from tasks.networks import (
     resolved_precision,
     weights_digest,
 )
+from tasks.processor import has_int8
 from tests.conftest import Once
 
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor has no fast 8-bit instructions")
@@ -151,7 +152,7 @@ def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     def pretend(flags: str) -> None:
         path = tmp_path / "cpuinfo"
         path.write_text(f"processor\t: 0\nvmx flags\t: avx_vnni\nflags\t\t: fpu sse2 {flags}\n")
-        monkeypatch.setattr(int8, "CPU_INFO", path)
+        monkeypatch.setattr(processor_module, "CPU_INFO", path)
         has_int8.cache_clear()
 
     yield pretend
@@ -189,7 +190,7 @@ def test_auto_is_float32_where_nobody_can_tell(
     processor: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processor("avx512_vnni")
-    monkeypatch.setattr(int8, "CPU_INFO", tmp_path / "no such file")
+    monkeypatch.setattr(processor_module, "CPU_INFO", tmp_path / "no such file")
     assert resolved_precision(settings(precision="auto")) == "float32"
 
 

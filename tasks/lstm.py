@@ -1,0 +1,153 @@
+"""An LSTM over whole captions, for training: what Keras's layer computes, in less of the processor's time.
+
+What grows with the weights is worked out once for all tokens (products with the inputs, and the gradients
+of both matrices), so that only the products with the state are left to do token by token; Keras's tape adds
+up a gradient of the whole recurrent matrix at every token. And products are of bfloat16 numbers, added up
+in float32, where the processor has instructions for them: training takes no harm from their three digits
+(Kalamkar et al. 2019, arXiv:1905.12322).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tasks.processor import has_bfloat16
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+Gradients: TypeAlias = "tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]"
+
+
+def product(left: tf.Tensor, right: tf.Tensor, **transposed: bool) -> tf.Tensor:
+    """The matrix product (float32) of two matrices, for training."""
+    import tensorflow as tf
+
+    return tf.cast(tf.matmul(_factor(left), _factor(right), **transposed), tf.float32)
+
+
+def _factor(matrix: tf.Tensor) -> tf.Tensor:
+    """The matrix as it is multiplied."""
+    import tensorflow as tf
+
+    return tf.cast(matrix, tf.bfloat16) if has_bfloat16() else matrix
+
+
+def read(inputs: tf.Tensor, layer: keras.layers.LSTM) -> tf.Tensor:
+    """The states of `layer` after each input: (B, T, E) -> (B, T, H) float32; B is known, T need not be."""
+    import tensorflow as tf
+
+    cell = layer.cell
+    weights = [matrix.value for matrix in (cell.kernel, cell.recurrent_kernel, cell.bias)]
+    return _by_caption(_read(_by_caption(tf.convert_to_tensor(inputs)), *weights))
+
+
+def _by_caption(values: tf.Tensor) -> tf.Tensor:
+    """Token by token to caption by caption, and back."""
+    import tensorflow as tf
+
+    return tf.transpose(values, (1, 0, 2))
+
+
+def _read(inputs: tf.Tensor, kernel: tf.Tensor, recurrent: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """(T, B, E) -> (T, B, H), with the gradient by hand (Hochreiter and Schmidhuber 1997)."""
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def states_of(
+        inputs: tf.Tensor, kernel: tf.Tensor, recurrent: tf.Tensor, bias: tf.Tensor
+    ) -> tuple[tf.Tensor, Any]:
+        states, cells, gates = _forwards(inputs, kernel, recurrent, bias)
+
+        def gradients(of_states: tf.Tensor) -> Gradients:
+            of_gates = _flat(_backwards(of_states, cells, gates, recurrent))
+            return (
+                tf.reshape(product(of_gates, kernel, transpose_b=True), tf.shape(inputs)),
+                product(_flat(inputs), of_gates, transpose_a=True),
+                product(_flat(_before(states)), of_gates, transpose_a=True),
+                tf.reduce_sum(of_gates, 0),
+            )
+
+        return states, gradients
+
+    return states_of(inputs, kernel, recurrent, bias)
+
+
+def _forwards(
+    inputs: tf.Tensor, kernel: tf.Tensor, recurrent: tf.Tensor, bias: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """States and cells (T, B, H), and the four gates (T, B, 4 H) in Keras's order: take, keep, new, tell."""
+    import tensorflow as tf
+
+    tokens, captions, size = tf.shape(inputs)[0], inputs.shape[1], recurrent.shape[0]
+    recurrent = _factor(recurrent)
+    of_inputs = _each(tf.reshape(product(_flat(inputs), kernel) + bias, (-1, captions, 4 * size)))
+
+    def step(token: tf.Tensor, state: tf.Tensor, cell: tf.Tensor, *told: tf.TensorArray) -> tuple[Any, ...]:
+        raw = of_inputs.read(token) + product(state, recurrent)
+        take, keep, new, tell = tf.split(raw, 4, -1)
+        take, keep, new, tell = tf.sigmoid(take), tf.sigmoid(keep), tf.tanh(new), tf.sigmoid(tell)
+        cell = keep * cell + take * new
+        state = tell * tf.tanh(cell)
+        values = state, cell, tf.concat([take, keep, new, tell], -1)
+        return token + 1, state, cell, *(x.write(token, y) for x, y in zip(told, values, strict=True))
+
+    nothing = tf.zeros((captions, size))
+    told = [_rows(tokens, captions, width) for width in (size, size, 4 * size)]
+    ended = tf.while_loop(lambda token, *_: token < tokens, step, (0, nothing, nothing, *told))
+    states, cells, gates = (rows.stack() for rows in ended[3:])
+    return states, cells, gates
+
+
+def _backwards(of_states: tf.Tensor, cells: tf.Tensor, gates: tf.Tensor, recurrent: tf.Tensor) -> tf.Tensor:
+    """The gradient of what goes into the gates (T, B, 4 H), from that of the states (T, B, H)."""
+    import tensorflow as tf
+
+    tokens, captions, size = tf.shape(of_states)[0], of_states.shape[1], recurrent.shape[0]
+    recurrent = _factor(recurrent)
+    states_, cells_, before_, gates_ = map(_each, (of_states, cells, _before(cells), gates))
+
+    def step(token: tf.Tensor, of_state: tf.Tensor, of_cell: tf.Tensor, told: tf.TensorArray) -> Any:
+        of_state += states_.read(token)
+        take, keep, new, tell = tf.split(gates_.read(token), 4, -1)
+        shown = tf.tanh(cells_.read(token))
+        of_cell += of_state * tell * (1 - shown * shown)
+        raw = [
+            of_cell * new * take * (1 - take),
+            of_cell * before_.read(token) * keep * (1 - keep),
+            of_cell * take * (1 - new * new),
+            of_state * shown * tell * (1 - tell),
+        ]
+        of_gates = tf.concat(raw, -1)
+        to_state = product(of_gates, recurrent, transpose_b=True)
+        return token - 1, to_state, of_cell * keep, told.write(token, of_gates)
+
+    nothing = tf.zeros((captions, size))
+    told = _rows(tokens, captions, 4 * size)
+    return tf.while_loop(lambda token, *_: token >= 0, step, (tokens - 1, nothing, nothing, told))[-1].stack()
+
+
+def _each(values: tf.Tensor) -> tf.TensorArray:
+    import tensorflow as tf
+
+    return tf.TensorArray(tf.float32, tf.shape(values)[0]).unstack(values)
+
+
+def _rows(tokens: tf.Tensor, captions: int, width: int) -> tf.TensorArray:
+    import tensorflow as tf
+
+    return tf.TensorArray(tf.float32, tokens, element_shape=(captions, width))
+
+
+def _before(values: tf.Tensor) -> tf.Tensor:
+    """What was there before each token: nothing before the first."""
+    import tensorflow as tf
+
+    return tf.concat([tf.zeros_like(values[:1]), values[:-1]], 0)
+
+
+def _flat(values: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    return tf.reshape(values, (-1, values.shape[-1]))
