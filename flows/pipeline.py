@@ -336,8 +336,8 @@ class Wiring:
     ) -> Walked:
         """Learns from the train split, is watched on the dev split; other rows do not touch its key."""
         photos, captions = features.of("train", "dev"), text_features.of("train", "dev")
-        words, texts = tokens.of("train", "dev"), tokens.of("train-text")
-        needs = [ingest.one, vocabulary.one, language_model.one, gist.one, *photos, *captions, *words, *texts]
+        words = tokens.of("train", "train-text", "dev")
+        needs = [ingest.one, vocabulary.one, language_model.one, gist.one, *photos, *captions, *words]
         if any(need is None for need in needs):
             return self.walk.stage(stages.FUSION, [None])
         pairs = _path(ingest.one, "captions.parquet")
@@ -349,7 +349,7 @@ class Wiring:
                 "pairs": _digest_of_pairs(self.walk.workspace.file(pairs), "train", "dev"),
                 **_digests(photos, "image_features"),
                 **_digests(captions, "text_features"),
-                **_digests(texts, "tokens"),
+                **_digests(tokens.of("train", "train-text"), "tokens"),
                 **_digests([vocabulary.one], "vocabulary"),
                 **{name: _digest(gist.one, file) for name, file in GIST_FILES.items()},
                 "language_model": _digest(language_model.one, "language_model.weights.h5"),
@@ -357,7 +357,6 @@ class Wiring:
             {
                 "captions": pairs,
                 "tokens": _paths(words, "tokens"),
-                "texts": _paths(texts, "tokens"),
                 **{name: _path(gist.one, file) for name, file in GIST_FILES.items()},
                 "image_features": _paths(photos, "image_features"),
                 "text_features": _paths(captions, "text_features"),
@@ -365,7 +364,10 @@ class Wiring:
                 "language_model": _path(language_model.one, "language_model.weights.h5"),
             },
             needs=needs,
-            counted=[*texts * settings.text_epochs, *tokens.of("train") * settings.epochs],
+            counted=[
+                *tokens.of("train", "train-text") * settings.text_epochs,
+                *tokens.of("train") * settings.epochs,
+            ],
         )
 
     def matching(self, ingest: Walked, tokens: Walked, features: Walked, text_features: Walked) -> Walked:

@@ -123,7 +123,7 @@ class FusionSettings(StageSettings):
     text_epochs: int = Field(
         2,
         ge=0,
-        description="epochs before these on captions without a photograph, with gists imagined for them",
+        description="epochs before these on all training captions, with gists imagined for them",
     )
     epochs: int = Field(4, ge=1, description="on captions with their photographs; the last is kept")
     dev_beam: int = Field(3, ge=1, le=64, description="beam for the dev split's captions after each epoch")

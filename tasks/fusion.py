@@ -241,8 +241,9 @@ def train_fusion(
     """Train on the features in Parquet alone; write `fusion.weights.h5` to `out`, return the `curve` table.
 
     `pairs` has a row a caption: caption_id, photo_id, split, tokens. With a gist (`learned`), it begins with
-    `texts`, captions without a photograph (caption_id, tokens), and the gists imagined for them (Nukrai et
-    al. 2022, "Text-only training for image captioning using noise-injected CLIP"); then come the `pairs`.
+    the training captions among `texts` (caption_id, tokens), photographed or not, and the gists imagined for
+    them (Nukrai et al. 2022, "Text-only training for image captioning using noise-injected CLIP"); then come
+    the `pairs`.
     After each epoch the dev split's photographs, where there are any, are captioned and `score`d against
     `references` (by photo_id) for the curve. The last epoch is kept: from few photographs neither the dev
     loss, which stands still while captions still get better, nor the CIDEr of one epoch says more.

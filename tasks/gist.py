@@ -157,8 +157,9 @@ class Gist:
 class Learned(NamedTuple):
     """What the training captions and their photographs teach: `gists` and `imagined` are tables.
 
-    `gists` has the gists of the training photographs, each foretold as if it were unknown; `imagined`, for
-    captions without a photograph, the gist to be expected of one. Such gists scatter by `Gist.noise`.
+    `gists` has the gists of the training photographs, each foretold as if it were unknown; `imagined` the
+    gist to be expected of a photograph with this caption, whether it has one or not. These scatter by
+    `Gist.noise`.
     """
 
     gist: Gist
@@ -197,7 +198,6 @@ def learn_gist(
     middle, whiten, colour = _whitening(foretold)
     gists = (foretold - middle) @ whiten
     imagined, noise = _imagine(places, foretold, whiten)
-    is_text = rows["photo_id"].is_null().to_numpy()
     gist = Gist(
         grams=grams.select(GRAM).to_numpy().astype(np.int32),
         worth=grams["worth"].to_numpy().astype(np.float32),
@@ -217,7 +217,7 @@ def learn_gist(
     return Learned(
         gist,
         _table("photo_id", photos["photo_id"], gists),
-        _table("caption_id", rows["caption_id"].filter(is_text), imagined[rows["row"].to_numpy()[is_text]]),
+        _table("caption_id", rows["caption_id"], imagined[rows["row"].to_numpy()]),
     )
 
 

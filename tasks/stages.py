@@ -412,7 +412,7 @@ def make_fusion(work: Work) -> Made:
         work.partial,
         work.advance,
         _learned(work),
-        _all_rows(work.paths("texts"), "tokens").select("caption_id", "tokens"),
+        tokens,
     )
     _write_curve(work, curve, f"Fusion by {settings.fusion.kind}")
     return Made(pairs.height, curve.height)
