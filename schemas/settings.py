@@ -115,9 +115,6 @@ class FusionSettings(StageSettings):
     averaging: float = Field(
         0.98, ge=0, lt=1, description="weights kept are a running mean over about 1 / (1 - averaging) steps"
     )
-    emphasis: float = Field(
-        1.5, ge=0, le=10, description="weight, when captioning, of what the photograph changes in the text"
-    )
     batch_size: int = Field(64, ge=1, description="captions a step")
     learning_rate: float = Field(1e-3, gt=0, description="Adam's, at its highest")
     text_epochs: int = Field(
@@ -163,10 +160,11 @@ class LeaksSettings(StageSettings):
 class CaptionSettings(StageSettings):
     beam: int = Field(20, ge=1, le=64, description="1 is greedy")
     agreement: float = Field(
-        8.0,
+        1.0,
         ge=0,
         le=1000,
-        description="weight, beside a caption's score, of the CIDEr to be expected of it by the gist",
+        description="weight in the search, beside a caption's score, of the CIDEr to be expected of it; 0 "
+        "writes what has the highest score, else it is what is expected to have the highest CIDEr",
     )
     max_tokens: int = Field(20, ge=1, le=100, description="a caption ends there at the latest")
     alternatives: int = Field(3, ge=1, description="captions kept a photograph, best first; at most the beam")

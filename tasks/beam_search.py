@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from schemas.errors import UsageError
+from tasks.agreement import Agreement
 from tasks.vocabulary import END, PAD, START, UNK
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from tasks.agreement import NGrams
     from tasks.fusion import Fusion
     from tasks.language_model import LanguageModel, Step
 
@@ -86,6 +89,7 @@ IMPOSSIBLE = -1e30
 BLOCK = 64  # tokens, of which the largest is found at once
 MOST = 512  # photographs of one search, which keeps some 200 kB of each
 ENCODED = 32  # photographs that are encoded at once
+FORETOLD = "foretold"  # its name beside what the fusion keeps
 FREE = 4  # slots that are filled at once, as each time costs as much as some slots' steps
 
 
@@ -112,13 +116,15 @@ class Hypotheses:
     """Captions found for each photograph, best first.
 
     tokens (B, K, max_tokens + 1) int32, filled up with <pad> after <end>; log_probability (B, K)
-    float32, of all tokens and the <end>; length (B, K) float32, counting the <end>. Where there
-    are fewer than K captions, the rest has a log_probability below -1e29.
+    float32, of all tokens and the <end>; length (B, K) float32, counting the <end>; expected_cider (B, K)
+    float32, 0 where nothing is known of it. Where there are fewer than K captions, the rest has a
+    log_probability below -1e29.
     """
 
     tokens: np.ndarray
     log_probability: np.ndarray
     length: np.ndarray
+    expected_cider: np.ndarray
 
     @property
     def score(self) -> np.ndarray:
@@ -138,6 +144,7 @@ class Slots(NamedTuple):
     log_probability: tf.Tensor  # (B, K)
     broken: tf.Tensor  # (B, K), by how much rules were broken
     length: tf.Tensor  # (B, K), tokens with the <end>
+    ngrams: NGrams | tuple[()]  # (B, K); of nobody's where there is no agreement to count
 
     def ended(self) -> tf.Tensor:
         """Which captions grow no more, (B, K)."""
@@ -154,9 +161,10 @@ class Slots(NamedTuple):
 class BeamSearch:
     """Searches the captions of `batch_size` photographs at a time; beam 1 is greedy.
 
-    Partial captions are compared by their log-probability a token, ended ones beside those still
-    growing. No special token is written; a caption has at least one word; where there is another
-    way it ends in none of NEEDS_MORE, repeats no word at once and no pair of words at all.
+    Partial captions are compared by their log-probability a token and `agreement` times the CIDEr to be
+    expected of them, ended ones beside those still growing. No special token is written; a caption has at
+    least one word; where there is another way it ends in none of NEEDS_MORE, repeats no word at once and no
+    pair of words at all.
 
     Of a batch that begins together one caption is nearly always still growing at the last step, so each
     photograph has a slot, and another takes it once all its captions have ended. There are as many slots at
@@ -169,6 +177,7 @@ class BeamSearch:
     beam: int
     max_tokens: int
     batch_size: int
+    agreement: float = 0.0
 
     def compiled(self) -> Any:
         """The search as one graph: at most MOST photographs, (N, R, C) float16 -> what Hypotheses hold."""
@@ -185,15 +194,17 @@ class BeamSearch:
         import tensorflow as tf
 
         count, known = tf.shape(photos)[0], self._encoded(photos)
+        foretold = known.pop(FORETOLD, None)
 
         def fill_then_extend(waiting: tf.Tensor, slots: Slots, found: Any) -> tuple[Any, ...]:
-            found, (waiting, slots) = _with_those_of(slots, found), self._filled(waiting, count, slots)
+            found, (waiting, slots) = self._with_those_of(slots, found), self._filled(waiting, count, slots)
             place = tf.minimum(slots.photo, count - 1)
             memory = {name: tf.gather(values, place) for name, values in known.items()}
+            expected = None if foretold is None else tf.gather(foretold, place)
             enough = tf.where(waiting < count, min(FREE, self.batch_size), self.batch_size)
             slots = tf.while_loop(
                 lambda *slots: tf.math.count_nonzero(Slots(*slots).free(), dtype=tf.int32) < enough,
-                lambda *slots: self._extended(Slots(*slots), memory, read),
+                lambda *slots: self._extended(Slots(*slots), memory, expected, read),
                 slots,
             )
             return waiting, Slots(*slots), found
@@ -202,19 +213,23 @@ class BeamSearch:
         _, slots, found = tf.while_loop(
             lambda waiting, *_: waiting < count,
             fill_then_extend,
-            (tf.constant(0), nobody, _nothing(count + 1, nobody)),
+            (tf.constant(0), nobody, self._nothing(count + 1, nobody)),
         )
-        return tuple(values[:count] for values in _with_those_of(slots, found))
+        return tuple(values[:count] for values in self._with_those_of(slots, found))
 
     def _encoded(self, photos: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What the fusion keeps of each photograph, by name; the last batch is filled up."""
+        """What the fusion keeps of each photograph, by name, and what is foretold of its captions; the last
+        batch is filled up."""
         import tensorflow as tf
 
         batches = -(-tf.shape(photos)[0] // ENCODED)
         photos = tf.pad(photos, [[0, batches * ENCODED - tf.shape(photos)[0]], [0, 0], [0, 0]])
 
         def encode(some: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self.fusion.encode(tf.cast(some, tf.float32)).kept()
+            some = tf.cast(some, tf.float32)
+            gists = self.fusion.gists(some)
+            foretold = {FORETOLD: self._agreement.foretold(gists)} if self._agreement else {}
+            return self.fusion.encode(some, gists=gists).kept() | foretold
 
         one = encode(photos[:1])
         signature = {name: tf.TensorSpec((ENCODED, *x.shape[1:]), x.dtype) for name, x in one.items()}
@@ -259,9 +274,12 @@ class BeamSearch:
             log_probability=tf.tile([[0.0] + [IMPOSSIBLE] * (beam - 1)], (rows, 1)),
             broken=tf.zeros((rows, beam)),
             length=tf.tile(tf.where(is_photo, 0.0, 1.0), (1, beam)),
+            ngrams=self._agreement.begun(rows, beam) if self._agreement else (),
         )
 
-    def _extended(self, slots: Slots, memory: dict[str, tf.Tensor], read: Step) -> Slots:
+    def _extended(
+        self, slots: Slots, memory: dict[str, tf.Tensor], foretold: tf.Tensor | None, read: Step
+    ) -> Slots:
         """Each caption by one token, and of all these the best; those of a photograph compete."""
         import tensorflow as tf
 
@@ -284,12 +302,16 @@ class BeamSearch:
         total = slots.log_probability[..., None] + gained
         broken = slots.broken[..., None] + RULE_BROKEN * rules
         length = slots.length + tf.where(ended, 0.0, 1.0)
-        rank = tf.reshape(total / length[..., None] - broken, (rows, -1))
-        _, chosen = tf.math.top_k(rank, beam)  # (B, K) of beam * N
+        rank = total / length[..., None] - broken
+        ngrams = slots.ngrams
+        if self._agreement and ngrams:
+            ngrams = self._agreement.extended(ngrams, following, slots.step, foretold)
+            rank += self.agreement * ngrams.expected_cider()
+        _, chosen = tf.math.top_k(tf.reshape(rank, (rows, -1)), beam)  # (B, K) of beam * N
         parent = chosen // following.shape[-1] + beam * np.arange(rows, dtype=np.int32)[:, None]
 
         def of_candidate(values: tf.Tensor) -> tf.Tensor:
-            return tf.gather(tf.reshape(values, (rows, -1)), chosen, batch_dims=1)
+            return tf.gather(tf.reshape(values, (rows, -1, *values.shape[3:])), chosen, batch_dims=1)
 
         def of_parent(values: tf.Tensor) -> tf.Tensor:
             return tf.gather(tf.reshape(values, (rows * beam, *values.shape[2:])), parent)
@@ -306,6 +328,7 @@ class BeamSearch:
             log_probability=of_candidate(total),
             broken=of_candidate(broken),
             length=of_parent(length),
+            ngrams=tf.nest.map_structure(of_candidate, ngrams),
         )
 
     def _candidates(self, slots: Slots, gained: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -349,31 +372,42 @@ class BeamSearch:
         counts = (before == last[..., None]) & ~(tf.gather(needs_more, before) & tf.gather(needs_more, after))
         return tf.where(counts, after, PAD)
 
+    @cached_property
+    def _agreement(self) -> Agreement | None:
+        gist = self.fusion.gist
+        return Agreement.of(gist, len(self.words.written)) if gist and self.agreement else None
+
+    def _found(self, slots: Slots) -> tuple[tf.Tensor, ...]:
+        """What Hypotheses hold of the photographs in the slots, best first as a step leaves them."""
+        import tensorflow as tf
+
+        expected = tf.zeros_like(slots.length)
+        if self._agreement and slots.ngrams:
+            words = tf.math.count_nonzero(slots.tokens > UNK, -1, dtype=tf.int32)
+            expected = slots.ngrams.expected_cider() * self._agreement.worth_of_length(words)
+        return slots.tokens, slots.log_probability, slots.length, expected
+
+    def _nothing(self, rows: tf.Tensor, slots: Slots) -> tuple[tf.Tensor, ...]:
+        """Room for what is found of so many photographs."""
+        import tensorflow as tf
+
+        return tuple(tf.zeros((rows, *values.shape[1:]), values.dtype) for values in self._found(slots))
+
+    def _with_those_of(self, slots: Slots, found: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+        """`found` with what the slots hold, each photograph's at its number."""
+        import tensorflow as tf
+
+        return tuple(
+            tf.tensor_scatter_nd_update(table, slots.photo[:, None], values)
+            for table, values in zip(found, self._found(slots), strict=True)
+        )
+
     def _places(self, tokens: tf.Tensor) -> tf.Tensor:
         """Where tokens (B, K, N) stand in a table (B, K, V), (B, K, N, 3)."""
         import tensorflow as tf
 
         row, beam, _ = np.indices(tokens.shape, np.int32)
         return tf.stack([row, beam, tokens], -1)
-
-
-def _nothing(rows: tf.Tensor, slots: Slots) -> tuple[tf.Tensor, ...]:
-    """Room for the tokens, log_probability and length of so many photographs."""
-    import tensorflow as tf
-
-    some = slots.tokens, slots.log_probability, slots.length
-    return tuple(tf.zeros((rows, *values.shape[1:]), values.dtype) for values in some)
-
-
-def _with_those_of(slots: Slots, found: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
-    """`found` with what the slots hold, each photograph's at its number, best first as a step leaves them."""
-    import tensorflow as tf
-
-    some = slots.tokens, slots.log_probability, slots.length
-    return tuple(
-        tf.tensor_scatter_nd_update(table, slots.photo[:, None], values)
-        for table, values in zip(found, some, strict=True)
-    )
 
 
 def _largest(values: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -34,7 +34,7 @@ class Captioner:
     fusion: Fusion
     vocabulary: list[str]
     familiarity: Familiarity
-    _searches: dict[tuple[int, int, int], Any] = field(default_factory=dict)
+    _searches: dict[tuple[int, int, int, float], Any] = field(default_factory=dict)
 
     @staticmethod
     def load(
@@ -69,16 +69,14 @@ class Captioner:
 
         `score` is the log-probability a token, <end> counted; `distance` is told in
         tasks/familiarity.py; `alternatives` are the best captions with their scores, best first, itself
-        among them. Best is what has the highest score with `settings.agreement` times the CIDEr to be
-        expected of it (tasks/gist.py). A row does not depend on the others.
+        among them. Best of what the search has found is that of which the highest CIDEr is to be expected
+        (tasks/agreement.py), or else what has the highest score. A row does not depend on the others.
         """
         photos = photo_tensor(features, self.fusion.settings.kind)
         found: list[list[dict[str, Any]]] = []
         for place in range(0, len(photos), MOST):
             batch = photos[place : place + MOST]
-            ranked = self._ranked(
-                self.search(batch, settings), features[place : place + len(batch)], settings
-            )
+            ranked = _by_expected_cider(self.search(batch, settings))
             found += self._alternatives(ranked, len(batch), settings.alternatives)
             advance(len(batch))
         return pl.DataFrame(
@@ -102,27 +100,11 @@ class Captioner:
         """The best captions of at most MOST photographs, (N, R, C) float16."""
         few = len(photos) <= settings.batch_size // 2
         slots = min(FEW, settings.batch_size) if few else settings.batch_size
-        key = (settings.beam, settings.max_tokens, slots)
+        key = (settings.beam, settings.max_tokens, slots, settings.agreement)
         if key not in self._searches:
             words = Words.of(self.vocabulary)
             self._searches[key] = BeamSearch(self.language_model, self.fusion, words, *key).compiled()
         return Hypotheses(*(values.numpy() for values in self._searches[key](photos)))
-
-    def _ranked(self, found: Hypotheses, features: pl.DataFrame, settings: CaptionSettings) -> Hypotheses:
-        """The same captions in the order of their score and the CIDEr to be expected of them."""
-        gist = self.fusion.gist
-        if gist is None or not settings.agreement:
-            return found
-        rank = np.where(found.log_probability > IMPOSSIBLE / 10, found.score, IMPOSSIBLE)
-        for i, about in enumerate(gist.of_photos(features)):
-            captions = [tuple(ids[ids > UNK].tolist()) for ids in found.tokens[i]]
-            rank[i] += settings.agreement * gist.expected_cider(about, captions)
-        best = np.argsort(-rank, axis=1, kind="stable")
-        return Hypotheses(
-            np.take_along_axis(found.tokens, best[..., None], 1),
-            np.take_along_axis(found.log_probability, best, 1),
-            np.take_along_axis(found.length, best, 1),
-        )
 
     def attention(self, features: pl.DataFrame, captions: pl.DataFrame) -> pl.DataFrame:
         """The `attention` table of the photographs in `features` that have a row in `captions`."""
@@ -187,3 +169,14 @@ class Captioner:
         """A caption's words with spaces between; a clitic joins the word before: man 's → man's."""
         words = " ".join(self.vocabulary[i] for i in ids if i > UNK)
         return words.replace(" 's", "'s").replace(" n't", "n't")
+
+
+def _by_expected_cider(found: Hypotheses) -> Hypotheses:
+    """The same captions, the one to expect most of first; as they are where nothing is known of that."""
+    is_there = found.log_probability > IMPOSSIBLE / 10
+    best = np.argsort(np.where(is_there, -found.expected_cider, np.inf), axis=1, kind="stable")
+    numbers = found.log_probability, found.length, found.expected_cider
+    return Hypotheses(
+        np.take_along_axis(found.tokens, best[..., None], 1),
+        *(np.take_along_axis(values, best, 1) for values in numbers),
+    )

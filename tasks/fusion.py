@@ -80,9 +80,13 @@ class Fusion:
         (B, R, C) -> keys (B, heads, size, R), values (B, heads, R, size), about (B, 1, hidden). `concat` has
         no use for keys and sees a photograph as one region, its pooled features; its values: (B, 1, hidden).
         """
-        if self.gist and gists is None:
-            gists = _gists(self.gist, photos)
+        if gists is None:
+            gists = self.gists(photos)
         return _encode(self.layers, self.settings, photos, gists, drop)
+
+    def gists(self, photos: Any) -> Any:
+        """As `Gist.of_photos`, within the graph: (B, R, C) -> (B, K), or None without a gist."""
+        return _gists(self.gist, photos) if self.gist else None
 
     def imagine(self, gists: Any) -> Memory:
         """As `encode`, of photographs that nobody took: of their gists alone, (B, K)."""
@@ -92,20 +96,13 @@ class Fusion:
         """How much each state looks at each region: `encode`'s keys, (B, Q, S) -> (B, heads, Q, R)."""
         return _attend(self.layers, self.settings.heads, keys, states)
 
-    def hidden(self, memory: Memory, states: Any, drop: Drop = _keep_all, emphasis: float = 1.0) -> Any:
-        """What the output layer compares with each token: `encode`'s result, (B, Q, S) -> (B, Q, embedding).
-
-        `emphasis` multiplies what the photograph changes.
-        """
-        return _hidden(self.layers, self.settings, memory, states, drop, emphasis)
+    def hidden(self, memory: Memory, states: Any, drop: Drop = _keep_all) -> Any:
+        """What the output layer compares with each token: `encode`'s result, (B, Q, S) -> (B, Q, width)."""
+        return _hidden(self.layers, self.settings, memory, states, drop)
 
     def logits(self, memory: Memory, states: Any) -> Any:
-        """Logits of the next token to write: `encode`'s result, (B, Q, S) -> (B, Q, V).
-
-        What the photograph changes counts `settings.emphasis` times (the idea of classifier-free
-        guidance, Ho and Salimans 2022): a model that has seen few photographs trusts them too little.
-        """
-        return self.layers["output"](self.hidden(memory, states, emphasis=self.settings.emphasis))
+        """Logits of the next token to write: `encode`'s result, (B, Q, S) -> (B, Q, V)."""
+        return self.layers["output"](self.hidden(memory, states))
 
 
 def build_fusion(
@@ -138,7 +135,7 @@ def build_fusion(
         gists = keras.Input((gist.size,), name="gists")
         inputs.append(gists)
     memory = _encode(layers, settings, photos, gists, _keep_all)
-    hidden = _hidden(layers, settings, memory, states, _keep_all, 1.0)
+    hidden = _hidden(layers, settings, memory, states, _keep_all)
     layers["output"].build((None, lm_settings.embedding_size))
     return Fusion(keras.Model(inputs, hidden, name="fusion"), layers, settings, gist)
 
@@ -159,7 +156,6 @@ def load_fusion(
 
 
 def _gists(gist: Gist, photos: Any) -> Any:
-    """As `Gist.of_photos`, within the graph: (B, R, C) -> (B, K)."""
     from keras import ops
 
     pooled = ops.mean(photos, 1)
@@ -205,7 +201,6 @@ def _hidden(
     memory: Memory,
     states: Any,
     drop: Drop,
-    emphasis: float,
 ) -> Any:
     from keras import ops
 
@@ -219,7 +214,7 @@ def _hidden(
         met += memory.values  # of `concat`: the same for each state
     if memory.about is not None:
         met += memory.about
-    return layers["projection"](states) + emphasis * layers["change"](drop(ops.relu(met), "hidden"))
+    return layers["projection"](states) + layers["change"](drop(ops.relu(met), "hidden"))
 
 
 def train_fusion(

@@ -10,10 +10,8 @@ written yet, and so the one of several that agrees best with them (minimum Bayes
 from __future__ import annotations
 
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -85,32 +83,6 @@ class Gist:
     def of_photos(self, features: pl.DataFrame) -> np.ndarray:
         """The gists of the photographs in an `image_features` or `familiar` table, (n, K) float32."""
         return (self.likeness.of(unit_pooled(features)) @ self.weights + self.offset).astype(np.float32)
-
-    def expected_cider(self, gist: np.ndarray, captions: Sequence[Tokens]) -> np.ndarray:
-        """The CIDEr to be expected of each caption (token ids) for a photograph of this gist, (K,).
-
-        CIDEr-D's clipping is left out; what it takes off for another length is what it takes off on
-        average beside a training caption. About 0 to 10.
-        """
-        foretold = self.mean + self.directions @ gist
-        lengths = np.minimum([len(caption) for caption in captions], LONGEST_CAPTION)
-        agreements = [self._agreement(caption, foretold) for caption in captions]
-        return np.array(agreements, np.float32) * self.length_worth[lengths]
-
-    def _agreement(self, caption: Tokens, foretold: np.ndarray) -> float:
-        shared, squares = [0.0] * LONGEST, [0.0] * LONGEST
-        for gram, count in Counter(ngrams(caption)).items():
-            place = self._places.get(gram)
-            weight = count * (self.unknown_worth if place is None else float(self.worth[place]))
-            squares[len(gram) - 1] += weight**2
-            if place is not None:
-                shared[len(gram) - 1] += weight * float(foretold[place])
-        cosines = [dot / square**0.5 for dot, square in zip(shared, squares, strict=True) if square]
-        return 10 * sum(cosines) / LONGEST
-
-    @cached_property
-    def _places(self) -> dict[Tokens, int]:
-        return {tuple(i for i in gram if i != PAD): n for n, gram in enumerate(self.grams.tolist())}
 
     def save(self, path: Path) -> None:
         """Write all but the landmarks, which are the `familiar` table's; real numbers as float16."""

@@ -25,26 +25,54 @@ class SlowCaptioner:
         self.kernel, self.recurrent, self.bias = weights(captioner.language_model.lstm)
         self.layers = {name: weights(layer) for name, layer in captioner.fusion.layers.items()}
         self.gist = captioner.fusion.gist
+        grams = self.gist.grams.tolist() if self.gist else []
+        self.grams = {tuple(i for i in gram if i): n for n, gram in enumerate(grams)}
 
-    def captions(self, photo: np.ndarray, beam: int, max_tokens: int) -> list[tuple[list[str], float]]:
+    def captions(
+        self, photo: np.ndarray, beam: int, max_tokens: int, agreement: float = 0.0
+    ) -> list[tuple[list[str], float]]:
         """The best captions of one photograph, (R, C), as (tokens, score), best first."""
         photo = photo.astype(np.float64)
         regions = photo * REGION_LENGTH / np.sqrt((photo**2).sum(-1, keepdims=True) + 1e-6)
-        about = self._about(photo)
+        gist = self._gist(photo)
+        about = np.zeros(self.settings.hidden_size) if gist is None else self._dense("gist", gist)
         nothing = np.zeros(len(self.recurrent))
         # rank, broken rules, log-probability, tokens, state, cell
         beams = [(0.0, 0, 0.0, ["<start>"], nothing, nothing)]
         for step in range(max_tokens + 1):
             grown = []
             for one in beams:
-                grown += (
-                    [one] if one[3][-1] == "<end>" else self._grown(one, regions, about, step, max_tokens)
-                )
+                if one[3][-1] == "<end>":
+                    grown.append(one)
+                else:
+                    longer = self._grown(one, regions, about, step, max_tokens)
+                    grown += sorted(longer, key=lambda b: -b[0])[:beam]
+            if agreement and gist is not None:
+                grown = [(self._rank(one, gist, agreement), *one[1:]) for one in grown]
             beams = sorted(grown, key=lambda b: -b[0])[:beam]
-        return [
-            ([word for word in said[1:] if word != "<end>"], total / (len(said) - 1))
-            for _, _, total, said, _, _ in beams
-        ]
+        if agreement and gist is not None:
+            beams = sorted(beams, key=lambda b: -self._expected_cider(b[3], gist) * self._worth_of(b[3]))
+        return [(_words(said), total / (len(said) - 1)) for _, _, total, said, _, _ in beams]
+
+    def _rank(self, one: Any, gist: np.ndarray, agreement: float) -> float:
+        _, broken, total, said, _, _ = one
+        return total / (len(said) - 1) - 1000 * broken + agreement * self._expected_cider(said, gist)
+
+    def _expected_cider(self, said: list[str], gist: np.ndarray) -> float:
+        """10 times the mean cosine, over n-grams of 1 to 4 words, to what is foretold of them."""
+        assert self.gist
+        foretold = self.gist.mean + self.gist.directions @ gist
+        words, cosines = [self.tokens.index(word) for word in _words(said)], []
+        for n in range(1, 5):
+            numbers = [self.grams.get(tuple(words[i : i + n])) for i in range(len(words) - n + 1)]
+            worth = [self.gist.unknown_worth if i is None else self.gist.worth[i] for i in numbers]
+            shared = sum(w * foretold[i] for w, i in zip(worth, numbers, strict=True) if i is not None)
+            cosines.append(shared / np.linalg.norm(worth) if any(worth) else 0.0)
+        return 10 * sum(cosines) / 4
+
+    def _worth_of(self, said: list[str]) -> float:
+        assert self.gist
+        return float(self.gist.length_worth[len(_words(said))])
 
     def _grown(
         self, one: Any, regions: np.ndarray, about: np.ndarray, step: int, max_tokens: int
@@ -78,14 +106,13 @@ class SlowCaptioner:
         kernel, bias = self.layers[name]
         return values @ kernel + bias
 
-    def _about(self, photo: np.ndarray) -> np.ndarray:
-        """What the gist of a photograph adds, (hidden,)."""
+    def _gist(self, photo: np.ndarray) -> np.ndarray | None:
         if not self.gist:
-            return np.zeros(self.settings.hidden_size)
+            return None
         pooled = photo.mean(0) / np.linalg.norm(photo.mean(0))
         distances = ((pooled - self.gist.likeness.landmarks) ** 2).sum(1)
         alike = np.exp(-distances / self.gist.likeness.reach)
-        return self._dense("gist", alike @ self.gist.weights + self.gist.offset)
+        return np.asarray(alike @ self.gist.weights + self.gist.offset)
 
     def _log_probabilities(self, regions: np.ndarray, about: np.ndarray, state: np.ndarray) -> np.ndarray:
         """ln p of each next token, (V,)."""
@@ -100,9 +127,13 @@ class SlowCaptioner:
                 of_heads.append(share / share.sum() @ values[:, head])
             seen = np.concatenate(of_heads)
         change = dense("change", np.maximum(dense("state", state) + seen + about, 0))
-        logits = dense("output", dense("projection", state) + self.settings.emphasis * change)
+        logits = dense("output", dense("projection", state) + change)
         logits -= logits.max()
         return logits - np.log(np.exp(logits).sum())
+
+
+def _words(said: list[str]) -> list[str]:
+    return [token for token in said if token not in ("<start>", "<end>")]
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -142,9 +142,7 @@ def test_the_logits_are_those_of_a_plain_numpy_model(
             shares = np.exp(looks) / np.exp(looks).sum()
             seen.append(shares @ dense("value", regions)[:, part])
         hidden = np.maximum(dense("state", state) + np.concatenate(seen), 0)
-        expected.append(
-            dense("output", dense("projection", state) + FUSION_SETTINGS.emphasis * dense("change", hidden))
-        )
+        expected.append(dense("output", dense("projection", state) + dense("change", hidden)))
     found = fusion.logits(fusion.encode(photo.astype(np.float32)), states.astype(np.float32))
     assert np.asarray(found)[0] == pytest.approx(np.array(expected), abs=1e-3)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from math import exp, log
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +10,14 @@ import polars as pl
 import pytest
 
 from schemas.errors import StaleModel
-from schemas.settings import CaptionSettings, GistSettings
 from schemas.tables import check
-from tasks.caption import Captioner
 from tasks.familiarity import unit_pooled
 from tasks.fusion import WEIGHTS, load_fusion
 from tasks.gist import FOLDS, GIST, Gist, Learned, Likeness, _imagine, _regress, learn_gist
 from tasks.language_model import load_language_model
-from tasks.tables import tensor, write_table
+from tasks.tables import tensor
 from tasks.vocabulary import PAD
+from tests.tasks.test_agreement import expected_cider
 from tests.tasks.toys import (
     CHANNELS,
     DEV_PHOTOS,
@@ -53,58 +49,6 @@ def learned(toy_features: Path) -> Learned:
 def ids(sentence: str) -> tuple[int, ...]:
     known = dict(toy_vocabulary().select("token", "id").iter_rows())
     return tuple(known[token] for token in sentence.split())
-
-
-def cider(one: tuple[int, ...], other: tuple[int, ...], weights: Callable[[tuple[int, ...]], float]) -> float:
-    """CIDEr as Vedantam et al. 2015 define it: the mean over n of the cosines of two vectors of n-grams."""
-    cosines = []
-    for n in range(1, 5):
-        vectors = [
-            {
-                gram: count * weights(gram)
-                for gram, count in Counter(text[i : i + n] for i in range(len(text) - n + 1)).items()
-            }
-            for text in (one, other)
-        ]
-        lengths = [sum(value**2 for value in vector.values()) ** 0.5 for vector in vectors]
-        dot = sum(value * vectors[1].get(gram, 0) for gram, value in vectors[0].items())
-        cosines.append(dot / lengths[0] / lengths[1] if all(lengths) else 0.0)
-    return 10 * sum(cosines) / 4
-
-
-def test_for_a_photograph_like_none_the_expected_cider_is_the_mean_over_all_captions(
-    toy_features: Path,
-) -> None:
-    tokens = toy_captions()[40:90].select("caption_id", "tokens")
-    nobody = pl.DataFrame(schema={"caption_id": pl.String, "photo_id": pl.String})
-    settings = GistSettings(size=4, min_count=1)
-    gist = learn_gist(tokens, nobody, [], toy_familiar_photos(), toy_vocabulary(), settings).gist
-    captions = [ids(" ".join(words)) for words in tokens["tokens"]]
-    held = Counter(
-        gram
-        for caption in captions
-        for gram in {caption[i : i + n] for n in range(1, 5) for i in range(len(caption) - n + 1)}
-    )
-    asked = [captions[0], ids("a red dog runs on the sand"), ids("the dog")]
-
-    def expected(one: tuple[int, ...]) -> float:
-        alike = [cider(one, known, lambda gram: log(50 / held.get(gram, 1))) for known in captions]
-        # CIDEr-D's penalty of another length, as its authors' program has it: a Gaussian of 6 words.
-        kept = [exp(-((len(one) - len(known)) ** 2) / (2 * 6**2)) for known in captions]
-        return float(np.mean(alike) * np.mean(kept))
-
-    assert gist.expected_cider(np.zeros(4), asked) == pytest.approx(list(map(expected, asked)), rel=1e-4)
-
-
-def test_a_gist_tells_the_right_caption_of_a_photograph_never_seen(learned: Learned) -> None:
-    features = toy_image_features(UNSEEN)
-    right = 0
-    for photo, gist in zip(UNSEEN, learned.gist.of_photos(features), strict=True):
-        animal, colour, place = scene(photo)
-        others = [scene(other) for other in range(36) if scene(other) != scene(photo)]
-        captions = [ids(f"a {c} {a} is on the {p}") for a, c, p in [(animal, colour, place), *others]]
-        right += learned.gist.expected_cider(gist, captions).argmax() == 0
-    assert right > 0.5 * len(UNSEEN), "by chance it would be one in 36"
 
 
 def test_the_tables_hold_what_their_schemas_say_and_each_photograph_and_text_once(learned: Learned) -> None:
@@ -205,8 +149,8 @@ def test_a_gist_read_back_says_the_same(learned: Learned, tmp_path: Path) -> Non
     features, caption = toy_image_features(UNSEEN), [ids("a red dog runs on the sand")]
     for one, other in zip(again.of_photos(features), learned.gist.of_photos(features), strict=True):
         assert one == pytest.approx(other, abs=0.02)
-        expected = learned.gist.expected_cider(other, caption)
-        assert again.expected_cider(one, caption) == pytest.approx(expected, abs=0.05)
+        expected = expected_cider(learned.gist, other, caption)
+        assert expected_cider(again, one, caption) == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other landmarks", "not finite", "missing"])
@@ -270,44 +214,6 @@ def test_a_training_broken_off_among_texts_ends_with_the_same_bytes(
     assert done[0] == texts, "the first epoch was not trained again"
     assert curve.equals(whole)
     assert (tmp_path / "broken" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-
-
-def test_of_the_captions_found_the_one_that_agrees_best_comes_first(
-    toy_features: Path, learned: Learned, tmp_path: Path
-) -> None:
-    learned.gist.save(tmp_path / GIST)
-    write_table(toy_familiar_photos(), tmp_path / "familiar.parquet", "familiar", channels=CHANNELS)
-    train_toy_fusion(toy_features, tmp_path, WITH_TEXT, learned=learned)
-    captioner = Captioner.load(
-        toy_features / "language_model.weights.h5",
-        tmp_path / WEIGHTS,
-        tmp_path / "familiar.parquet",
-        tmp_path / GIST,
-        toy_vocabulary(),
-        LM_SETTINGS,
-        WITH_TEXT,
-        CHANNELS,
-    )
-    photos = toy_image_features(UNSEEN)
-    settings = CaptionSettings(beam=5, alternatives=5, agreement=0.0)
-    plain = captioner.caption_photos(photos, settings, lambda _: None)
-    agreed = captioner.caption_photos(photos, settings.model_copy(update={"agreement": 3.0}), lambda _: None)
-    moved, gist = 0, captioner.fusion.gist
-    assert gist
-    for row, before, about in zip(
-        agreed.iter_rows(named=True),
-        plain["alternatives"],
-        gist.of_photos(photos),
-        strict=True,
-    ):
-        said = [a["caption"] for a in row["alternatives"]]
-        assert sorted(said) == sorted(a["caption"] for a in before), "the same captions"
-        expected = gist.expected_cider(about, [ids(caption) for caption in said])
-        ranks = [a["score"] + 3 * e for a, e in zip(row["alternatives"], expected, strict=True)]
-        assert ranks == sorted(ranks, reverse=True)
-        assert row["caption"] == said[0]
-        moved += said[0] != before[0]["caption"]
-    assert moved
 
 
 def test_the_network_makes_of_regions_the_gist_that_their_pooled_features_have(
