@@ -66,7 +66,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["cutline-bundle-4"] = "cutline-bundle-4"
+    format: Literal["cutline-bundle-5"] = "cutline-bundle-5"
     features: FeatureOrigin
     language_model: LanguageModelSettings
     fusion: FusionSettings

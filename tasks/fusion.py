@@ -15,6 +15,7 @@ from schemas.settings import FusionSettings, LanguageModelSettings
 from tasks.beam_search import MOST, BeamSearch, Words
 from tasks.gist import Gist, Learned
 from tasks.language_model import LanguageModel, load_language_model
+from tasks.lstm import product, read
 from tasks.pairs import Batch, Pairs, TextBatch, Texts
 from tasks.tables import tensor
 from tasks.training import (
@@ -463,7 +464,7 @@ class _Trainer:
         import tensorflow as tf
 
         words = self.language_model
-        states = words.lstm(words.embedding(inputs))
+        states = read(words.embedding(inputs), words.lstm)
         drop = self._drop(seed, states=TEXT_DROPOUT, hidden=TEXT_DROPOUT)
         with tf.GradientTape() as tape:
             losses = self._token_losses(self.fusion.imagine(gists), states, targets, drop)
@@ -528,8 +529,8 @@ class _Trainer:
 
         real = tf.where(targets != PAD)
         hidden = self.fusion.hidden(memory, states, drop)
-        logits = self.fusion.layers["output"](tf.gather_nd(hidden, real))
-        foretold = tf.gather_nd(targets, real)
+        output, foretold = self.fusion.layers["output"], tf.gather_nd(targets, real)
+        logits = product(tf.gather_nd(hidden, real), output.kernel.value) + output.bias
         return tf.nn.sparse_softmax_cross_entropy_with_logits(foretold, logits)
 
 
