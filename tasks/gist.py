@@ -4,7 +4,8 @@ Captions are compared as CIDEr compares them, by the weights of their n-grams. L
 (Deerwester et al. 1990) of all training captions, photographed or not, finds the directions in which they
 differ most; where a photograph's captions lie along these is foretold from its pooled features by kernel
 ridge regression. That gives the CIDEr to be expected of any caption, against captions which nobody has
-written yet, and so the one of several that agrees best with them (minimum Bayes risk: Kumar and Byrne 2004).
+written yet (tasks/agreement.py), and so the one that agrees best with them (minimum Bayes risk: Kumar and
+Byrne 2004).
 """
 
 from __future__ import annotations
