@@ -87,7 +87,7 @@ NEEDS_MORE = frozenset(
 RULE_BROKEN = 1_000.0  # nats: more than any caption's probability can make up for
 IMPOSSIBLE = -1e30
 BLOCK = 64  # tokens, of which the largest is found at once
-MOST = 512  # photographs of one search, which keeps some 200 kB of each
+MOST = 512  # photographs of one search, which keeps some 240 kB of each
 ENCODED = 32  # photographs that are encoded at once
 FORETOLD = "foretold"  # its name beside what the fusion keeps
 FREE = 4  # slots that are filled at once, as each time costs as much as some slots' steps
@@ -332,7 +332,7 @@ class BeamSearch:
         )
 
     def _candidates(self, slots: Slots, gained: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The best N = min(K, V) tokens to follow each caption: no more of one are among the best K of all.
+        """The most likely N = min(K, V) tokens to follow each caption, of which agreement has its choice.
 
         gained (B, K, V) -> tokens, what they gain, how many rules each breaks, (B, K, N) each.
         """
