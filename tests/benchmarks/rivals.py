@@ -239,14 +239,19 @@ class Whole:
         self, photos: np.ndarray, photo_of: np.ndarray, inputs: np.ndarray, targets: np.ndarray, batch: int
     ) -> None:
         """The competent way: all positions of a caption at once, each batch cut to its longest."""
+        import tensorflow as tf
+
         order = np.random.default_rng(0).permutation(len(inputs))
 
         def batches() -> Iterator[tuple[Any, ...]]:
-            while True:
-                for place in range(0, len(order) - batch + 1, batch):
-                    yield self._batch(photos, photo_of, inputs, targets, order[place : place + batch])
+            for place in range(0, len(order) - batch + 1, batch):
+                yield self._batch(photos, photo_of, inputs, targets, order[place : place + batch])
 
-        self.each.fit(batches(), steps_per_epoch=len(order) // batch, verbose=0)
+        # A generator's own shapes would be told from two batches, which may be of one width by chance.
+        some = tf.TensorSpec((None, *photos.shape[1:]), photos.dtype)
+        tokens, real = tf.TensorSpec((None, None), inputs.dtype), tf.TensorSpec((None, None), tf.float32)
+        signature = ((some, tokens), tokens, real)
+        self.each.fit(tf.data.Dataset.from_generator(batches, output_signature=signature), verbose=0)
 
     def fit_prefixes(
         self, photos: np.ndarray, photo_of: np.ndarray, captions: Sequence[np.ndarray], width: int

@@ -107,7 +107,7 @@ def language_model(place: Place) -> Contest:
 
 def fusion(place: Place) -> Contest:
     """Passes over training captions with their photographs, from the same weights on."""
-    from tasks.fusion import PHOTOS, _Trainer, build_fusion
+    from tasks.fusion import PHOTOS, _Trainer, build_fusion, start_from
     from tasks.language_model import load_language_model
     from tasks.pairs import Pairs
     from tasks.training import make_repeatable
@@ -135,6 +135,7 @@ def fusion(place: Place) -> Contest:
     def rival(*, frozen: bool) -> rivals.Whole:
         own = load_language_model(weights, vocabulary.height, lm_settings)
         copy = build_fusion(vocabulary.height, photos.shape[-1], settings, lm_settings)
+        start_from(copy, own)  # the output layer, which the fusion's model does not own
         copy.model.set_weights(trainer.model.get_weights())
         return rivals.Whole.of(copy, own, settings.learning_rate, frozen=frozen)
 
