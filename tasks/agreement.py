@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from schemas.errors import StaleModel
 from tasks.gist import LONGEST, LONGEST_CAPTION
 from tasks.vocabulary import PAD, UNK
 
@@ -55,8 +56,16 @@ class Agreement:
 
     @staticmethod
     def of(gist: Gist, vocabulary_size: int) -> Agreement:
-        """From what has been learned, for a vocabulary of so many tokens."""
+        """From what has been learned, for a vocabulary of so many tokens.
+
+        Raises StaleModel where the n-grams hold others.
+        """
         unknown = len(gist.grams)
+        if unknown and not 0 <= gist.grams.min() <= gist.grams.max() < vocabulary_size:
+            raise StaleModel(
+                f"the gist's n-grams hold tokens from {gist.grams.min()} to {gist.grams.max()}, the "
+                f"vocabulary has {vocabulary_size:,}; train again"
+            )
         numbers = {tuple(i for i in gram if i != PAD): n for n, gram in enumerate(gist.grams.tolist())}
         single = np.full(vocabulary_size, unknown, np.int32)
         longer = {np.iinfo(np.int64).max: unknown}  # so that there is a key after every other

@@ -116,15 +116,13 @@ class Hypotheses:
     """Captions found for each photograph, best first.
 
     tokens (B, K, max_tokens + 1) int32, filled up with <pad> after <end>; log_probability (B, K)
-    float32, of all tokens and the <end>; length (B, K) float32, counting the <end>; expected_cider (B, K)
-    float32, 0 where nothing is known of it. Where there are fewer than K captions, the rest has a
-    log_probability below -1e29.
+    float32, of all tokens and the <end>; length (B, K) float32, counting the <end>. Where there
+    are fewer than K captions, the rest has a log_probability below -1e29.
     """
 
     tokens: np.ndarray
     log_probability: np.ndarray
     length: np.ndarray
-    expected_cider: np.ndarray
 
     @property
     def score(self) -> np.ndarray:
@@ -164,7 +162,8 @@ class BeamSearch:
     Partial captions are compared by their log-probability a token and `agreement` times the CIDEr to be
     expected of them, ended ones beside those still growing. No special token is written; a caption has at
     least one word; where there is another way it ends in none of NEEDS_MORE, repeats no word at once and no
-    pair of words at all.
+    pair of words at all. With agreement, those found are put in the order of the CIDEr to be expected, with
+    what CIDEr-D takes off for their length.
 
     Of a batch that begins together one caption is nearly always still growing at the last step, so each
     photograph has a slot, and another takes it once all its captions have ended. There are as many slots at
@@ -378,14 +377,18 @@ class BeamSearch:
         return Agreement.of(gist, len(self.words.written)) if gist and self.agreement else None
 
     def _found(self, slots: Slots) -> tuple[tf.Tensor, ...]:
-        """What Hypotheses hold of the photographs in the slots, best first as a step leaves them."""
+        """What Hypotheses hold of the photographs in the slots."""
         import tensorflow as tf
 
-        expected = tf.zeros_like(slots.length)
-        if self._agreement and slots.ngrams:
-            words = tf.math.count_nonzero(slots.tokens > UNK, -1, dtype=tf.int32)
-            expected = slots.ngrams.expected_cider() * self._agreement.worth_of_length(words)
-        return slots.tokens, slots.log_probability, slots.length, expected
+        found = slots.tokens, slots.log_probability, slots.length  # best first, as a step leaves them
+        if not self._agreement or not slots.ngrams:
+            return found
+        words = tf.math.count_nonzero(slots.tokens > UNK, -1, dtype=tf.int32)
+        expected = slots.ngrams.expected_cider() * self._agreement.worth_of_length(words)
+        is_there = slots.log_probability > IMPOSSIBLE / 10
+        rank = tf.where(is_there, expected - slots.broken, IMPOSSIBLE)
+        best = tf.argsort(rank, direction="DESCENDING", stable=True)
+        return tuple(tf.gather(values, best, batch_dims=1) for values in found)
 
     def _nothing(self, rows: tf.Tensor, slots: Slots) -> tuple[tf.Tensor, ...]:
         """Room for what is found of so many photographs."""

@@ -76,8 +76,7 @@ class Captioner:
         found: list[list[dict[str, Any]]] = []
         for place in range(0, len(photos), MOST):
             batch = photos[place : place + MOST]
-            ranked = _by_expected_cider(self.search(batch, settings))
-            found += self._alternatives(ranked, len(batch), settings.alternatives)
+            found += self._alternatives(self.search(batch, settings), len(batch), settings.alternatives)
             advance(len(batch))
         return pl.DataFrame(
             {
@@ -169,14 +168,3 @@ class Captioner:
         """A caption's words with spaces between; a clitic joins the word before: man 's → man's."""
         words = " ".join(self.vocabulary[i] for i in ids if i > UNK)
         return words.replace(" 's", "'s").replace(" n't", "n't")
-
-
-def _by_expected_cider(found: Hypotheses) -> Hypotheses:
-    """The same captions, the one to expect most of first; as they are where nothing is known of that."""
-    is_there = found.log_probability > IMPOSSIBLE / 10
-    best = np.argsort(np.where(is_there, -found.expected_cider, np.inf), axis=1, kind="stable")
-    numbers = found.log_probability, found.length, found.expected_cider
-    return Hypotheses(
-        np.take_along_axis(found.tokens, best[..., None], 1),
-        *(np.take_along_axis(values, best, 1) for values in numbers),
-    )

@@ -51,7 +51,9 @@ class SlowCaptioner:
                 grown = [(self._rank(one, gist, agreement), *one[1:]) for one in grown]
             beams = sorted(grown, key=lambda b: -b[0])[:beam]
         if agreement and gist is not None:
-            beams = sorted(beams, key=lambda b: -self._expected_cider(b[3], gist) * self._worth_of(b[3]))
+            beams = sorted(
+                beams, key=lambda b: (b[1], -self._expected_cider(b[3], gist) * self._worth_of(b[3]))
+            )
         return [(_words(said), total / (len(said) - 1)) for _, _, total, said, _, _ in beams]
 
     def _rank(self, one: Any, gist: np.ndarray, agreement: float) -> float:
