@@ -221,7 +221,7 @@ def test_workers_that_see_no_workspace_or_no_photographs_are_found_out_first(
 ) -> None:
     workspace = Workspace(tmp_path / "workspace")
     (tmp_path / "photo.png").write_bytes(b"0123")
-    with Client(cluster.address, set_as_default=False) as client:
+    with Client(cluster.address, set_as_default=False, timeout=300) as client:
         with pytest.raises(
             ClusterFailed, match=r"worker tcp://.*sees no workspace at .*share under one path"
         ):
