@@ -119,7 +119,7 @@ def test_a_run_on_a_cluster_whose_workers_die_and_whose_store_fails_gives_the_sa
     workspace = Workspace("s3://photos/night")
     assert workspace.store
     copy_to(workspace.store, ran.workspace)
-    client = Client(cluster.address, set_as_default=False)
+    client = Client(cluster.address, set_as_default=False, timeout=300)
     client.wait_for_workers(2, timeout=300)
     killed: list[int] = []
 
