@@ -336,7 +336,7 @@ class Wiring:
     ) -> Walked:
         """Learns from the train split, is watched on the dev split; other rows do not touch its key."""
         photos, captions = features.of("train", "dev"), text_features.of("train", "dev")
-        words = tokens.of("train", "train-text", "dev")
+        learned, words = tokens.of(*LEARNED_FROM), tokens.of(*LEARNED_FROM, "dev")
         needs = [ingest.one, vocabulary.one, language_model.one, gist.one, *photos, *captions, *words]
         if any(need is None for need in needs):
             return self.walk.stage(stages.FUSION, [None])
@@ -349,7 +349,7 @@ class Wiring:
                 "pairs": _digest_of_pairs(self.walk.workspace.file(pairs), "train", "dev"),
                 **_digests(photos, "image_features"),
                 **_digests(captions, "text_features"),
-                **_digests(tokens.of("train", "train-text"), "tokens"),
+                **_digests(learned, "tokens"),
                 **_digests([vocabulary.one], "vocabulary"),
                 **{name: _digest(gist.one, file) for name, file in GIST_FILES.items()},
                 "language_model": _digest(language_model.one, "language_model.weights.h5"),
@@ -364,10 +364,7 @@ class Wiring:
                 "language_model": _path(language_model.one, "language_model.weights.h5"),
             },
             needs=needs,
-            counted=[
-                *tokens.of("train", "train-text") * settings.text_epochs,
-                *tokens.of("train") * settings.epochs,
-            ],
+            counted=[*learned * settings.text_epochs, *tokens.of("train") * settings.epochs],
         )
 
     def matching(self, ingest: Walked, tokens: Walked, features: Walked, text_features: Walked) -> Walked:

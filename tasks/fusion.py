@@ -251,13 +251,13 @@ def train_fusion(
     make_repeatable(settings.seed)
     words = load_language_model(language_model, vocabulary.height, lm_settings)
     data = Pairs.read(pairs, image_features, text_features, vocabulary, settings.kind, scratch, learned)
-    alone = _texts(learned, texts, vocabulary)
+    imagined = _texts(learned, texts, vocabulary)
     trainer = _Trainer(
-        data, alone, learned.gist if learned else None, words, vocabulary, settings, lm_settings
+        data, imagined, learned.gist if learned else None, words, vocabulary, settings, lm_settings
     )
     made_from: list[str | bytes] = [data.digest]
-    if alone:
-        made_from += [alone.captions.ids.tobytes(), alone.gists.tobytes()]
+    if imagined:
+        made_from += [imagined.captions.ids.tobytes(), imagined.gists.tobytes()]
     checkpoint = Checkpoint(
         scratch / "fusion.npz",
         fingerprint(settings.model_dump_json(), language_model.read_bytes(), *made_from),
@@ -265,7 +265,7 @@ def train_fusion(
     progress = Progress(trainer.variables, [], [])
     progress.load(checkpoint)
     advance(sum(trainer.captions_of(row["phase"]) for row in progress.curve))
-    phases = [TEXTS] * (settings.text_epochs if alone else 0) + [PHOTOS] * settings.epochs
+    phases = [TEXTS] * (settings.text_epochs if imagined else 0) + [PHOTOS] * settings.epochs
     for epoch, phase in list(enumerate(phases, 1))[len(progress.curve) :]:
         if progress.curve and progress.curve[-1]["phase"] != phase:
             trainer.forget_averages()
@@ -344,7 +344,7 @@ class _Trainer:
         return epochs[phase](rng, advance)
 
     def _text_epoch(self, rng: np.random.Generator, advance: Callable[[int], None]) -> float:
-        """Over captions without photographs, each time with another gist that would fit."""
+        """Over captions with no photograph shown, each time with another gist that would fit."""
         assert self.texts
         batches = self.texts.batches(TEXT_BATCH, self.max_tokens, rng)
         return self._pass(self._learn_text, batches, rng, advance)

@@ -29,8 +29,6 @@ from tasks.vocabulary import PAD, UNK
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-Tokens = tuple[int, ...]
-
 GIST = "gist.npz"
 MOST_CAPTIONS = 200_000  # that are analysed; of more, any
 LONGEST = 4  # n-grams of one to four tokens count, as in CIDEr
@@ -42,11 +40,6 @@ REACH = 0.35  # of the median squared distance between photographs
 LONGEST_CAPTION = 60  # tokens; a longer one counts as one of so many where lengths are compared
 HALVED = ("worth", "mean", "directions", "weights", "offset", "noise")  # float16 in the file
 ARRAYS = ("grams", *HALVED, "length_worth", "reach", "unknown_worth")
-
-
-def ngrams(caption: Tokens) -> Iterator[Tokens]:
-    """All n-grams of one to LONGEST tokens, repeated ones too."""
-    return (caption[i : i + n] for n in range(1, LONGEST + 1) for i in range(len(caption) - n + 1))
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ class Pairs:
 
 
 class TextBatch(NamedTuple):
-    """Captions without photographs; missing rows and positions have the target <pad>.
+    """Captions with no photograph shown; missing rows and positions have the target <pad>.
 
     inputs and targets (B, T) int32, what is read and what each token is to foretell; gists (B, K) float32.
     """
@@ -170,7 +170,7 @@ class TextBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Texts:
-    """Training captions without a photograph, each with the gist that one would be expected to have."""
+    """Training captions, each with the gist that a photograph of it would be expected to have."""
 
     captions: Ragged
     gists: np.ndarray  # (captions, K) float16

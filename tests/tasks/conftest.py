@@ -8,14 +8,14 @@ import polars as pl
 import pytest
 
 from tasks.caption import Captioner
+from tasks.gist import Learned
 from tests.conftest import Once
 from tests.tasks.toys import (
-    CHANNELS,
     FUSION_SETTINGS,
-    LM_SETTINGS,
+    learn_toy_gist,
     no_gist,
+    toy_captioner,
     toy_familiar,
-    toy_vocabulary,
     train_toy_fusion,
     write_toy_features,
 )
@@ -49,13 +49,12 @@ def toy_fusion(once: Once, toy_features: Path) -> tuple[Path, pl.DataFrame]:
 @pytest.fixture(scope="session")
 def captioner(toy_features: Path, toy_fusion: tuple[Path, pl.DataFrame]) -> Captioner:
     """The toy fusion, loaded to caption."""
-    return Captioner.load(
-        toy_features / "language_model.weights.h5",
-        toy_fusion[0] / "fusion.weights.h5",
-        toy_familiar(toy_fusion[0]),
-        no_gist(toy_fusion[0]),
-        toy_vocabulary(),
-        LM_SETTINGS,
-        FUSION_SETTINGS,
-        CHANNELS,
-    )
+    toy_familiar(toy_fusion[0])
+    no_gist(toy_fusion[0])
+    return toy_captioner(toy_features, toy_fusion[0], FUSION_SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def learned(toy_features: Path) -> Learned:
+    """The gist of the toy world, and what it says of its captions."""
+    return learn_toy_gist(toy_features)

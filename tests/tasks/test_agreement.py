@@ -17,50 +17,23 @@ from schemas.errors import StaleModel
 from schemas.settings import CaptionSettings, GistSettings
 from tasks.agreement import Agreement
 from tasks.caption import Captioner
-from tasks.fusion import WEIGHTS
 from tasks.gist import GIST, Gist, Learned, learn_gist
 from tasks.tables import write_table
 from tests.slow_captions import SlowCaptioner
 from tests.tasks.toys import (
     CHANNELS,
-    FUSION_SETTINGS,
-    LM_SETTINGS,
-    learn_toy_gist,
+    UNSEEN,
+    WITH_TEXT,
+    expected_cider,
+    ids,
     scene,
+    toy_captioner,
     toy_captions,
     toy_familiar_photos,
     toy_image_features,
     toy_vocabulary,
     train_toy_fusion,
 )
-
-UNSEEN = range(80, 104)
-WITH_TEXT = FUSION_SETTINGS.model_copy(update={"text_epochs": 2, "epochs": 2})
-
-
-@pytest.fixture(scope="module")
-def learned(toy_features: Path) -> Learned:
-    return learn_toy_gist(toy_features)
-
-
-def ids(sentence: str) -> tuple[int, ...]:
-    known = dict(toy_vocabulary().select("token", "id").iter_rows())
-    return tuple(known[token] for token in sentence.split())
-
-
-def expected_cider(gist: Gist, about: np.ndarray, captions: list[tuple[int, ...]]) -> np.ndarray:
-    """Of captions that are written token by token."""
-    agreement = Agreement.of(gist, toy_vocabulary().height)
-    foretold = agreement.foretold(about.astype(np.float32)[None])
-    values = []
-    for caption in captions:
-        ngrams = agreement.begun(1, 1)
-        for written, token in enumerate(caption):
-            grown = agreement.extended(ngrams, tf.constant([[[token]]]), tf.constant([written]), foretold)
-            ngrams = tf.nest.map_structure(lambda of_all: of_all[:, :, 0], grown)
-        worth = agreement.worth_of_length(tf.constant(len(caption)))
-        values.append(float(ngrams.expected_cider()[0, 0] * worth))
-    return np.array(values)
 
 
 def cider(one: tuple[int, ...], other: tuple[int, ...], weights: Callable[[tuple[int, ...]], float]) -> float:
@@ -153,16 +126,7 @@ def captioner(toy_features: Path, learned: Learned, tmp_path_factory: pytest.Tem
     learned.gist.save(folder / GIST)
     write_table(toy_familiar_photos(), folder / "familiar.parquet", "familiar", channels=CHANNELS)
     train_toy_fusion(toy_features, folder, WITH_TEXT, learned=learned)
-    return Captioner.load(
-        toy_features / "language_model.weights.h5",
-        folder / WEIGHTS,
-        folder / "familiar.parquet",
-        folder / GIST,
-        toy_vocabulary(),
-        LM_SETTINGS,
-        WITH_TEXT,
-        CHANNELS,
-    )
+    return toy_captioner(toy_features, folder, WITH_TEXT)
 
 
 # A wide beam of very short captions holds such as break rules: they come last, whatever is expected of them.

@@ -17,17 +17,18 @@ from tasks.gist import FOLDS, GIST, Gist, Learned, Likeness, _imagine, _regress,
 from tasks.language_model import load_language_model
 from tasks.tables import tensor
 from tasks.vocabulary import PAD
-from tests.tasks.test_agreement import expected_cider
 from tests.tasks.toys import (
     CHANNELS,
     DEV_PHOTOS,
-    FUSION_SETTINGS,
     GIST_SETTINGS,
     LM_SETTINGS,
     PHOTOS,
     PHOTOS_WITH_CAPTIONS,
+    UNSEEN,
+    WITH_TEXT,
     an_id,
-    learn_toy_gist,
+    expected_cider,
+    ids,
     scene,
     toy_captions,
     toy_familiar_photos,
@@ -36,19 +37,6 @@ from tests.tasks.toys import (
     toy_vocabulary,
     train_toy_fusion,
 )
-
-UNSEEN = range(80, 104)
-WITH_TEXT = FUSION_SETTINGS.model_copy(update={"text_epochs": 2, "epochs": 2})
-
-
-@pytest.fixture(scope="module")
-def learned(toy_features: Path) -> Learned:
-    return learn_toy_gist(toy_features)
-
-
-def ids(sentence: str) -> tuple[int, ...]:
-    known = dict(toy_vocabulary().select("token", "id").iter_rows())
-    return tuple(known[token] for token in sentence.split())
 
 
 def test_the_tables_hold_what_their_schemas_say_and_each_photograph_and_text_once(learned: Learned) -> None:

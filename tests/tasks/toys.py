@@ -23,6 +23,8 @@ from schemas.settings import (
     TextFeaturesSettings,
     VocabularySettings,
 )
+from tasks.agreement import Agreement
+from tasks.caption import Captioner
 from tasks.fusion import train_fusion
 from tasks.gist import LONGEST_CAPTION, Gist, Learned, Likeness, landmarks_of, learn_gist
 from tasks.language_model import train_language_model
@@ -38,6 +40,7 @@ ANIMALS, COLOURS, PLACES = (
 )
 REGIONS, CHANNELS = 4, 12
 PHOTOS, DEV_PHOTOS = 80, 8
+UNSEEN = range(80, 104)  # photographs that no split holds
 PHOTOS_WITH_CAPTIONS = 44  # where gists are learned; the captions of the others are text alone
 GIST_SETTINGS = GistSettings(size=12, min_count=5)
 LM_SETTINGS = LanguageModelSettings(
@@ -53,6 +56,7 @@ FUSION_SETTINGS = FusionSettings(
     learning_rate=0.03,
     epochs=6,
 )
+WITH_TEXT = FUSION_SETTINGS.model_copy(update={"text_epochs": 2, "epochs": 2})
 
 
 def an_id(name: str) -> str:
@@ -235,6 +239,43 @@ def learn_toy_gist(features: Path, settings: GistSettings = GIST_SETTINGS) -> Le
     pairs = toy_pairs()[5 * DEV_PHOTOS : 5 * PHOTOS_WITH_CAPTIONS].select("caption_id", "photo_id")
     shards = sorted(features.glob("images.*"))
     return learn_gist(train, pairs, shards, toy_familiar_photos(), toy_vocabulary(), settings)
+
+
+def ids(sentence: str) -> tuple[int, ...]:
+    """The numbers of its words."""
+    known = dict(toy_vocabulary().select("token", "id").iter_rows())
+    return tuple(known[token] for token in sentence.split())
+
+
+def expected_cider(gist: Gist, about: np.ndarray, captions: list[tuple[int, ...]]) -> np.ndarray:
+    """Of captions that are written token by token."""
+    import tensorflow as tf
+
+    agreement = Agreement.of(gist, toy_vocabulary().height)
+    foretold = agreement.foretold(about.astype(np.float32)[None])
+    values = []
+    for caption in captions:
+        ngrams = agreement.begun(1, 1)
+        for written, token in enumerate(caption):
+            grown = agreement.extended(ngrams, tf.constant([[[token]]]), tf.constant([written]), foretold)
+            ngrams = tf.nest.map_structure(lambda of_all: of_all[:, :, 0], grown)
+        worth = agreement.worth_of_length(tf.constant(len(caption)))
+        values.append(float(ngrams.expected_cider()[0, 0] * worth))
+    return np.array(values)
+
+
+def toy_captioner(features: Path, folder: Path, settings: FusionSettings) -> Captioner:
+    """Of the fusion, the `familiar` table and the gist in `folder`."""
+    return Captioner.load(
+        features / "language_model.weights.h5",
+        folder / "fusion.weights.h5",
+        folder / "familiar.parquet",
+        folder / "gist.npz",
+        toy_vocabulary(),
+        LM_SETTINGS,
+        settings,
+        CHANNELS,
+    )
 
 
 def _quietly(_: int) -> None:
