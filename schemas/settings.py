@@ -76,15 +76,15 @@ class ImageFeaturesSettings(StageSettings):
 
 class LanguageModelSettings(StageSettings):
     embedding_size: int = Field(256, ge=1, description="numbers a token")
-    state_size: int = Field(512, ge=1, description="width of the LSTM's state")
+    state_size: int = Field(384, ge=1, description="width of the LSTM's state")
     dropout: float = Field(
-        0.5, ge=0, lt=1, description="share of the embeddings and states left out in training"
+        0.25, ge=0, lt=1, description="share of the embeddings and states left out in training"
     )
     max_tokens: int = Field(40, ge=2, description="a longer caption is cut for training")
     batch_size: int = Field(64, ge=1, description="captions a step")
     learning_rate: float = Field(8e-3, gt=0, description="Adam's, at its highest")
     epochs: int = Field(
-        6,
+        3,
         ge=1,
         description="the learning rate falls to nothing over them; ends early when dev perplexity rises",
     )

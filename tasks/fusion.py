@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,7 @@ from schemas.settings import FusionSettings, LanguageModelSettings
 from tasks.beam_search import MOST, BeamSearch, Words
 from tasks.gist import Gist, Learned
 from tasks.language_model import LanguageModel, load_language_model
-from tasks.lstm import product, read
+from tasks.lstm import by_product, product, read
 from tasks.pairs import Batch, Pairs, TextBatch, Texts
 from tasks.tables import tensor
 from tasks.training import (
@@ -310,6 +310,8 @@ class _Trainer:
         self.rows_a_step = max(1, round(settings.batch_size * len(self.train_rows) / self.captions))
         self.fusion = build_fusion(vocabulary.height, data.photos.shape[-1], settings, lm_settings, gist)
         self.model = self.fusion.model
+        quick: Any = {name: by_product(layer) for name, layer in self.fusion.layers.items()}
+        self.learner = replace(self.fusion, layers=quick)
         start_from(self.fusion, language_model)
         self.text_variables = [
             variable
@@ -464,10 +466,10 @@ class _Trainer:
         import tensorflow as tf
 
         words = self.language_model
-        states = read(words.embedding(inputs), words.lstm)
+        states = read(words.embedding(inputs), words.lstm, learning=False)
         drop = self._drop(seed, states=TEXT_DROPOUT, hidden=TEXT_DROPOUT)
         with tf.GradientTape() as tape:
-            losses = self._token_losses(self.fusion.imagine(gists), states, targets, drop)
+            losses = self._token_losses(self.learner.imagine(gists), states, targets, drop)
             loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, self.text_variables)
         self.text_optimizer.apply_gradients(zip(gradients, self.text_variables, strict=True))
@@ -499,7 +501,7 @@ class _Trainer:
         import tensorflow as tf
 
         known = gists if self.fusion.gist else None
-        return self.fusion.encode(tf.cast(photos, tf.float32), drop, known)
+        return self.learner.encode(tf.cast(photos, tf.float32), drop, known)
 
     def _drop(self, seed: tf.Tensor, **others: float) -> Drop:
         """Dropout by place: whole channels of a photograph and of its states, single units elsewhere."""
@@ -528,7 +530,7 @@ class _Trainer:
         import tensorflow as tf
 
         real = tf.where(targets != PAD)
-        hidden = self.fusion.hidden(memory, states, drop)
+        hidden = self.learner.hidden(memory, states, drop)
         output, foretold = self.fusion.layers["output"], tf.gather_nd(targets, real)
         logits = product(tf.gather_nd(hidden, real), output.kernel.value) + output.bias
         return tf.nn.sparse_softmax_cross_entropy_with_logits(foretold, logits)

@@ -9,6 +9,7 @@ in float32, where the processor has instructions for them: training takes no har
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tasks.processor import has_bfloat16
@@ -34,13 +35,31 @@ def _factor(matrix: tf.Tensor) -> tf.Tensor:
     return tf.cast(matrix, tf.bfloat16) if has_bfloat16() else matrix
 
 
-def read(inputs: tf.Tensor, layer: keras.layers.LSTM) -> tf.Tensor:
-    """The states of `layer` after each input: (B, T, E) -> (B, T, H) float32; B is known, T need not be."""
+def by_product(layer: keras.layers.Dense) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What `layer`, which has no activation, does to (..., C), by `product`."""
+
+    def apply(values: tf.Tensor) -> tf.Tensor:
+        import tensorflow as tf
+
+        flat = product(_flat(values), layer.kernel.value) + layer.bias
+        return tf.reshape(flat, tf.concat([tf.shape(values)[:-1], [layer.units]], 0))
+
+    return apply
+
+
+def read(inputs: tf.Tensor, layer: keras.layers.LSTM, *, learning: bool = True) -> tf.Tensor:
+    """The states of `layer` after each input: (B, T, E) -> (B, T, H) float32; B is known, T need not be.
+
+    What a gradient would need is kept only where there is `learning`.
+    """
     import tensorflow as tf
 
     cell = layer.cell
-    weights = [matrix.value for matrix in (cell.kernel, cell.recurrent_kernel, cell.bias)]
-    return _by_caption(_read(_by_caption(tf.convert_to_tensor(inputs)), *weights))
+    kernel, recurrent, bias = (matrix.value for matrix in (cell.kernel, cell.recurrent_kernel, cell.bias))
+    inputs = _by_caption(tf.convert_to_tensor(inputs))
+    if learning:
+        return _by_caption(_read(inputs, kernel, recurrent, bias))
+    return _by_caption(_forwards(inputs, kernel, recurrent, bias, kept=1)[0])
 
 
 def _by_caption(values: tf.Tensor) -> tf.Tensor:
@@ -75,9 +94,12 @@ def _read(inputs: tf.Tensor, kernel: tf.Tensor, recurrent: tf.Tensor, bias: tf.T
 
 
 def _forwards(
-    inputs: tf.Tensor, kernel: tf.Tensor, recurrent: tf.Tensor, bias: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """States and cells (T, B, H), and the four gates (T, B, 4 H) in Keras's order: take, keep, new, tell."""
+    inputs: tf.Tensor, kernel: tf.Tensor, recurrent: tf.Tensor, bias: tf.Tensor, kept: int = 3
+) -> list[tf.Tensor]:
+    """States and cells (T, B, H), and the four gates (T, B, 4 H) in Keras's order: take, keep, new, tell.
+
+    Only the first `kept` of these.
+    """
     import tensorflow as tf
 
     tokens, captions, size = tf.shape(inputs)[0], inputs.shape[1], recurrent.shape[0]
@@ -91,13 +113,13 @@ def _forwards(
         cell = keep * cell + take * new
         state = tell * tf.tanh(cell)
         values = state, cell, tf.concat([take, keep, new, tell], -1)
-        return token + 1, state, cell, *(x.write(token, y) for x, y in zip(told, values, strict=True))
+        told = tuple(x.write(token, y) for x, y in zip(told, values[:kept], strict=True))
+        return token + 1, state, cell, *told
 
     nothing = tf.zeros((captions, size))
-    told = [_rows(tokens, captions, width) for width in (size, size, 4 * size)]
+    told = [_rows(tokens, captions, width) for width in (size, size, 4 * size)[:kept]]
     ended = tf.while_loop(lambda token, *_: token < tokens, step, (0, nothing, nothing, *told))
-    states, cells, gates = (rows.stack() for rows in ended[3:])
-    return states, cells, gates
+    return [rows.stack() for rows in ended[3:]]
 
 
 def _backwards(of_states: tf.Tensor, cells: tf.Tensor, gates: tf.Tensor, recurrent: tf.Tensor) -> tf.Tensor:
