@@ -124,7 +124,7 @@ class Wiring:
         """
         if any(need is None for need in needs):
             return self.walk.stage(stage, [None])
-        rows = passes * _rows(counted)
+        rows = passes * sum(record.rows_out for record in counted if record)
         shard = Shard(
             stage=stage,
             place=place or str(self.dataset),
@@ -283,7 +283,7 @@ class Wiring:
             },
             needs=[*train, *dev, vocabulary.one],
             counted=train,
-            passes=self.settings.language_model.passes(_rows(train)),
+            passes=self.settings.language_model.epochs,
         )
 
     def text_features(self, tokens: Walked, vocabulary: Walked, language_model: Walked) -> Walked:
@@ -337,7 +337,6 @@ class Wiring:
         """Learns from the train split, is watched on the dev split; other rows do not touch its key."""
         photos, captions = features.of("train", "dev"), text_features.of("train", "dev")
         learned, words = tokens.of(*LEARNED_FROM), tokens.of(*LEARNED_FROM, "dev")
-        shown = tokens.of("train")
         needs = [ingest.one, vocabulary.one, language_model.one, gist.one, *photos, *captions, *words]
         if any(need is None for need in needs):
             return self.walk.stage(stages.FUSION, [None])
@@ -365,10 +364,7 @@ class Wiring:
                 "language_model": _path(language_model.one, "language_model.weights.h5"),
             },
             needs=needs,
-            counted=[
-                *learned * settings.text_passes(_rows(learned)),
-                *shown * settings.passes(_rows(shown)),
-            ],
+            counted=[*learned * settings.text_epochs, *tokens.of("train") * settings.epochs],
         )
 
     def matching(self, ingest: Walked, tokens: Walked, features: Walked, text_features: Walked) -> Walked:
@@ -672,10 +668,6 @@ def _digest(record: Known, output: str) -> str:
 
 def _path(record: Known, output: str) -> str:
     return record.output(output).path if record else ""
-
-
-def _rows(records: Sequence[Known]) -> int:
-    return sum(record.rows_out for record in records if record)
 
 
 def _digests(records: Sequence[Known], table: str) -> dict[str, str]:

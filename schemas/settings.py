@@ -74,11 +74,6 @@ class ImageFeaturesSettings(StageSettings):
     )
 
 
-def _passes(epochs: int, least_steps: int, captions: int, batch_size: int) -> int:
-    steps = max(1, -(-captions // batch_size))
-    return max(epochs, -(-least_steps // steps)) if epochs else 0
-
-
 class LanguageModelSettings(StageSettings):
     embedding_size: int = Field(256, ge=1, description="numbers a token")
     state_size: int = Field(384, ge=1, description="width of the LSTM's state")
@@ -93,15 +88,8 @@ class LanguageModelSettings(StageSettings):
         ge=1,
         description="the learning rate falls to nothing over them; ends early when dev perplexity rises",
     )
-    least_steps: int = Field(
-        300, ge=1, description="few captions are gone over more often, for so many steps"
-    )
     patience: int = Field(2, ge=1, description="epochs without a better perplexity before it ends")
     seed: int = Field(1, description="of the first weights, the order of captions, and dropout")
-
-    def passes(self, captions: int) -> int:
-        """How many epochs a training with so many captions has, if none ends it early."""
-        return _passes(self.epochs, self.least_steps, captions, self.batch_size)
 
 
 class TextFeaturesSettings(StageSettings):
@@ -134,21 +122,9 @@ class FusionSettings(StageSettings):
         ge=0,
         description="epochs before these on all training captions, with gists imagined for them",
     )
-    text_batch_size: int = Field(256, ge=1, description="captions a step in these")
     epochs: int = Field(4, ge=1, description="on captions with their photographs; the last is kept")
-    least_steps: int = Field(
-        150, ge=1, description="few captions are gone over more often, for so many steps of either kind"
-    )
     dev_beam: int = Field(3, ge=1, le=64, description="beam for the dev split's captions after each epoch")
     seed: int = Field(1, description="of the first weights, the order of captions, and dropout")
-
-    def text_passes(self, captions: int) -> int:
-        """How many epochs there are on so many captions and the gists imagined for them."""
-        return _passes(self.text_epochs, self.least_steps, captions, self.text_batch_size)
-
-    def passes(self, captions: int) -> int:
-        """How many epochs there are on so many captions with their photographs."""
-        return _passes(self.epochs, self.least_steps, captions, self.batch_size)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> FusionSettings:

@@ -39,7 +39,7 @@ WEIGHTS = "fusion.weights.h5"
 REGION_LENGTH = 8.0  # regions and pooled features are scaled to this length
 DEV_BATCH, DEV_MAX_TOKENS = 32, 20  # how the dev split is captioned after each epoch
 TEXTS, PHOTOS = "texts", "photographs"  # the phases of a training
-TEXT_DROPOUT = 0.3  # share left out where there is only text
+TEXT_BATCH, TEXT_DROPOUT = 256, 0.3  # captions a step, and share left out, where there is only text
 
 Score = Callable[[Mapping[str, str], Mapping[str, Sequence[str]]], Mapping[str, float]]
 Drop = Callable[[Any, str], Any]  # values and their place in the network -> values with some zeroed
@@ -265,7 +265,7 @@ def train_fusion(
     progress = Progress(trainer.variables, [], [])
     progress.load(checkpoint)
     advance(sum(trainer.captions_of(row["phase"]) for row in progress.curve))
-    phases = [phase for phase in (TEXTS, PHOTOS) for _ in range(trainer.passes[phase])]
+    phases = [TEXTS] * (settings.text_epochs if imagined else 0) + [PHOTOS] * settings.epochs
     for epoch, phase in list(enumerate(phases, 1))[len(progress.curve) :]:
         if progress.curve and progress.curve[-1]["phase"] != phase:
             trainer.forget_averages()
@@ -307,10 +307,6 @@ class _Trainer:
         self.language_model, self.max_tokens = language_model, lm_settings.max_tokens
         self.train_rows, self.dev_rows = data.rows(dev=False), data.rows(dev=True)
         self.captions = sum(map(len, self.train_rows))
-        self.passes = {
-            TEXTS: settings.text_passes(len(texts.captions)) if texts else 0,
-            PHOTOS: settings.passes(self.captions),
-        }
         self.rows_a_step = max(1, round(settings.batch_size * len(self.train_rows) / self.captions))
         self.fusion = build_fusion(vocabulary.height, data.photos.shape[-1], settings, lm_settings, gist)
         self.model = self.fusion.model
@@ -352,7 +348,7 @@ class _Trainer:
     def _text_epoch(self, rng: np.random.Generator, advance: Callable[[int], None]) -> float:
         """Over captions with no photograph shown, each time with another gist that would fit."""
         assert self.texts
-        batches = self.texts.batches(self.settings.text_batch_size, self.max_tokens, rng)
+        batches = self.texts.batches(TEXT_BATCH, self.max_tokens, rng)
         return self._pass(self._learn_text, batches, rng, advance)
 
     def _photo_epoch(self, rng: np.random.Generator, advance: Callable[[int], None]) -> float:
@@ -426,11 +422,11 @@ class _Trainer:
             )
 
         settings, variables = self.settings, self.model.trainable_variables
-        text_steps = -(-len(self.texts.captions) // settings.text_batch_size) if self.texts else 1
+        text_steps = -(-len(self.texts.captions) // TEXT_BATCH) if self.texts else 1
         steps = -(-len(self.train_rows) // self.rows_a_step)
         rates = [
-            falling(settings.learning_rate, text_steps, self.passes[TEXTS]),
-            falling(settings.learning_rate, steps, self.passes[PHOTOS]),
+            falling(settings.learning_rate, text_steps, settings.text_epochs),
+            falling(settings.learning_rate, steps, settings.epochs),
         ]
         optimizers = [keras.optimizers.Adam(rate, global_clipnorm=1.0) for rate in rates]
         for optimizer, learning in zip(optimizers, [self.text_variables, variables], strict=True):
@@ -449,9 +445,8 @@ class _Trainer:
             tf.TensorSpec((rows, None), tf.int32),
         ]
         seed = tf.TensorSpec((2,), tf.int32)
-        text_rows = self.settings.text_batch_size
-        texts = [tf.TensorSpec((text_rows, None), tf.int32)] * 2 + [
-            tf.TensorSpec((text_rows, gists), tf.float32)
+        texts = [tf.TensorSpec((TEXT_BATCH, None), tf.int32)] * 2 + [
+            tf.TensorSpec((TEXT_BATCH, gists), tf.float32)
         ]
 
         def compiled(step: Callable[..., Any], *signature: tf.TensorSpec) -> Any:

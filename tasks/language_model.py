@@ -115,7 +115,7 @@ def train_language_model(
 
     Returns the `curve` table; a dev loss is the mean of -ln p a token, so perplexity is its
     exponential. A checkpoint an epoch in `scratch` makes an interrupted training go on where it
-    was, to the same bytes. `advance` is told the captions done, `settings.passes` times each.
+    was, to the same bytes. `advance` is told the captions done, `settings.epochs` times each.
     Raises UsageError where there is nothing to learn from.
     """
     captions, held_out = encode(train["tokens"], vocabulary), encode(dev["tokens"], vocabulary)
@@ -130,7 +130,7 @@ def train_language_model(
     progress = Progress([*trainer.model.variables, *trainer.optimizer.variables], [], [])
     progress.load(checkpoint)
     advance(len(captions) * len(progress.curve))
-    for epoch in range(len(progress.curve) + 1, settings.passes(len(captions)) + 1):
+    for epoch in range(len(progress.curve) + 1, settings.epochs + 1):
         if progress.stopped:
             break
         train_loss = trainer.epoch(epoch, advance)
@@ -248,7 +248,7 @@ class _Trainer:
         self.captions, self.settings = captions, settings
         self.language_model, self.model = language_model, language_model.model
         steps = -(-len(captions) // settings.batch_size)
-        rate = learning_rates(settings.learning_rate, steps * settings.passes(len(captions)), -(-steps // 4))
+        rate = learning_rates(settings.learning_rate, steps * settings.epochs, -(-steps // 4))
         self.optimizer = _adam(rate, CLIP)
         self.optimizer.build(self.model.trainable_variables)
         self._step = self._compiled_step()

@@ -81,7 +81,7 @@ def language_model(place: Place) -> Contest:
     trainer = _Trainer(captions, one, settings)
     inputs, targets = rivals.padded_to_the_longest([captions[i] for i in range(len(captions))], START, END)
     steps = -(-len(captions) // settings.batch_size)
-    rate = learning_rates(settings.learning_rate, steps * settings.passes(len(captions)), -(-steps // 4))
+    rate = learning_rates(settings.learning_rate, steps * settings.epochs, -(-steps // 4))
     model = rivals.language_model_to_fit(other, settings.dropout, rate)
     epochs, passes = itertools.count(1), itertools.count(1)
 

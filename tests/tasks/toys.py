@@ -44,14 +44,7 @@ UNSEEN = range(80, 104)  # photographs that no split holds
 PHOTOS_WITH_CAPTIONS = 44  # where gists are learned; the captions of the others are text alone
 GIST_SETTINGS = GistSettings(size=12, min_count=5)
 LM_SETTINGS = LanguageModelSettings(
-    embedding_size=16,
-    state_size=24,
-    dropout=0.1,
-    batch_size=16,
-    learning_rate=0.02,
-    epochs=3,
-    least_steps=1,
-    max_tokens=12,
+    embedding_size=16, state_size=24, dropout=0.1, batch_size=16, learning_rate=0.02, epochs=3, max_tokens=12
 )
 FUSION_SETTINGS = FusionSettings(
     hidden_size=32,
@@ -62,7 +55,6 @@ FUSION_SETTINGS = FusionSettings(
     batch_size=20,
     learning_rate=0.03,
     epochs=6,
-    least_steps=1,
 )
 WITH_TEXT = FUSION_SETTINGS.model_copy(update={"text_epochs": 2, "epochs": 2})
 
