@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tasks import lstm, processor
-from tasks.lstm import product, read
+from tasks.lstm import by_product, product, read
 
 if TYPE_CHECKING:
     import keras
@@ -27,18 +28,25 @@ def bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return bool(request.param)
 
 
-def test_states_and_gradients_are_those_of_keras(bfloat16: bool) -> None:
+@pytest.mark.parametrize(("kind", "weights"), [("lstm", 3), ("dense", 2)])
+def test_what_is_told_and_its_gradients_are_those_of_keras(kind: str, weights: int, bfloat16: bool) -> None:
     import keras
     import tensorflow as tf
 
     keras.utils.set_random_seed(1)
-    layer = keras.layers.LSTM(STATE, return_sequences=True, use_cudnn=False, bias_initializer="normal")
+    layer: keras.layers.Layer
+    if kind == "lstm":
+        layer = keras.layers.LSTM(STATE, return_sequences=True, use_cudnn=False, bias_initializer="normal")
+        ours = partial(read, layer=layer)
+    else:
+        layer = keras.layers.Dense(STATE, bias_initializer="normal")
+        ours = by_product(layer)
     inputs = tf.random.normal((CAPTIONS, TOKENS, EMBEDDING))
     weighed = tf.random.normal((CAPTIONS, TOKENS, STATE))
     expected, *expected_gradients = _states_and_gradients(layer, inputs, weighed, layer)
-    found, *gradients = _states_and_gradients(lambda x: read(x, layer), inputs, weighed, layer)
+    found, *gradients = _states_and_gradients(ours, inputs, weighed, layer)
     assert found == pytest.approx(expected, abs=NEAR[bfloat16])
-    assert len(gradients) == 4, "of the inputs, both matrices and the bias"
+    assert len(gradients) == weights + 1, "of the inputs too"
     for gradient, right in zip(gradients, expected_gradients, strict=True):
         assert gradient == pytest.approx(right, abs=NEAR[bfloat16] * float(np.abs(right).max()))
 
@@ -47,7 +55,7 @@ def _states_and_gradients(
     states_of: Callable[[tf.Tensor], tf.Tensor],
     inputs: tf.Tensor,
     weighed: tf.Tensor,
-    layer: keras.layers.LSTM,
+    layer: keras.layers.Layer,
 ) -> list[np.ndarray]:
     import tensorflow as tf
 
@@ -62,6 +70,17 @@ def _states_and_gradients(
 
     layer(inputs)
     return [values.numpy() for values in found(inputs)]
+
+
+def test_where_nothing_is_learned_the_same_states_are_read(bfloat16: bool) -> None:
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(1)
+    layer = keras.layers.LSTM(STATE, return_sequences=True, use_cudnn=False)
+    inputs = tf.random.normal((CAPTIONS, TOKENS, EMBEDDING))
+    layer(inputs)
+    assert (read(inputs, layer, learning=False).numpy() == read(inputs, layer).numpy()).all()
 
 
 def test_a_product_is_the_product_of_what_bfloat16_keeps_of_the_numbers(bfloat16: bool) -> None:
