@@ -13,7 +13,14 @@ from schemas.settings import Settings
 from schemas.tables import schema, tensor_dtypes
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-SIZES = {"side_px": 224, "regions": 49, "channels": 512, "state_size": 512, "size": 128}
+DEFAULTS = Settings()
+SIZES = {
+    "side_px": DEFAULTS.images.side_px,
+    "regions": 49,
+    "channels": 512,
+    "state_size": DEFAULTS.language_model.state_size,
+    "size": DEFAULTS.matching.size,
+}
 TABLES = [
     "photos", "captions", "files", "rejects", "images", "tokens", "vocabulary", "image_features",
     "text_features", "curve", "matching_curve", "familiar", "gists", "imagined", "predictions", "captioned",
