@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CAPTIONS = 35_000
 CAPTIONED_PHOTOS, ONE_BY_ONE, SLOWLY = 128, 8, 16
-LEARNED_CAPTIONS, HELD_OUT_CAPTIONS = 2_000, 500
+LEARNED_CAPTIONS, HELD_OUT_CAPTIONS, PASSES = 2_000, 500, 12
 PAIRED_CAPTIONS, IN_PREFIXES = 1_000, 40
 
 
@@ -70,7 +70,8 @@ def language_model(place: Place) -> Contest:
     from tasks.training import encode, make_repeatable
 
     run = place.finished()
-    settings = run.settings.language_model
+    # More passes than there are rounds: after the last one there is no learning rate to go on with.
+    settings = run.settings.language_model.model_copy(update={"epochs": PASSES})
     vocabulary = run.table("vocabulary", "vocabulary")
     tokens = _tokens_of(run, "train").sample(fraction=1, shuffle=True, seed=1)["tokens"]
     held_out = _tokens_of(run, "dev").head(HELD_OUT_CAPTIONS)["tokens"]
