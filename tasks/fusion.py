@@ -310,6 +310,7 @@ class _Trainer:
         self.rows_a_step = max(1, round(settings.batch_size * len(self.train_rows) / self.captions))
         self.fusion = build_fusion(vocabulary.height, data.photos.shape[-1], settings, lm_settings, gist)
         self.model = self.fusion.model
+        # The same weights, multiplied as training does it; captions are written in float32 throughout.
         quick: Any = {name: by_product(layer) for name, layer in self.fusion.layers.items()}
         self.learner = replace(self.fusion, layers=quick)
         start_from(self.fusion, language_model)
