@@ -28,8 +28,10 @@ WAIT_S = 20.0  # for a server that is starting
 ADDRESS = "address"  # in the workspace's prefect folder: where its server was last started
 
 # For every server and client: stay at home, and record each task run (the recorder of the embedded
-# server drops what it has not yet written when a run ends, unless it writes in batches).
+# server drops what it has not yet written when a run ends, unless it writes in batches). And run no Python
+# file of the current folder in place of a library's, as `python -m`, by which servers are started, would.
 ALWAYS = {
+    "PYTHONSAFEPATH": "1",
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",

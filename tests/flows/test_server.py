@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -41,6 +43,18 @@ def test_where_no_server_answers_a_run_says_so_and_uses_the_embedded_one(ran: Ra
     done = cutline("run", copy.dataset, "--workspace", copy.workspace, *small(), PREFECT_API_URL=nobody)
     assert f"expected a server at {nobody}, none answered; this run uses the embedded one" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_python_files_of_the_folder_that_a_run_is_started_from_are_not_run(ran: Ran, tmp_path: Path) -> None:
+    copy = ran.copy(tmp_path)
+    draw(copy.dataset / "images" / "another.png", 53)
+    strangers = tmp_path / "strangers"
+    strangers.mkdir()
+    (strangers / "click.py").write_text("open('was_run', 'w').close()\nraise SystemExit(1)\n")
+    command = [Path(sys.executable).with_name("cutline"), "run", copy.dataset, "--workspace", copy.workspace]
+    done = subprocess.run([*command, *small()], cwd=strangers, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in strangers.iterdir()] == ["click.py"]
 
 
 def test_a_port_that_is_taken_and_an_address_without_a_password_are_refused(tmp_path: Path) -> None:
