@@ -15,7 +15,7 @@ from schemas.settings import FusionSettings, LanguageModelSettings
 from tasks.beam_search import MOST, BeamSearch, Words
 from tasks.gist import Gist, Learned
 from tasks.language_model import LanguageModel, load_language_model
-from tasks.lstm import by_product, product, read
+from tasks.lstm import by_product, read
 from tasks.pairs import Batch, Pairs, TextBatch, Texts
 from tasks.tables import tensor
 from tasks.training import (
@@ -532,9 +532,8 @@ class _Trainer:
 
         real = tf.where(targets != PAD)
         hidden = self.learner.hidden(memory, states, drop)
-        output, foretold = self.fusion.layers["output"], tf.gather_nd(targets, real)
-        logits = product(tf.gather_nd(hidden, real), output.kernel.value) + output.bias
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(foretold, logits)
+        logits = self.learner.layers["output"](tf.gather_nd(hidden, real))
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.gather_nd(targets, real), logits)
 
 
 def start_from(fusion: Fusion, language_model: LanguageModel) -> None:
