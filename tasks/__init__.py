@@ -1,1 +1,8 @@
 """The work: one module a noun, free of Prefect."""
+
+import os
+
+# OpenBLAS's threads, once called, wait for the next product in a busy loop for a tenth of a second, 2^26
+# ticks, beside what TensorFlow computes: a tenth of the time that captions take. 2^4 is the least it knows.
+# It reads this where NumPy is loaded, which every module here does later.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")

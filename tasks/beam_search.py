@@ -292,7 +292,7 @@ class BeamSearch:
         )
         states, cells = tf.reshape(states, (rows, beam, size)), tf.reshape(cells, (rows, beam, size))
         logits = self.fusion.logits(Memory(**memory), states)  # (B, K, V)
-        following, gained, rules = self._candidates(slots, tf.nn.log_softmax(logits))  # (B, K, N)
+        following, gained, rules = self._candidates(slots, logits)  # (B, K, N)
         ended = slots.ended()
         only_pad = tf.one_hot(0, following.shape[-1], on_value=0.0, off_value=IMPOSSIBLE)
         following = tf.where(ended[..., None], PAD, following)
@@ -330,10 +330,10 @@ class BeamSearch:
             ngrams=tf.nest.map_structure(of_candidate, ngrams),
         )
 
-    def _candidates(self, slots: Slots, gained: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _candidates(self, slots: Slots, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The most likely N = min(K, V) tokens to follow each caption, of which agreement has its choice.
 
-        gained (B, K, V) -> tokens, what they gain, how many rules each breaks, (B, K, N) each.
+        logits (B, K, V) -> tokens, their log-probability, how many rules each breaks, (B, K, N) each.
         """
         import tensorflow as tf
 
@@ -341,17 +341,19 @@ class BeamSearch:
         step = tf.minimum(slots.step, self.max_tokens)
         # The few tokens that break another rule are taken down where they stand: a table of all
         # tokens for each rule would cost as much as the output layer.
-        ranked = gained + tf.gather(forbidden - RULE_BROKEN * at_the_end, step)[:, None]
+        ranked = logits + tf.gather(forbidden - RULE_BROKEN * at_the_end, step)[:, None]
         repeating = self._places(self._repeating(slots.tokens, slots.last))
         ranked = tf.tensor_scatter_nd_update(ranked, repeating, tf.gather_nd(ranked, repeating) - RULE_BROKEN)
         dangling = tf.where(tf.gather(tf.constant(self.words.needs_more), slots.last), END, PAD)
         # The same word again, or an <end> too early.
         both = self._places(tf.stack([slots.last, dangling], -1))
         ranked = tf.tensor_scatter_nd_sub(ranked, both, tf.fill(both.shape[:-1], RULE_BROKEN))
-        best, chosen = _largest(ranked, min(self.beam, gained.shape[-1]))
-        gained = tf.gather_nd(gained, self._places(chosen))
-        gained += tf.gather(tf.gather(forbidden, step), chosen, batch_dims=1)
-        return chosen, gained, tf.round((gained - best) / RULE_BROKEN)
+        best, chosen = _largest(ranked, min(self.beam, logits.shape[-1]))
+        found = tf.gather_nd(logits, self._places(chosen))
+        at_step = tf.broadcast_to(step[:, None, None], tf.shape(chosen))
+        found += tf.gather_nd(forbidden, tf.stack([at_step, chosen], -1))
+        rules = tf.round((found - best) / RULE_BROKEN)
+        return chosen, found - tf.reduce_logsumexp(logits, -1, keepdims=True), rules
 
     def _by_step(self) -> tuple[np.ndarray, np.ndarray]:
         """What each token loses at each step for being impossible there; and whether, as the last but <end>,

@@ -124,7 +124,7 @@ def build_fusion(
         "change": dense(lm_settings.embedding_size, kernel_initializer="zeros", name="change"),
         "projection": dense(lm_settings.embedding_size, name="projection"),
         # Left as the language model has it: few captions teach a word's meaning, many taught it.
-        "output": dense(vocabulary_size, trainable=False, name="output"),
+        "output": dense(vocabulary_size, use_bias=False, trainable=False, name="output"),
     }
     if settings.kind == "attention":
         layers |= {"key": dense(size, name="key"), "query": dense(size, name="query")}
@@ -543,5 +543,4 @@ def start_from(fusion: Fusion, language_model: LanguageModel) -> None:
 
 
 def _share_output(fusion: Fusion, language_model: LanguageModel) -> None:
-    output = fusion.layers["output"]
-    output.set_weights([language_model.embedding.embeddings.numpy().T, np.zeros(output.units, np.float32)])
+    fusion.layers["output"].set_weights([language_model.embedding.embeddings.numpy().T])

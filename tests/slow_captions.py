@@ -105,8 +105,8 @@ class SlowCaptioner:
         return _sigmoid(out) * np.tanh(cell), cell
 
     def _dense(self, name: str, values: np.ndarray) -> np.ndarray:
-        kernel, bias = self.layers[name]
-        return values @ kernel + bias
+        kernel, *bias = self.layers[name]
+        return values @ kernel + sum(bias)
 
     def _gist(self, photo: np.ndarray) -> np.ndarray | None:
         if not self.gist:

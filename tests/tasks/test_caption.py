@@ -44,9 +44,9 @@ def a_random_captioner(
     rng = np.random.default_rng(5)
     for layer in (*fusion.layers.values(), language_model.embedding, language_model.lstm):
         layer.set_weights([rng.normal(size=w.shape).astype(np.float32) for w in layer.get_weights()])
-    kernel, bias = fusion.layers["output"].get_weights()
+    (kernel,) = fusion.layers["output"].get_weights()
     bias = np.where(np.arange(len(tokens)) == END, stops * sharpness, 0.3 * bias)  # it may stop anywhere
-    fusion.layers["output"].set_weights([kernel * sharpness / np.abs(kernel).sum(0).mean(), bias])
+    fusion.layers["output"].set_weights([kernel * sharpness / np.abs(kernel).sum(0).mean()])
     familiar = toy_image_features(range(30)).select("photo_id", "pooled")
     return Captioner(language_model, fusion, tokens, Familiarity.of(familiar))
 

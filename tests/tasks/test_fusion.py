@@ -130,7 +130,8 @@ def test_the_logits_are_those_of_a_plain_numpy_model(
     }
 
     def dense(name: str, x: np.ndarray) -> np.ndarray:
-        return x @ weights[name][0] + weights[name][1]
+        kernel, *bias = weights[name]
+        return x @ kernel + sum(bias)
 
     regions = photo[0] / np.linalg.norm(photo[0], axis=1, keepdims=True) * 8
     expected = []
