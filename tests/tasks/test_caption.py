@@ -45,8 +45,14 @@ def a_random_captioner(
     for layer in (*fusion.layers.values(), language_model.embedding, language_model.lstm):
         layer.set_weights([rng.normal(size=w.shape).astype(np.float32) for w in layer.get_weights()])
     (kernel,) = fusion.layers["output"].get_weights()
-    bias = np.where(np.arange(len(tokens)) == END, stops * sharpness, 0.3 * bias)  # it may stop anywhere
-    fusion.layers["output"].set_weights([kernel * sharpness / np.abs(kernel).sum(0).mean()])
+    kernel *= sharpness / np.abs(kernel).sum(0).mean()
+    # It may stop anywhere: the first of the numbers compared with tokens is always 1, and says how likely.
+    kernel[0] = np.where(np.arange(len(tokens)) == END, stops * sharpness, kernel[0])
+    fusion.layers["output"].set_weights([kernel])
+    for name, always in (("projection", 1.0), ("change", 0.0)):
+        weights, bias = fusion.layers[name].get_weights()
+        weights[:, 0], bias[0] = 0.0, always
+        fusion.layers[name].set_weights([weights, bias])
     familiar = toy_image_features(range(30)).select("photo_id", "pooled")
     return Captioner(language_model, fusion, tokens, Familiarity.of(familiar))
 
