@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from jinja2 import Environment
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -51,53 +53,22 @@ def make_app(workspace: Path) -> Starlette:
     templates = environment(HERE / "templates")
     templates.filters |= views.FILTERS
     templates.globals["workspace"] = history.workspace.where
-    shown = Views(history, pictures)
+    pages, shown = Pages(templates), Views(history, pictures)
     files = {"/style.css": "text/css", "/icon.svg": "image/svg+xml"}
-
-    def render(template: str, context: dict[str, Any], code: int = 200) -> Response:
-        return HTMLResponse(templates.get_template(f"{template}.html.j2").render(context).encode(), code)
-
-    def page(template: str, view: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Response]:
-        def answer(request: Request) -> Response:
-            try:
-                return render(template, view(request))
-            except WrongQuery as error:
-                return problem(400, str(error))
-            except CutlineError as error:
-                return problem(200, str(error))  # the page is there, what it would show is not
-
-        return answer
-
-    def problem(code: int, text: str) -> Response:
-        return render("problem", {"here": "", "code": code, "text": text}, code)
-
-    def refused(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        known = {404: "there is no such page", 405: "this page only shows: it answers GET and nothing else"}
-        is_plain = error.detail == HTTPException(error.status_code).detail
-        return problem(
-            error.status_code, known.get(error.status_code, error.detail) if is_plain else error.detail
-        )
-
-    def failed(_: Request, error: Exception) -> Response:
-        return problem(
-            500, f"{type(error).__name__}: an error of the dashboard itself; its terminal says more"
-        )
-
     routes = [
-        Route("/", page("overview", shown.overview)),
-        Route("/datasets", page("dataset", shown.dataset)),
-        Route("/rejects", page("rejects", shown.rejects)),
-        Route("/runs", page("runs", shown.runs)),
-        Route("/runs/{run}", page("run", shown.run)),
-        Route("/compare", page("compare", shown.compare)),
-        Route("/changes", page("changes", shown.changes)),
-        Route("/captions", page("captions", shown.captions)),
-        Route("/search", page("search", shown.search)),
-        Route("/photos/{run}/{photo_id}", page("photo", shown.photo)),
-        Route("/curves", page("curves", shown.curves)),
-        Route("/stale", page("stale", shown.stale)),
-        Route("/disk", page("disk", shown.disk)),
+        Route("/", pages.page("overview", shown.overview)),
+        Route("/datasets", pages.page("dataset", shown.dataset)),
+        Route("/rejects", pages.page("rejects", shown.rejects)),
+        Route("/runs", pages.page("runs", shown.runs)),
+        Route("/runs/{run}", pages.page("run", shown.run)),
+        Route("/compare", pages.page("compare", shown.compare)),
+        Route("/changes", pages.page("changes", shown.changes)),
+        Route("/captions", pages.page("captions", shown.captions)),
+        Route("/search", pages.page("search", shown.search)),
+        Route("/photos/{run}/{photo_id}", pages.page("photo", shown.photo)),
+        Route("/curves", pages.page("curves", shown.curves)),
+        Route("/stale", pages.page("stale", shown.stale)),
+        Route("/disk", pages.page("disk", shown.disk)),
         Route("/pictures/{run}/{photo_id}/{size}", images.photo(history, pictures)),
         Route("/rejected/{run}/{row:int}", images.rejected(history, pictures)),
         Route("/drawn/{run}/{stage}", images.curve(history)),
@@ -106,10 +77,47 @@ def make_app(workspace: Path) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[Middleware(Guarded), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
-        exception_handlers={HTTPException: refused, 500: failed},
+        exception_handlers={HTTPException: pages.refused, 500: pages.failed},
     )
     app.router.redirect_slashes = False  # an address is there or is not
     return app
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Answers in HTML, those that tell of a problem too."""
+
+    templates: Environment
+
+    def page(self, template: str, view: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Response]:
+        """Answers with what `view` finds for the request, shown by `template`."""
+
+        def answer(request: Request) -> Response:
+            try:
+                return self._render(template, view(request))
+            except WrongQuery as error:
+                return self._problem(400, str(error))
+            except CutlineError as error:
+                return self._problem(200, str(error))  # the page is there, what it would show is not
+
+        return answer
+
+    def refused(self, _: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        known = {404: "there is no such page", 405: "this page only shows: it answers GET and nothing else"}
+        is_plain = error.detail == HTTPException(error.status_code).detail
+        text = known.get(error.status_code, error.detail) if is_plain else error.detail
+        return self._problem(error.status_code, text)
+
+    def failed(self, _: Request, error: Exception) -> Response:
+        kind = type(error).__name__
+        return self._problem(500, f"{kind}: an error of the dashboard itself; its terminal says more")
+
+    def _problem(self, code: int, text: str) -> Response:
+        return self._render("problem", {"here": "", "code": code, "text": text}, code)
+
+    def _render(self, template: str, context: dict[str, Any], code: int = 200) -> Response:
+        return HTMLResponse(self.templates.get_template(f"{template}.html.j2").render(context).encode(), code)
 
 
 def still(content: bytes, media_type: str) -> Callable[[Request], Response]:
