@@ -350,8 +350,7 @@ class BeamSearch:
         ranked = tf.tensor_scatter_nd_sub(ranked, both, tf.fill(both.shape[:-1], RULE_BROKEN))
         best, chosen = _largest(ranked, min(self.beam, logits.shape[-1]))
         found = tf.gather_nd(logits, self._places(chosen))
-        at_step = tf.broadcast_to(step[:, None, None], tf.shape(chosen))
-        found += tf.gather_nd(forbidden, tf.stack([at_step, chosen], -1))
+        found += tf.gather(forbidden.ravel(), step[:, None, None] * forbidden.shape[1] + chosen)
         rules = tf.round((found - best) / RULE_BROKEN)
         return chosen, found - tf.reduce_logsumexp(logits, -1, keepdims=True), rules
 

@@ -42,7 +42,8 @@ def by_product(layer: keras.layers.Dense) -> Callable[[tf.Tensor], tf.Tensor]:
         import tensorflow as tf
 
         flat = product(_flat(values), layer.kernel.value)
-        flat = flat + layer.bias if layer.use_bias else flat
+        if layer.use_bias:
+            flat += layer.bias
         return tf.reshape(flat, tf.concat([tf.shape(values)[:-1], [layer.units]], 0))
 
     return apply

@@ -55,20 +55,23 @@ def make_app(workspace: Path) -> Starlette:
     templates.globals["workspace"] = history.workspace.where
     pages, shown = Pages(templates), Views(history, pictures)
     files = {"/style.css": "text/css", "/icon.svg": "image/svg+xml"}
+    shows = {
+        "/": shown.overview,
+        "/datasets": shown.dataset,
+        "/rejects": shown.rejects,
+        "/runs": shown.runs,
+        "/runs/{run}": shown.run,
+        "/compare": shown.compare,
+        "/changes": shown.changes,
+        "/captions": shown.captions,
+        "/search": shown.search,
+        "/photos/{run}/{photo_id}": shown.photo,
+        "/curves": shown.curves,
+        "/stale": shown.stale,
+        "/disk": shown.disk,
+    }
     routes = [
-        Route("/", pages.page("overview", shown.overview)),
-        Route("/datasets", pages.page("dataset", shown.dataset)),
-        Route("/rejects", pages.page("rejects", shown.rejects)),
-        Route("/runs", pages.page("runs", shown.runs)),
-        Route("/runs/{run}", pages.page("run", shown.run)),
-        Route("/compare", pages.page("compare", shown.compare)),
-        Route("/changes", pages.page("changes", shown.changes)),
-        Route("/captions", pages.page("captions", shown.captions)),
-        Route("/search", pages.page("search", shown.search)),
-        Route("/photos/{run}/{photo_id}", pages.page("photo", shown.photo)),
-        Route("/curves", pages.page("curves", shown.curves)),
-        Route("/stale", pages.page("stale", shown.stale)),
-        Route("/disk", pages.page("disk", shown.disk)),
+        *(Route(path, pages.page(view)) for path, view in shows.items()),
         Route("/pictures/{run}/{photo_id}/{size}", images.photo(history, pictures)),
         Route("/rejected/{run}/{row:int}", images.rejected(history, pictures)),
         Route("/drawn/{run}/{stage}", images.curve(history)),
@@ -89,12 +92,12 @@ class Pages:
 
     templates: Environment
 
-    def page(self, template: str, view: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Response]:
-        """Answers with what `view` finds for the request, shown by `template`."""
+    def page(self, view: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Response]:
+        """Answers with what `view` finds for the request, shown by the template of its name."""
 
         def answer(request: Request) -> Response:
             try:
-                return self._render(template, view(request))
+                return self._render(view.__name__, view(request))
             except WrongQuery as error:
                 return self._problem(400, str(error))
             except CutlineError as error:
