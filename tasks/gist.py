@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -33,10 +33,12 @@ GIST = "gist.npz"
 MOST_CAPTIONS = 200_000  # that are analysed; of more, any
 LONGEST = 4  # n-grams of one to four tokens count, as in CIDEr
 SIGMA = 6.0  # CIDEr-D: tokens of difference in length that cost a share 1 - 1/√e of the score
-GRAM = ["first", "second", "third", "fourth"]  # its tokens, filled up with <pad>
+ROWS_AT_ONCE = 4096  # captions or photographs
 ITERATIONS = 12  # of the analysis
-FOLDS = 5  # parts of the training photographs, each foretold from the others
+LEAST_VARIANCE = 1e-8  # of what is foretold; that of captions is some hundred thousand times as much
+MOST_LEVERAGE = 0.999  # so that what is divided by is not nothing
 REACH = 0.35  # of the median squared distance between photographs
+LEAST_REACH = 1e-4  # a squared distance that is more than what float16 does to features
 LONGEST_CAPTION = 60  # tokens; a longer one counts as one of so many where lengths are compared
 HALVED = ("worth", "mean", "directions", "weights", "offset", "noise")  # float16 in the file
 ARRAYS = ("grams", *HALVED, "length_worth", "reach", "unknown_worth")
@@ -58,7 +60,7 @@ class Likeness:
 class Gist:
     """What foretells a photograph's captions; float32 where nothing else is said."""
 
-    grams: np.ndarray  # (G, LONGEST) int32
+    grams: np.ndarray  # (G, LONGEST) int32, filled up with <pad>
     worth: np.ndarray  # (G,) how telling each n-gram is: -ln of the share of captions that hold it
     unknown_worth: float  # of an n-gram that is too rare to be among them
     length_worth: np.ndarray  # (LONGEST_CAPTION + 1,) what CIDEr-D leaves of a caption of so many tokens
@@ -148,25 +150,27 @@ def learn_gist(
     """
     tokens = tokens.sort("caption_id").head(MOST_CAPTIONS)
     captions = encode(tokens["tokens"], vocabulary)
-    grams, held = _weigh(_count_ngrams(captions), len(captions), settings.min_count)
-    mean, found, places = _analyse(held, len(captions), grams.height, settings.size)
+    grams, worth, held = _weigh(captions, settings.min_count)
+    mean, found, places = _analyse(held, settings.size)
     rows = (
         tokens.select("caption_id")
         .with_row_index("row")
         .join(pairs, on="caption_id", how="left", maintain_order="left")
     )
     photos = rows.drop_nulls("photo_id").group_by("photo_id", maintain_order=True).agg("row").sort("photo_id")
-    aims = np.array([places[some].mean(0) for some in photos["row"].to_list()]).reshape(-1, places.shape[1])
+    aims = np.empty((photos.height, places.shape[1]), np.float32)
+    for aim, some in zip(aims, photos["row"], strict=True):
+        aim[:] = places[some.to_numpy()].mean(0)
     landmarks = landmarks_of(familiar)
     likeness = Likeness(landmarks, _reach(landmarks))
     weights, offset, foretold = _regress(image_features, photos["photo_id"], aims, likeness, settings.penalty)
     # From here on gists count from their mean, in steps as large as they vary.
     middle, whiten, colour = _whitening(foretold)
-    gists = (foretold - middle) @ whiten
+    gists = _turned(foretold, middle, whiten)
     imagined, noise = _imagine(places, foretold, whiten)
     gist = Gist(
-        grams=grams.select(GRAM).to_numpy().astype(np.int32),
-        worth=grams["worth"].to_numpy().astype(np.float32),
+        grams=grams,
+        worth=worth.astype(np.float32),
         unknown_worth=float(np.log(max(1, len(captions)) / settings.min_count)),
         length_worth=_length_worth(captions.lengths),
         mean=(mean + found @ middle).astype(np.float32),
@@ -177,9 +181,8 @@ def learn_gist(
         noise=noise.astype(np.float32),
     )
     if not gist.size:
-        return Learned(
-            gist, _table("photo_id", [], np.zeros((0, 1))), _table("caption_id", [], np.zeros((0, 1)))
-        )
+        nothing = np.zeros((0, 1), np.float16)
+        return Learned(gist, _table("photo_id", [], nothing), _table("caption_id", [], nothing))
     return Learned(
         gist,
         _table("photo_id", photos["photo_id"], gists),
@@ -188,7 +191,7 @@ def learn_gist(
 
 
 def _table(name: str, ids: Sequence[str] | pl.Series, gists: np.ndarray) -> pl.DataFrame:
-    return pl.DataFrame([pl.Series(name, ids, pl.String), tensor_column("gist", gists.astype(np.float16))])
+    return pl.DataFrame([pl.Series(name, ids, pl.String), tensor_column("gist", gists)])
 
 
 def landmarks_of(familiar: pl.DataFrame) -> np.ndarray:
@@ -203,62 +206,75 @@ def landmarks_of(familiar: pl.DataFrame) -> np.ndarray:
 # ---- captions as weighed n-grams ----
 
 
-def _count_ngrams(captions: Ragged) -> pl.DataFrame:
-    """caption, the tokens of an n-gram, count: all n-grams of all captions but those with an <unk>.
+class _NGrams(NamedTuple):
+    """The n-grams of one length: which there are, (G, LONGEST) int32, and where each of them is found."""
 
-    Sorted, as sums of real numbers depend on their order, and the same captions are to give the same bits.
+    grams: np.ndarray
+    captions: np.ndarray  # (N,) a caption, for each time that one of its n-grams comes
+    numbers: np.ndarray  # (N,) and which of `grams` that is
+
+
+def _ngrams(captions: Ragged) -> Iterator[_NGrams]:
+    """Those of one token, of two, … but those with an <unk>, in the order of their tokens.
+
+    Each is known by the number of the one without its last token, and that token: two numbers, whatever the
+    length.
     """
-    of_caption = np.repeat(np.arange(len(captions)), captions.lengths)
-    left = captions.starts[1:][of_caption] - np.arange(len(captions.ids))  # tokens to the caption's end
-    frames = []
-    for n in range(1, LONGEST + 1):
-        begins = np.flatnonzero(left >= n)
-        tokens = np.full((len(begins), LONGEST), PAD, np.int32)
-        for i in range(n):
-            tokens[:, i] = captions.ids[begins + i]
-        known = (tokens[:, :n] > UNK).all(1)
-        columns = dict(zip(GRAM, tokens[known].T, strict=True))
-        frames.append(pl.DataFrame({"caption": of_caption[begins[known]], **columns, "n": np.int32(n)}))
-    return pl.concat(frames).group_by("caption", *GRAM, "n").len("count").sort("caption", *GRAM)
+    begins = np.flatnonzero(captions.ids > UNK)
+    caption = np.repeat(np.arange(len(captions)), captions.lengths)[begins]
+    tokens, number = np.unique(captions.ids[begins], return_inverse=True)
+    grams = np.full((len(tokens), LONGEST), PAD, np.int32)
+    grams[:, 0] = tokens
+    yield _NGrams(grams, caption, number)
+    many = int(tokens[-1]) + 1 if len(tokens) else 1
+    for n in range(1, LONGEST):
+        goes_on = begins + n < captions.starts[caption + 1]
+        goes_on[goes_on] = captions.ids[begins[goes_on] + n] > UNK
+        begins, caption = begins[goes_on], caption[goes_on]
+        pairs = number[goes_on] * many + captions.ids[begins + n]
+        pairs, number = np.unique(pairs, return_inverse=True)
+        grams = grams[pairs // many]
+        grams[:, n] = pairs % many
+        yield _NGrams(grams, caption, number)
 
 
-def _weigh(counts: pl.DataFrame, captions: int, min_count: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The n-grams that at least `min_count` captions hold, by number, and which caption holds which.
+def _weigh(captions: Ragged, min_count: int) -> tuple[np.ndarray, np.ndarray, csr_matrix]:
+    """The n-grams that at least `min_count` captions hold, (G, LONGEST); what each is worth, (G,); and how
+    much of each there is in each caption, (captions, G).
 
-    Returns GRAM and `worth`, a row an n-gram; and caption, gram, value. The values of a caption's n-grams
-    of one length, rarer ones too, make a vector of length 1.
+    What a caption holds of one length, rarer n-grams too, makes a vector of length 1.
     """
-    worth = (captions / pl.len()).log().alias("worth")
-    grams = counts.group_by(GRAM).agg(worth, pl.len().alias("captions"))
-    weighed = counts.join(grams, on=GRAM, maintain_order="left").with_columns(
-        value=pl.col("count") * pl.col("worth")
-    )
-    length = pl.col("value").pow(2).sum().over("caption", "n").sqrt()
-    weighed = weighed.with_columns(value=pl.when(length > 0).then(pl.col("value") / length).otherwise(0.0))
-    kept = grams.filter(pl.col("captions") >= min_count).sort(GRAM).with_row_index("gram")
-    held = weighed.join(kept.select("gram", *GRAM), on=GRAM, maintain_order="left").select(
-        "caption", "gram", "value"
-    )
-    return kept, held.sort("caption", "gram")
+    from scipy.sparse import csr_matrix, hstack
+
+    kept, worths, held = [], [], []
+    for grams, caption, number in _ngrams(captions):
+        many = max(len(grams), 1)
+        cells, counts = np.unique(caption * many + number, return_counts=True)
+        caption, number = cells // many, cells % many
+        holding = np.bincount(number, minlength=len(grams))
+        worth = np.log(len(captions) / holding)
+        value = counts * worth[number]
+        length = np.sqrt(np.bincount(caption, value**2, minlength=len(captions)))[caption]
+        value = np.divide(value, length, out=np.zeros_like(value), where=length > 0)
+        here = csr_matrix((value, (caption, number)), shape=(len(captions), len(grams)))
+        often = np.flatnonzero(holding >= min_count)
+        kept.append(grams[often])
+        worths.append(worth[often])
+        held.append(here[:, often])
+    return np.concatenate(kept), np.concatenate(worths), hstack(held, format="csr")
 
 
-def _analyse(
-    held: pl.DataFrame, captions: int, grams: int, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean caption (G,), at most `size` directions (G, K), and the captions' places along these (n, K).
-
-    The places are counted from the mean.
-    """
-    from scipy.sparse import csr_matrix
-
-    cells = held["caption"].to_numpy(), held["gram"].to_numpy()
-    matrix = csr_matrix((held["value"].to_numpy(), cells), shape=(captions, grams))
-    size = min(size, captions - 1, grams - 1)
-    if size < 1:
-        return np.zeros(grams), np.zeros((grams, 0)), np.zeros((captions, 0))
-    found = _principal(matrix, size)
-    places = matrix @ found
-    return np.asarray(matrix.mean(0)).ravel(), found, places - places.mean(0)
+def _analyse(held: csr_matrix, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean caption (G,), at most `size` directions (G, K), and the captions' places along these, counted
+    from the mean, (n, K) float32."""
+    captions, grams = held.shape
+    size = max(0, min(size, captions - 1, grams - 1))
+    mean = np.asarray(held.mean(0)).ravel() if captions else np.zeros(grams)
+    found = _principal(held, size) if size else np.zeros((grams, 0))
+    places = np.empty((captions, size), np.float32)
+    for place, part in zip(_in_parts(places), _in_parts(held), strict=True):
+        place[:] = part @ found - mean @ found
+    return mean, found, places
 
 
 def _principal(matrix: csr_matrix, size: int) -> np.ndarray:
@@ -266,10 +282,33 @@ def _principal(matrix: csr_matrix, size: int) -> np.ndarray:
     (Halko et al. 2011): ARPACK's restarts are random where singular values are equal."""
     wide = min(size + 10, matrix.shape[1])
     found = np.random.default_rng(0).standard_normal((matrix.shape[1], wide))
+    parts = list(_in_parts(matrix))
     for _ in range(ITERATIONS):
-        found = np.linalg.qr(matrix.T @ (matrix @ found))[0]
-    turned = np.linalg.svd(matrix @ found, full_matrices=False)[2]
-    return found @ turned[:size].T
+        found = np.linalg.qr(sum(part.T @ (part @ found) for part in parts))[0]
+    triangle = np.zeros((0, wide))
+    for part in parts:
+        triangle = np.linalg.qr(np.concatenate([triangle, part @ found]), mode="r")
+    return found @ np.linalg.svd(triangle)[2][:size].T
+
+
+def _in_parts(rows: Any) -> Iterator[Any]:
+    """Some rows at a time, of an array or a sparse matrix, so that what is made of them takes little memory."""
+    for first in range(0, rows.shape[0], ROWS_AT_ONCE):
+        yield rows[first : first + ROWS_AT_ONCE]
+
+
+def _turned(rows: np.ndarray, middle: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """`rows` (n, K) counted from the `middle` and turned by a `matrix`, (n, L) float16, as tables hold them."""
+    turned = np.empty((len(rows), matrix.shape[1]), np.float16)
+    for some, part in zip(_in_parts(turned), _in_parts(rows), strict=True):
+        some[:] = (part - middle) @ matrix
+    return turned
+
+
+def _covariance(rows: np.ndarray) -> np.ndarray:
+    """(n, K) -> (K, K) float64."""
+    mean = rows.mean(0, dtype=np.float64)
+    return sum((part - mean).T @ (part - mean) for part in _in_parts(rows)) / (len(rows) - 1)
 
 
 # ---- photographs to places ----
@@ -277,40 +316,41 @@ def _principal(matrix: csr_matrix, size: int) -> np.ndarray:
 
 def _reach(landmarks: np.ndarray) -> float:
     """A share REACH of the median squared distance of two landmarks."""
-    distances = 2 - 2 * (landmarks @ landmarks.T)[np.triu_indices(len(landmarks), 1)]
-    return max(REACH * float(np.median(distances)), 1e-6) if len(distances) else 1.0
+    from scipy.spatial.distance import pdist
+
+    return max(REACH * float(np.median(pdist(landmarks, "sqeuclidean"))), LEAST_REACH) if len(landmarks) else 1.0
 
 
 def _regress(
     shards: Sequence[Path], photo_ids: pl.Series, aims: np.ndarray, likeness: Likeness, penalty: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ridge regression from likeness to `aims` (n, K): weights (M, K), offset (K,), and what it foretells
-    of each photograph (n, K) when it has learned from the other FOLDS - 1 parts of them only.
+    """Ridge regression from likeness to `aims` (n, K): weights (M, K), offset (K,), and what it would foretell
+    of each photograph (n, K) had it learned from all others only.
 
     Sums over shards, so that memory does not grow with the photographs (subset of regressors: Smola and
-    Schölkopf 2000); with all of them landmarks it is kernel ridge regression.
+    Schölkopf 2000); with all of them landmarks it is kernel ridge regression. A photograph is left out by its
+    leverage, without another regression (Allen 1974): exactly, at the same penalty.
     """
+    from scipy.linalg import cho_factor, cho_solve, solve_triangular
+
     many, size = len(likeness.landmarks), aims.shape[1]
-    if not many or not size:
-        return np.zeros((many, size)), np.zeros(size), np.zeros_like(aims)
     rows = pl.DataFrame({"photo_id": photo_ids}).with_row_index("row")
-    folds = [_Sums.nothing(many, size) for _ in range(FOLDS)]
-    for alike, row in _likenesses(shards, rows, likeness):
-        for i, sums in enumerate(folds):
-            here = row % FOLDS == i
-            sums.add(alike[here], aims[row[here]])
-    everything = _Sums.of(folds)
-    if not everything.count:
+    sums = _Sums(np.zeros((many, many)), np.zeros((many, size)), np.zeros(many), np.zeros(size), 0)
+    if many and size:
+        for alike, row in _likenesses(shards, rows, likeness):
+            sums.add(alike, aims[row])
+    if not sums.count:
         return np.zeros((many, size)), np.zeros(size), np.zeros_like(aims)
-    parts = [_Sums.of([sums for sums in folds if sums is not left]) for left in folds]
-    solved = [sums.solve(likeness, penalty) if sums.count else None for sums in parts]
+    middle, aim = sums.alike / sums.count, sums.aim / sums.count
+    factor = cho_factor(sums.held(likeness.of(likeness.landmarks), penalty).T, lower=True, overwrite_a=True)
+    weights = cho_solve(factor, sums.products - sums.count * np.outer(middle, aim))
+    offset = aim - middle @ weights
     foretold = np.zeros_like(aims)
     for alike, row in _likenesses(shards, rows, likeness):
-        for i, found in enumerate(solved):
-            here = row % FOLDS == i
-            if found:
-                foretold[row[here]] = alike[here] @ found[0] + found[1]
-    return *everything.solve(likeness, penalty), foretold
+        leverage = 1 / sums.count + (solve_triangular(factor[0], (alike - middle).T, lower=True) ** 2).sum(0)
+        left_out = np.minimum(leverage, MOST_LEVERAGE)[:, None]
+        foretold[row] = (alike @ weights + offset - left_out * aims[row]) / (1 - left_out)
+    return weights, offset, foretold
 
 
 def _likenesses(
@@ -334,32 +374,25 @@ class _Sums:
     aim: np.ndarray  # (K,)
     count: int
 
-    @staticmethod
-    def nothing(many: int, size: int) -> _Sums:
-        return _Sums(np.zeros((many, many)), np.zeros((many, size)), np.zeros(many), np.zeros(size), 0)
-
-    @staticmethod
-    def of(parts: Sequence[_Sums]) -> _Sums:
-        names = [field.name for field in fields(_Sums)]
-        return _Sums(*(sum(getattr(part, name) for part in parts) for name in names))
-
     def add(self, alike: np.ndarray, aims: np.ndarray) -> None:
         self.squares += alike.T @ alike
         self.products += alike.T @ aims
         self.alike += alike.sum(0)
-        self.aim += aims.sum(0)
+        self.aim += aims.sum(0, dtype=np.float64)
         self.count += len(alike)
 
-    def solve(self, likeness: Likeness, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-        alike, aim, many = self.alike / self.count, self.aim / self.count, len(self.alike)
-        kernel = likeness.of(likeness.landmarks)
+    def held(self, kernel: np.ndarray, penalty: float) -> np.ndarray:
+        """The squares about their means and the penalty, (M, M), from the likeness of the landmarks to each
+        other; takes the place of `squares`."""
+        alike, many = self.alike / self.count, len(self.alike)
         # As much penalty as the likeness itself varies, so that one strength fits any kind of features.
-        varies = np.trace(kernel - kernel.mean(0)) / many
-        held = self.squares - self.count * np.outer(alike, alike)
+        varies = np.mean(kernel.diagonal() - kernel.mean(0))
+        held = self.squares
+        held -= np.outer(self.alike, alike)
         held += penalty * varies * self.count / many * kernel
-        held += 1e-8 * np.trace(held) / many * np.eye(many)
-        weights = np.linalg.solve(held, self.products - self.count * np.outer(alike, aim))
-        return weights, aim - alike @ weights
+        # Where photographs do not vary, what is left of the sums is rounding errors.
+        held.ravel()[:: many + 1] += 1e-8 * (held.diagonal().mean() + self.count)
+        return held
 
 
 def _whitening(gists: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -367,9 +400,9 @@ def _whitening(gists: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     size = gists.shape[1]
     if len(gists) < FEWEST or not size:
         return np.zeros(size), np.eye(size), np.eye(size)
-    middle = gists.mean(0)
-    variances, axes = np.linalg.eigh(np.cov(gists.T).reshape(size, size))
-    spread = np.sqrt(np.maximum(variances, max(1e-3 * variances.mean(), 1e-12)))
+    middle = gists.mean(0, dtype=np.float64)
+    variances, axes = np.linalg.eigh(_covariance(gists))
+    spread = np.sqrt(np.maximum(variances, max(1e-3 * variances.mean(), LEAST_VARIANCE)))
     return middle, axes / spread @ axes.T, axes * spread @ axes.T
 
 
@@ -383,13 +416,13 @@ def _imagine(places: np.ndarray, foretold: np.ndarray, whiten: np.ndarray) -> tu
     """
     size = foretold.shape[1]
     if len(foretold) < FEWEST or not size:
-        return np.zeros_like(places), np.zeros((size, size))
-    together = np.cov(foretold.T).reshape(size, size)
-    spread = np.cov(places.T).reshape(size, size)
+        return np.zeros(places.shape, np.float16), np.zeros((size, size))
+    together, spread = _covariance(foretold), _covariance(places)
     link = np.linalg.solve(spread + 1e-6 * np.trace(spread) / size * np.eye(size), together)
     scatter = whiten.T @ (together - together @ link) @ whiten
     variances, axes = np.linalg.eigh((scatter + scatter.T) / 2)
-    return (places - places.mean(0)) @ link @ whiten, axes * np.sqrt(np.maximum(variances, 1e-6)) @ axes.T
+    imagined = _turned(places, places.mean(0, dtype=np.float64), link @ whiten)
+    return imagined, axes * np.sqrt(np.maximum(variances, 1e-6)) @ axes.T
 
 
 def _length_worth(lengths: np.ndarray) -> np.ndarray:
