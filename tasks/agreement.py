@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 
 class NGrams(NamedTuple):
-    """What the n-grams of captions, (…), come to; one that comes twice counts as two."""
+    """What the n-grams of captions, (…), come to.
+
+    A word that comes again adds to the squares alone: CIDEr-D counts it no more often than people do, who
+    seldom write it twice. Pairs of words and more do not come twice but where `again` leaves them out.
+    """
 
     latest: tf.Tensor  # (…, LONGEST - 1) int32, the numbers of those of 1, 2, 3 tokens that end each caption
     shared: tf.Tensor  # (…, LONGEST) float32, their worth times what is foretold of them, summed
@@ -99,11 +103,13 @@ class Agreement:
         none = tf.zeros((*shape, LONGEST))
         return NGrams(tf.fill((*shape, LONGEST - 1), unknown), none, none)
 
-    def extended(self, ngrams: NGrams, tokens: tf.Tensor, written: tf.Tensor, foretold: tf.Tensor) -> NGrams:
+    def extended(
+        self, ngrams: NGrams, tokens: tf.Tensor, written: tf.Tensor, foretold: tf.Tensor, again: tf.Tensor
+    ) -> NGrams:
         """Those of each caption, (B, K), followed by each of `tokens`, (B, K, N), as (B, K, N).
 
         `written`, (B,), is how many tokens the captions had; what is no word changes nothing. `foretold` is
-        (B, G + 1).
+        (B, G + 1); `again`, (B, K, N) int32, how often each caption holds the token already.
         """
         import tensorflow as tf
 
@@ -118,10 +124,11 @@ class Agreement:
         worth = tf.where(is_there, tf.gather(self.worth, found), 0.0)
         share = tf.gather(foretold, tf.reshape(found, (found.shape[0], -1)), batch_dims=1)
         share = tf.reshape(share, tf.shape(found))
+        alone = tf.cast(again, tf.float32)[..., None] * ([1.0] + [0.0] * (LONGEST - 1))
         return NGrams(
             tf.where(is_word, found[..., :-1], ngrams.latest[:, :, None]),
-            ngrams.shared[:, :, None] + worth * share,
-            ngrams.squares[:, :, None] + worth**2,
+            ngrams.shared[:, :, None] + tf.where(alone > 0, 0.0, worth * share),
+            ngrams.squares[:, :, None] + worth**2 * (2 * alone + 1),  # from (n w)² to ((n + 1) w)²
         )
 
     def worth_of_length(self, tokens: tf.Tensor) -> tf.Tensor:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from tasks.fusion import Fusion
     from tasks.language_model import LanguageModel, Step
 
-# A caption that ends in one of these has been cut off. Two of them in a row ("in a") may come
-# twice in a caption; any other pair of words that comes twice is a repeated phrase.
+# A caption that ends in one of these has been cut off. Two of them in a row ("in a") may come twice in a
+# caption; any other pair of words that comes twice is a repeated phrase, and any other word that comes
+# twice agrees no better with what is to be expected.
 NEEDS_MORE = frozenset(
     [
         "a",
@@ -304,7 +305,8 @@ class BeamSearch:
         rank = total / length[..., None] - broken
         ngrams = slots.ngrams
         if self._agreement and ngrams:
-            ngrams = self._agreement.extended(ngrams, following, slots.step, foretold)
+            again = self._said_before(following, slots.tokens)
+            ngrams = self._agreement.extended(ngrams, following, slots.step, foretold, again)
             rank += self.agreement * ngrams.expected_cider()
         _, chosen = tf.math.top_k(tf.reshape(rank, (rows, -1)), beam)  # (B, K) of beam * N
         parent = chosen // following.shape[-1] + beam * np.arange(rows, dtype=np.int32)[:, None]
@@ -371,6 +373,14 @@ class BeamSearch:
         before, after = tokens[:, :, :-1], tokens[:, :, 1:]
         counts = (before == last[..., None]) & ~(tf.gather(needs_more, before) & tf.gather(needs_more, after))
         return tf.where(counts, after, PAD)
+
+    def _said_before(self, following: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+        """How often the captions `tokens`, (B, K, T), hold each token of `following`, (B, K, N); of words
+        that need another, which people repeat too, never."""
+        import tensorflow as tf
+
+        times = tf.math.count_nonzero(following[..., None] == tokens[:, :, None], -1, dtype=tf.int32)
+        return tf.where(tf.gather(tf.constant(self.words.needs_more), following), 0, times)
 
     @cached_property
     def _agreement(self) -> Agreement | None:

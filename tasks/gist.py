@@ -292,13 +292,13 @@ def _principal(matrix: csr_matrix, size: int) -> np.ndarray:
 
 
 def _in_parts(rows: Any) -> Iterator[Any]:
-    """Some rows at a time, of an array or a sparse matrix, so that what is made of them takes little memory."""
+    """Some rows at a time, of an array or a sparse matrix: what is made of them takes little memory."""
     for first in range(0, rows.shape[0], ROWS_AT_ONCE):
         yield rows[first : first + ROWS_AT_ONCE]
 
 
 def _turned(rows: np.ndarray, middle: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """`rows` (n, K) counted from the `middle` and turned by a `matrix`, (n, L) float16, as tables hold them."""
+    """`rows` (n, K), counted from the `middle`, times a `matrix`: (n, L) float16, as tables hold them."""
     turned = np.empty((len(rows), matrix.shape[1]), np.float16)
     for some, part in zip(_in_parts(turned), _in_parts(rows), strict=True):
         some[:] = (part - middle) @ matrix
@@ -318,14 +318,16 @@ def _reach(landmarks: np.ndarray) -> float:
     """A share REACH of the median squared distance of two landmarks."""
     from scipy.spatial.distance import pdist
 
-    return max(REACH * float(np.median(pdist(landmarks, "sqeuclidean"))), LEAST_REACH) if len(landmarks) else 1.0
+    return (
+        max(REACH * float(np.median(pdist(landmarks, "sqeuclidean"))), LEAST_REACH) if len(landmarks) else 1.0
+    )
 
 
 def _regress(
     shards: Sequence[Path], photo_ids: pl.Series, aims: np.ndarray, likeness: Likeness, penalty: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ridge regression from likeness to `aims` (n, K): weights (M, K), offset (K,), and what it would foretell
-    of each photograph (n, K) had it learned from all others only.
+    """Ridge regression from likeness to `aims` (n, K): weights (M, K), offset (K,), and what it would
+    foretell of each photograph (n, K) had it learned from all others only.
 
     Sums over shards, so that memory does not grow with the photographs (subset of regressors: Smola and
     Schölkopf 2000); with all of them landmarks it is kernel ridge regression. A photograph is left out by its

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -66,10 +67,14 @@ class SlowCaptioner:
         foretold = self.gist.mean + self.gist.directions @ gist
         words, cosines = [self.tokens.index(word) for word in _words(said)], []
         for n in range(1, 5):
-            numbers = [self.grams.get(tuple(words[i : i + n])) for i in range(len(words) - n + 1)]
-            worth = [self.gist.unknown_worth if i is None else self.gist.worth[i] for i in numbers]
-            shared = sum(w * foretold[i] for w, i in zip(worth, numbers, strict=True) if i is not None)
-            cosines.append(shared / np.linalg.norm(worth) if any(worth) else 0.0)
+            shared = squares = 0.0
+            for gram, times in Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)).items():
+                number = self.grams.get(gram)
+                worth = self.gist.unknown_worth if number is None else self.gist.worth[number]
+                said_once = n == 1 and self.tokens[gram[0]] not in NEEDS_MORE  # by people
+                shared += worth * (0 if number is None else foretold[number]) * (1 if said_once else times)
+                squares += worth**2 * (times**2 if said_once else times)
+            cosines.append(shared / squares**0.5 if squares else 0.0)
         return 10 * sum(cosines) / 4
 
     def _worth_of(self, said: list[str]) -> float:

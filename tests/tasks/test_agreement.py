@@ -88,7 +88,7 @@ def test_a_gist_tells_the_right_caption_of_a_photograph_never_seen(learned: Lear
     assert right > 0.5 * len(UNSEEN), "by chance it would be one in 36"
 
 
-def test_what_an_ngram_that_comes_twice_adds_by_hand() -> None:
+def test_what_a_word_that_comes_again_adds_by_hand() -> None:
     two = np.array([[4, 0, 0, 0], [5, 0, 0, 0], [4, 5, 0, 0]], np.int32)
     gist = Gist(
         grams=two,
@@ -102,10 +102,12 @@ def test_what_an_ngram_that_comes_twice_adds_by_hand() -> None:
         offset=np.zeros(0),
         noise=np.zeros((0, 0)),
     )
-    # The words 4, 5, 4: single 3·½ + 4·¼ + 3·½ = 4 of √(9 + 16 + 9), pairs 2·.1 of √(4 + 4), and one of
-    # three words that is not known.
-    expected = 10 / 4 * (4 / np.sqrt(34) + 0.2 / np.sqrt(8) + 0 + 0)
-    assert expected_cider(gist, np.zeros(0), [(4, 5, 4)]) == pytest.approx([expected], rel=1e-6)
+    # The words 4, 5, 4: single 3·½ + 4·¼ = 2.5 of √((2·3)² + 4²), as CIDEr-D clips the second 4; pairs 2·.1
+    # of √(4 + 4), and one of three words that is not known. Once more 4: √((3·3)² + 4²).
+    expected = 10 / 4 * (2.5 / np.sqrt(52) + 0.2 / np.sqrt(8) + 0 + 0)
+    more = 10 / 4 * (2.5 / np.sqrt(97) + 0.2 / np.sqrt(12) + 0 + 0)
+    found = expected_cider(gist, np.zeros(0), [(4, 5, 4), (4, 5, 4, 4)])
+    assert found == pytest.approx([expected, more], rel=1e-6)
 
 
 def test_what_is_no_word_changes_nothing(learned: Learned) -> None:
@@ -114,7 +116,9 @@ def test_what_is_no_word_changes_nothing(learned: Learned) -> None:
     ngrams = agreement.begun(1, 1)
     (dog,) = ids("dog")
     for written, token in enumerate([dog, 2, 0]):  # then <end> and <pad>
-        grown = agreement.extended(ngrams, tf.constant([[[token]]]), tf.constant([written]), foretold)
+        grown = agreement.extended(
+            ngrams, tf.constant([[[token]]]), tf.constant([written]), foretold, tf.constant([[[0]]])
+        )
         before, ngrams = ngrams, tf.nest.map_structure(lambda of_all: of_all[:, :, 0], grown)
         same = [bool(tf.reduce_all(a == b)) for a, b in zip(before, ngrams, strict=True)]
         assert same == [token != dog] * 3

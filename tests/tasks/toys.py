@@ -257,7 +257,10 @@ def expected_cider(gist: Gist, about: np.ndarray, captions: list[tuple[int, ...]
     for caption in captions:
         ngrams = agreement.begun(1, 1)
         for written, token in enumerate(caption):
-            grown = agreement.extended(ngrams, tf.constant([[[token]]]), tf.constant([written]), foretold)
+            again = tf.constant([[[caption[:written].count(token)]]])
+            grown = agreement.extended(
+                ngrams, tf.constant([[[token]]]), tf.constant([written]), foretold, again
+            )
             ngrams = tf.nest.map_structure(lambda of_all: of_all[:, :, 0], grown)
         worth = agreement.worth_of_length(tf.constant(len(caption)))
         values.append(float(ngrams.expected_cider()[0, 0] * worth))
