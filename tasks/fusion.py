@@ -16,6 +16,7 @@ from tasks.beam_search import MOST, BeamSearch, Words
 from tasks.gist import Gist, Learned
 from tasks.language_model import LanguageModel, load_language_model
 from tasks.lstm import by_product, read
+from tasks.memory import shared
 from tasks.pairs import Batch, Pairs, TextBatch, Texts
 from tasks.tables import tensor
 from tasks.training import (
@@ -162,8 +163,9 @@ def _gists(gist: Gist, photos: Any) -> Any:
     pooled = ops.mean(photos, 1)
     pooled = pooled / ops.sqrt(ops.sum(ops.square(pooled), -1, keepdims=True) + 1e-12)
     likeness = gist.likeness
-    alike = ops.exp((pooled @ likeness.landmarks.T.astype(np.float32) - 1) * (2 / likeness.reach))
-    return alike @ gist.weights + gist.offset
+    landmarks = shared(likeness.landmarks.T.astype(np.float32))
+    alike = ops.exp((pooled @ landmarks - 1) * (2 / likeness.reach))
+    return alike @ shared(gist.weights) + gist.offset
 
 
 def _encode(
@@ -253,9 +255,9 @@ def train_fusion(
     trainer = _Trainer(
         data, imagined, learned.gist if learned else None, words, vocabulary, settings, lm_settings
     )
-    made_from: list[str | bytes] = [data.digest]
+    made_from: list[str | bytes | memoryview] = [data.digest]
     if imagined:
-        made_from += [imagined.captions.ids.tobytes(), imagined.gists.tobytes()]
+        made_from += [imagined.captions.ids.data, imagined.gists.data]
     checkpoint = Checkpoint(
         scratch / "fusion.npz",
         fingerprint(settings.model_dump_json(), language_model.read_bytes(), *made_from),

@@ -285,7 +285,7 @@ def _principal(matrix: csr_matrix, size: int) -> np.ndarray:
     parts = list(_in_parts(matrix))
     for _ in range(ITERATIONS):
         found = np.linalg.qr(sum(part.T @ (part @ found) for part in parts))[0]
-    triangle = np.zeros((0, wide))
+    triangle: Any = np.zeros((0, wide))
     for part in parts:
         triangle = np.linalg.qr(np.concatenate([triangle, part @ found]), mode="r")
     return found @ np.linalg.svd(triangle)[2][:size].T

@@ -91,10 +91,9 @@ class Pairs:
         gist = learned.gist if learned and learned.gist.size else None
         photos, photo_ids, gists = _copy_photos(pairs, image_features, kind, scratch, gist)
         if learned and gist:  # the gist of a photograph that it has learned from is too good to be true
-            honest = dict(zip(learned.gists["photo_id"], tensor(learned.gists["gist"]), strict=True))
-            gists = np.array(
-                [honest.get(i, own) for i, own in zip(photo_ids, gists, strict=True)], np.float32
-            )
+            places = {photo_id: place for place, photo_id in enumerate(photo_ids)}
+            known = learned.gists.filter(pl.col("photo_id").is_in(photo_ids))
+            gists[[places[photo_id] for photo_id in known["photo_id"]]] = tensor(known["gist"])
         states, first_states = _copy_states(pairs, text_features, scratch)
         numbers = pl.Series("photo_id", photo_ids, pl.String).to_frame().with_row_index("photo")
         pairs = pairs.join(numbers, on="photo_id", maintain_order="left")
@@ -114,7 +113,7 @@ class Pairs:
             pairs["first_state"].to_numpy(),
             pairs["photo"].to_numpy().astype(np.int64),
             (pairs["split"] == "dev").to_numpy(),
-            fingerprint(kind, *pairs["caption_id"], *photo_ids, *shards, gists.tobytes()),
+            fingerprint(kind, *pairs["caption_id"], *photo_ids, *shards, gists.data),
         )
 
     @property

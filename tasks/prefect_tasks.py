@@ -25,6 +25,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from schemas.errors import ClusterFailed
 from schemas.records import Record
 from tasks.cluster import check_workers, photo_to_see, wait_for
+from tasks.memory import give_back
 from tasks.pages import count_of
 from tasks.shards import Advance, Shard, Stage
 from tasks.stages import make_shard
@@ -126,6 +127,7 @@ class PrefectMaker:
             futures: list[Any] = [make.submit(*self._asked(batch), advance) for batch in _batches(shards)]
             records = [record for future in futures for record in future.result()]
         advance.finish()
+        give_back()
         return records
 
     def _asked(self, batch: Sequence[Shard]) -> tuple[str, Sequence[Shard], list[str], str]:
