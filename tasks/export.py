@@ -22,10 +22,10 @@ def captioned(photos: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
 
     A photograph that lies in several files has a row for each.
     """
-    paths = photos.with_columns(path=pl.concat_list(pl.concat_list("path"), "other_paths")).explode("path")
-    rows = paths.join(predictions, on="photo_id", how="inner").sort("path", "photo_id")
-    columns = ["path", "photo_id", "source_id", "split", "caption", "score", "distance", "alternatives"]
-    return check(rows.select(columns), "captioned")
+    every_path = pl.concat_list(pl.concat_list("path"), "other_paths").alias("path")
+    files = photos.select(every_path, "photo_id", "source_id", "split").explode("path").sort("path", "photo_id")
+    columns = predictions.select("photo_id", "caption", "score", "distance", "alternatives")
+    return check(files.join(columns, on="photo_id", maintain_order="left"), "captioned")
 
 
 def write_captions(frame: pl.DataFrame, path: Path) -> None:

@@ -667,22 +667,29 @@ def make_bundle(work: Work) -> Made:
 
 def make_report(work: Work) -> Made:
     """The page of a run, with its captions, rejects and scores in files beside."""
-    from tasks.export import captioned, write_captions
     from tasks.report import write_report
 
     photos = read_table(work.path("photos"), "photos")
     predictions = read_table(work.paths("predictions"), "predictions")
-    found = captioned(photos, predictions)
+    written = _write_captioned(work, photos, predictions)
     rejects = _all_rows(work.paths("rejects"), "rejects")
     scores = read_table(work.path("scores"), "scores")
-    write_captions(found, work.out / "captions.parquet")
-    write_captions(found, work.out / "captions.csv")
     write_table(rejects, work.out / "rejects.parquet", "rejects")
     rejects.write_csv(work.out / "rejects.csv")
     scores.write_csv(work.out / "scores.csv")
     write_report(_report_input(work, photos, predictions, rejects, scores), work.out / "report.html")
-    work.advance(found.height)
-    return Made(predictions.height, found.height)
+    work.advance(written)
+    return Made(predictions.height, written)
+
+
+def _write_captioned(work: Work, photos: pl.DataFrame, predictions: pl.DataFrame) -> int:
+    """Write the captions for people and programs; how many rows they have."""
+    from tasks.export import captioned, write_captions
+
+    found = captioned(photos, predictions)
+    write_captions(found, work.out / "captions.parquet")
+    write_captions(found, work.out / "captions.csv")
+    return found.height
 
 
 def _report_input(
