@@ -23,7 +23,9 @@ def captioned(photos: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
     A photograph that lies in several files has a row for each.
     """
     every_path = pl.concat_list(pl.concat_list("path"), "other_paths").alias("path")
-    files = photos.select(every_path, "photo_id", "source_id", "split").explode("path").sort("path", "photo_id")
+    files = (
+        photos.select(every_path, "photo_id", "source_id", "split").explode("path").sort("path", "photo_id")
+    )
     columns = predictions.select("photo_id", "caption", "score", "distance", "alternatives")
     return check(files.join(columns, on="photo_id", maintain_order="left"), "captioned")
 
