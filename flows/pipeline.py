@@ -65,21 +65,22 @@ def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
     text_features = wiring.text_features(tokens, vocabulary, language_model)
     gist = wiring.gist(ingest, tokens, features, vocabulary)
     fusion = wiring.fusion(ingest, tokens, features, text_features, vocabulary, language_model, gist)
+    matching = wiring.matching(ingest, tokens, features, text_features)
     model = {
         "language_model": language_model,
         "fusion": fusion,
         "familiar": gist,
         "gist": gist,
         "vocabulary": vocabulary,
+        "matching": matching,
     }
-    matching = wiring.matching(ingest, tokens, features, text_features)
     index = wiring.index(features, matching)
     caption_index = wiring.caption_index(tokens, text_features, matching)
     retrieval = wiring.retrieval(ingest, index, caption_index)
     leaks = wiring.leaks(ingest, features, text_features)
     captioned = wiring.caption(features, model)
     scores = wiring.evaluate(ingest, tokens, captioned)
-    bundle = wiring.bundle(ingest, features, model, matching, scores)
+    bundle = wiring.bundle(ingest, features, model, scores)
     wiring.report(
         ingest, captioned, model, scores, bundle, SearchParts(index, caption_index, retrieval, leaks)
     )
@@ -506,9 +507,7 @@ class Wiring:
             counted=scored,
         )
 
-    def bundle(
-        self, ingest: Walked, features: Walked, model: Mapping[str, Walked], matching: Walked, scores: Walked
-    ) -> Walked:
+    def bundle(self, ingest: Walked, features: Walked, model: Mapping[str, Walked], scores: Walked) -> Walked:
         files = {name: walked.one for name, walked in model.items()}
         made_with = {
             name: getattr(self.settings, name).model_dump()
@@ -519,20 +518,18 @@ class Wiring:
             self.settings.caption,
             {
                 **{name: _digest(record, MODEL_FILES[name]) for name, record in files.items()},
-                "matching": _digest(matching.one, MATCHING),
                 "scores": _digest(scores.one, "scores.parquet"),
                 "settings": digest_of(made_with),
                 "weights": weights_digest(self.settings.image_features),
             },
             {
                 **{name: _path(record, MODEL_FILES[name]) for name, record in files.items()},
-                "matching": _path(matching.one, MATCHING),
                 "scores": _path(scores.one, "scores.parquet"),
                 "photos": _path(ingest.one, "photos.parquet"),
                 "captions": _path(ingest.one, "captions.parquet"),
                 "features": next(iter(_paths(features.records, "image_features")), ""),
             },
-            needs=[ingest.one, matching.one, scores.one, *files.values()],
+            needs=[ingest.one, scores.one, *files.values()],
         )
 
     def report(
@@ -610,6 +607,7 @@ MODEL_FILES = {
     "familiar": "familiar.parquet",
     "gist": GIST,
     "vocabulary": "vocabulary.parquet",
+    "matching": MATCHING,
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from schemas.errors import UsageError
 from tasks.agreement import Agreement
+from tasks.fit import Fit
 from tasks.vocabulary import END, PAD, START, UNK
 
 if TYPE_CHECKING:
@@ -90,7 +91,10 @@ IMPOSSIBLE = -1e30
 BLOCK = 64  # tokens, of which the largest is found at once
 MOST = 512  # photographs of one search, which keeps some 240 kB of each
 ENCODED = 32  # photographs that are encoded at once
-FORETOLD = "foretold"  # its name beside what the fusion keeps
+FORETOLD, VECTOR = "foretold", "vector"  # their names beside what the fusion keeps
+FIT_WORTH = (
+    1.0  # CIDEr that a cosine of 1 with the photograph is worth when the best of those found is chosen
+)
 FREE = 4  # slots that are filled at once, as each time costs as much as some slots' steps
 
 
@@ -144,6 +148,7 @@ class Slots(NamedTuple):
     broken: tf.Tensor  # (B, K), by how much rules were broken
     length: tf.Tensor  # (B, K), tokens with the <end>
     ngrams: NGrams | tuple[()]  # (B, K); of nobody's where there is no agreement to count
+    meant: tf.Tensor | tuple[()]  # (B, K, state_size), the states at content words, summed; where fit counts
 
     def ended(self) -> tf.Tensor:
         """Which captions grow no more, (B, K)."""
@@ -164,7 +169,7 @@ class BeamSearch:
     expected of them, ended ones beside those still growing. No special token is written; a caption has at
     least one word; where there is another way it ends in none of NEEDS_MORE, repeats no word at once and no
     pair of words at all. With agreement, those found are put in the order of the CIDEr to be expected, with
-    what CIDEr-D takes off for their length.
+    what CIDEr-D takes off for their length, and of how well they fit the photograph (`fit`), if that counts.
 
     Of a batch that begins together one caption is nearly always still growing at the last step, so each
     photograph has a slot, and another takes it once all its captions have ended. There are as many slots at
@@ -178,6 +183,7 @@ class BeamSearch:
     max_tokens: int
     batch_size: int
     agreement: float = 0.0
+    fit: Fit | None = None
 
     def compiled(self) -> Any:
         """The search as one graph: at most MOST photographs, (N, R, C) float16 -> what Hypotheses hold."""
@@ -194,10 +200,11 @@ class BeamSearch:
         import tensorflow as tf
 
         count, known = tf.shape(photos)[0], self._encoded(photos)
-        foretold = known.pop(FORETOLD, None)
+        foretold, vectors = known.pop(FORETOLD, None), known.pop(VECTOR, tf.zeros((1, 0)))
 
         def fill_then_extend(waiting: tf.Tensor, slots: Slots, found: Any) -> tuple[Any, ...]:
-            found, (waiting, slots) = self._with_those_of(slots, found), self._filled(waiting, count, slots)
+            found = self._with_those_of(slots, vectors, found)
+            waiting, slots = self._filled(waiting, count, slots)
             place = tf.minimum(slots.photo, count - 1)
             memory = {name: tf.gather(values, place) for name, values in known.items()}
             expected = None if foretold is None else tf.gather(foretold, place)
@@ -213,13 +220,13 @@ class BeamSearch:
         _, slots, found = tf.while_loop(
             lambda waiting, *_: waiting < count,
             fill_then_extend,
-            (tf.constant(0), nobody, self._nothing(count + 1, nobody)),
+            (tf.constant(0), nobody, self._nothing(count + 1, nobody, vectors)),
         )
-        return tuple(values[:count] for values in self._with_those_of(slots, found))
+        return tuple(values[:count] for values in self._with_those_of(slots, vectors, found))
 
     def _encoded(self, photos: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What the fusion keeps of each photograph, by name, and what is foretold of its captions; the last
-        batch is filled up."""
+        """What the fusion keeps of each photograph, by name, with what is foretold of its captions and its
+        vector; the last batch is filled up."""
         import tensorflow as tf
 
         batches = -(-tf.shape(photos)[0] // ENCODED)
@@ -228,8 +235,9 @@ class BeamSearch:
         def encode(some: tf.Tensor) -> dict[str, tf.Tensor]:
             some = tf.cast(some, tf.float32)
             gists = self.fusion.gists(some)
-            foretold = {FORETOLD: self._agreement.foretold(gists)} if self._agreement else {}
-            return self.fusion.encode(some, gists=gists).kept() | foretold
+            more = {FORETOLD: self._agreement.foretold(gists)} if self._agreement else {}
+            more |= {VECTOR: self._fit.photo_vectors(some)} if self._fit else {}
+            return self.fusion.encode(some, gists=gists).kept() | more
 
         one = encode(photos[:1])
         signature = {name: tf.TensorSpec((ENCODED, *x.shape[1:]), x.dtype) for name, x in one.items()}
@@ -275,6 +283,7 @@ class BeamSearch:
             broken=tf.zeros((rows, beam)),
             length=tf.tile(tf.where(is_photo, 0.0, 1.0), (1, beam)),
             ngrams=self._agreement.begun(rows, beam) if self._agreement else (),
+            meant=tf.zeros((rows, beam, size)) if self._fit else (),
         )
 
     def _extended(
@@ -330,6 +339,7 @@ class BeamSearch:
             broken=of_candidate(broken),
             length=of_parent(length),
             ngrams=tf.nest.map_structure(of_candidate, ngrams),
+            meant=of_parent(self._fit.meant(slots.meant, slots.last, states)) if self._fit else (),
         )
 
     def _candidates(self, slots: Slots, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -387,33 +397,43 @@ class BeamSearch:
         gist = self.fusion.gist
         return Agreement.of(gist, len(self.words.written)) if gist and self.agreement else None
 
-    def _found(self, slots: Slots) -> tuple[tf.Tensor, ...]:
-        """What Hypotheses hold of the photographs in the slots."""
+    @property
+    def _fit(self) -> Fit | None:
+        return self.fit if self._agreement else None
+
+    def _found(self, slots: Slots, vectors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """What Hypotheses hold of the photographs in the slots, of which the `vectors` are those of all."""
         import tensorflow as tf
 
         found = slots.tokens, slots.log_probability, slots.length  # best first, as a step leaves them
         if not self._agreement or not slots.ngrams:
             return found
         words = tf.math.count_nonzero(slots.tokens > UNK, -1, dtype=tf.int32)
-        expected = slots.ngrams.expected_cider() * self._agreement.worth_of_length(words)
+        worth = slots.ngrams.expected_cider() * self._agreement.worth_of_length(words)
+        if self._fit:
+            own = tf.gather(vectors, tf.minimum(slots.photo, tf.shape(vectors)[0] - 1))
+            worth += FIT_WORTH * self._fit.of_captions(slots.tokens, slots.meant, own)
         is_there = slots.log_probability > IMPOSSIBLE / 10
-        rank = tf.where(is_there, expected - slots.broken, IMPOSSIBLE)
+        rank = tf.where(is_there, worth - slots.broken, IMPOSSIBLE)
         best = tf.argsort(rank, direction="DESCENDING", stable=True)
         return tuple(tf.gather(values, best, batch_dims=1) for values in found)
 
-    def _nothing(self, rows: tf.Tensor, slots: Slots) -> tuple[tf.Tensor, ...]:
+    def _nothing(self, rows: tf.Tensor, slots: Slots, vectors: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Room for what is found of so many photographs."""
         import tensorflow as tf
 
-        return tuple(tf.zeros((rows, *values.shape[1:]), values.dtype) for values in self._found(slots))
+        found = self._found(slots, vectors)
+        return tuple(tf.zeros((rows, *values.shape[1:]), values.dtype) for values in found)
 
-    def _with_those_of(self, slots: Slots, found: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+    def _with_those_of(
+        self, slots: Slots, vectors: tf.Tensor, found: tuple[tf.Tensor, ...]
+    ) -> tuple[tf.Tensor, ...]:
         """`found` with what the slots hold, each photograph's at its number."""
         import tensorflow as tf
 
         return tuple(
             tf.tensor_scatter_nd_update(table, slots.photo[:, None], values)
-            for table, values in zip(found, self._found(slots), strict=True)
+            for table, values in zip(found, self._found(slots, vectors), strict=True)
         )
 
     def _places(self, tokens: tf.Tensor) -> tf.Tensor:

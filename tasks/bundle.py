@@ -96,6 +96,7 @@ class Bundle:
             self.description.language_model,
             self.description.fusion,
             self.description.features.channels,
+            self.folder / MATCHING,
         )
 
     def check_attention(self) -> None:

@@ -14,9 +14,11 @@ from schemas.errors import UsageError
 from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
 from tasks.beam_search import IMPOSSIBLE, MOST, BeamSearch, Hypotheses, Words
 from tasks.familiarity import Familiarity
+from tasks.fit import Fit
 from tasks.fusion import Fusion, load_fusion
 from tasks.gist import Gist
 from tasks.language_model import LanguageModel, load_language_model
+from tasks.matching import Matching
 from tasks.pairs import photo_tensor
 from tasks.tables import list_column, read_table
 from tasks.training import encode
@@ -34,6 +36,7 @@ class Captioner:
     fusion: Fusion
     vocabulary: list[str]
     familiarity: Familiarity
+    matching: Matching | None = None  # by which captions are held against their photograph
     _searches: dict[tuple[int, int, int, float], Any] = field(default_factory=dict)
 
     @staticmethod
@@ -46,8 +49,9 @@ class Captioner:
         lm_settings: LanguageModelSettings,
         fusion_settings: FusionSettings,
         channels: int,
+        matching: Path | None = None,
     ) -> Captioner:
-        """From two files of weights, the `familiar` table's, and that of what foretells gists.
+        """From two files of weights, the `familiar` table's, that of what foretells gists, and projections.
 
         The features have `channels` numbers a region (512 for VGG-16).
 
@@ -60,6 +64,7 @@ class Captioner:
             load_fusion(fusion, words, channels, fusion_settings, lm_settings, Gist.load(gist, known)),
             vocabulary.sort("id")["token"].to_list(),
             Familiarity.of(known),
+            Matching.load(matching) if matching else None,
         )
 
     def caption_photos(
@@ -70,7 +75,8 @@ class Captioner:
         `score` is the log-probability a token, <end> counted; `distance` is told in
         tasks/familiarity.py; `alternatives` are the best captions with their scores, best first, itself
         among them. Best of what the search has found is that of which the highest CIDEr is to be expected
-        (tasks/agreement.py), or else what has the highest score. A row does not depend on the others.
+        (tasks/agreement.py) and which fits the photograph (tasks/fit.py), or else what has the highest score.
+        A row does not depend on the others.
         """
         photos = photo_tensor(features, self.fusion.settings.kind)
         found: list[list[dict[str, Any]]] = []
@@ -102,7 +108,8 @@ class Captioner:
         key = (settings.beam, settings.max_tokens, slots, settings.agreement)
         if key not in self._searches:
             words = Words.of(self.vocabulary)
-            self._searches[key] = BeamSearch(self.language_model, self.fusion, words, *key).compiled()
+            fit = Fit.of(self.matching, self.vocabulary) if self.matching else None
+            self._searches[key] = BeamSearch(self.language_model, self.fusion, words, *key, fit).compiled()
         return Hypotheses(*(values.numpy() for values in self._searches[key](photos)))
 
     def attention(self, features: pl.DataFrame, captions: pl.DataFrame) -> pl.DataFrame:

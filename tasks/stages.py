@@ -578,6 +578,7 @@ def _captioner(work: Work, features: pl.DataFrame) -> Captioner:
         settings.language_model,
         settings.fusion,
         _sizes(features)["channels"],
+        work.path("matching"),
     )
 
 
@@ -591,13 +592,14 @@ def _load_captioner(
     lm_settings: LanguageModelSettings,
     fusion_settings: FusionSettings,
     channels: int,
+    matching: Path,
 ) -> Captioner:
     """Loaded once, so that the search is compiled once for all shards."""
     from tasks.caption import Captioner
 
     words = read_table(vocabulary, "vocabulary")
     return Captioner.load(
-        language_model, fusion, familiar, gist, words, lm_settings, fusion_settings, channels
+        language_model, fusion, familiar, gist, words, lm_settings, fusion_settings, channels, matching
     )
 
 
