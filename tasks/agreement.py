@@ -28,7 +28,7 @@ class NGrams(NamedTuple):
     """What the n-grams of captions, (…), come to.
 
     A word that comes again adds to the squares alone: CIDEr-D counts it no more often than people do, who
-    seldom write it twice. Pairs of words and more do not come twice but where `again` leaves them out.
+    seldom write it twice. Pairs of words and more count each time that they come, which is seldom twice.
     """
 
     latest: tf.Tensor  # (…, LONGEST - 1) int32, the numbers of those of 1, 2, 3 tokens that end each caption
