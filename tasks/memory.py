@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def give_back() -> None:
-    """Free what only refers to itself, as TensorFlow's functions do, and return free memory to the system.
+def give_back(*, tensorflow: bool) -> None:
+    """Return free memory to the system; with `tensorflow` what only refers to itself too, as its graphs do.
 
     The C library keeps what is freed, more of it once TensorFlow's datasets have told it to: the next stage
     would begin with all that the last one took. Where the library is not glibc, it does what it does.
     """
-    gc.collect()
+    if tensorflow:  # to look for it takes half a second
+        gc.collect()
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim:
         trim(0)

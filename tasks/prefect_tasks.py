@@ -127,7 +127,7 @@ class PrefectMaker:
             futures: list[Any] = [make.submit(*self._asked(batch), advance) for batch in _batches(shards)]
             records = [record for future in futures for record in future.result()]
         advance.finish()
-        give_back()
+        give_back(tensorflow=stage.tensorflow)
         return records
 
     def _asked(self, batch: Sequence[Shard]) -> tuple[str, Sequence[Shard], list[str], str]:

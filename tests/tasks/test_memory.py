@@ -1,0 +1,56 @@
+"""Memory: what is needed no more is given back after a stage."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import subprocess
+import sys
+import weakref
+
+import pytest
+
+from tasks.memory import give_back
+
+
+def test_what_only_refers_to_itself_is_let_go_after_a_training() -> None:
+    class Trainer:
+        pass
+
+    gc.disable()
+    try:
+        trainer = Trainer()
+        trainer.itself = trainer  # type: ignore[attr-defined]
+        is_there = weakref.ref(trainer)
+        del trainer
+        give_back(tensorflow=False)
+        assert is_there()
+        give_back(tensorflow=True)
+        assert not is_there()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked")
+def test_memory_that_the_c_library_keeps_goes_back_to_the_system() -> None:
+    # 200 MB in small pieces, which it would keep: one piece after them all holds their place.
+    script = """
+import ctypes, re, sys
+from tasks.memory import give_back
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+pieces = [library.malloc(50_000) for _ in range(4_000)]
+for piece in pieces:
+    ctypes.memset(piece, 1, 50_000)
+last = library.malloc(50_000)
+for piece in pieces:
+    library.free(piece)
+before = resident()
+give_back(tensorflow=False)
+print(before - resident())
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert float(done.stdout) > 150
