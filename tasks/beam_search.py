@@ -92,9 +92,7 @@ BLOCK = 64  # tokens, of which the largest is found at once
 MOST = 512  # photographs of one search, which keeps some 240 kB of each
 ENCODED = 32  # photographs that are encoded at once
 FORETOLD, VECTOR = "foretold", "vector"  # their names beside what the fusion keeps
-FIT_WORTH = (
-    1.0  # CIDEr that a cosine of 1 with the photograph is worth when the best of those found is chosen
-)
+FIT_WORTH = 1.0  # CIDEr that a cosine of 1 with the photograph stands for in the last choice
 FREE = 4  # slots that are filled at once, as each time costs as much as some slots' steps
 
 
