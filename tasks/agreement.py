@@ -15,7 +15,7 @@ import numpy as np
 
 from schemas.errors import StaleModel
 from tasks.gist import LONGEST, LONGEST_CAPTION
-from tasks.memory import shared
+from tasks.memory import by_reference
 from tasks.vocabulary import PAD, UNK
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Agreement:
         """What captions of photographs of these gists, (N, K), are expected to hold, (N, G + 1)."""
         import tensorflow as tf
 
-        return self.mean + tf.matmul(gists, shared(self.directions))
+        return self.mean + tf.matmul(gists, by_reference(self.directions))
 
     def begun(self, *shape: int) -> NGrams:
         """Those of captions without a token."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.matching import Matching
-from tasks.memory import shared
+from tasks.memory import by_reference
 from tasks.vocabulary import UNK
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Fit:
         import tensorflow as tf
 
         roots = tf.sqrt(tf.maximum(tf.reduce_mean(photos, 1), 0))
-        photo = tf.matmul(tf.math.l2_normalize(roots, -1), shared(self.matching.photo))
+        photo = tf.matmul(tf.math.l2_normalize(roots, -1), by_reference(self.matching.photo))
         return tf.math.l2_normalize(photo + self.matching.photo_bias, -1)
 
     def meant(self, before: tf.Tensor, tokens: tf.Tensor, states: tf.Tensor) -> tf.Tensor:
@@ -61,9 +61,9 @@ class Fit:
         weights = tf.gather(self.weights, tokens)  # (B, K, T)
         times = tf.math.count_nonzero(tokens[..., None] == tokens[:, :, None], -1, dtype=tf.int32)
         length = tf.sqrt(tf.reduce_sum(weights**2 * tf.cast(times, tf.float32), -1, keepdims=True))
-        bag = tf.reduce_sum(tf.gather(shared(self.words), tokens), 2)
+        bag = tf.reduce_sum(tf.gather(by_reference(self.words), tokens), 2)
         content = tf.reduce_sum(tf.gather(self.is_content, tokens), -1)
         state = tf.math.divide_no_nan(meant, content[..., None])
-        text = tf.matmul(state, shared(self.matching.state)) + tf.math.divide_no_nan(bag, length)
+        text = tf.matmul(state, by_reference(self.matching.state)) + tf.math.divide_no_nan(bag, length)
         text = tf.math.l2_normalize(text + self.matching.text_bias, -1)
         return tf.reduce_sum(text * photos[:, None], -1)

@@ -16,7 +16,7 @@ from tasks.beam_search import MOST, BeamSearch, Words
 from tasks.gist import Gist, Learned
 from tasks.language_model import LanguageModel, load_language_model
 from tasks.lstm import by_product, read
-from tasks.memory import shared
+from tasks.memory import by_reference
 from tasks.pairs import Batch, Pairs, TextBatch, Texts
 from tasks.tables import tensor
 from tasks.training import (
@@ -163,9 +163,9 @@ def _gists(gist: Gist, photos: Any) -> Any:
     pooled = ops.mean(photos, 1)
     pooled = pooled / ops.sqrt(ops.sum(ops.square(pooled), -1, keepdims=True) + 1e-12)
     likeness = gist.likeness
-    landmarks = shared(likeness.landmarks.T.astype(np.float32))
+    landmarks = by_reference(likeness.landmarks.T.astype(np.float32))
     alike = ops.exp((pooled @ landmarks - 1) * (2 / likeness.reach))
-    return alike @ shared(gist.weights) + gist.offset
+    return alike @ by_reference(gist.weights) + gist.offset
 
 
 def _encode(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,22 +14,17 @@ if TYPE_CHECKING:
 def give_back(*, tensorflow: bool) -> None:
     """Return free memory to the system; with `tensorflow` what only refers to itself too, as its graphs do.
 
-    The C library keeps what is freed, more of it once TensorFlow's datasets have told it to: the next stage
-    would begin with all that the last one took. Where the library is not glibc, it does what it does.
+    The C library keeps much of what is freed, so that the next stage would begin with what the last one took.
+    Where the library is not glibc, it does what it does.
     """
     if tensorflow:  # to look for it takes half a second
         gc.collect()
-    trim = getattr(_c_library(), "malloc_trim", None)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
 
 
-@cache
-def _c_library() -> Any:
-    return ctypes.CDLL(None)
-
-
-def shared(values: np.ndarray) -> tf.Tensor:
+def by_reference(values: np.ndarray) -> tf.Tensor:
     """Values that a graph refers to; of a large constant it would hold several copies."""
     import tensorflow as tf
 

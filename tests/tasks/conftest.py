@@ -8,14 +8,18 @@ import polars as pl
 import pytest
 
 from tasks.caption import Captioner
-from tasks.gist import Learned
+from tasks.gist import GIST, Learned
+from tasks.tables import write_table
 from tests.conftest import Once
 from tests.tasks.toys import (
+    CHANNELS,
     FUSION_SETTINGS,
+    WITH_TEXT,
     learn_toy_gist,
     no_gist,
     toy_captioner,
     toy_familiar,
+    toy_familiar_photos,
     train_toy_fusion,
     write_toy_features,
 )
@@ -52,6 +56,18 @@ def captioner(toy_features: Path, toy_fusion: tuple[Path, pl.DataFrame]) -> Capt
     toy_familiar(toy_fusion[0])
     no_gist(toy_fusion[0])
     return toy_captioner(toy_features, toy_fusion[0], FUSION_SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def gist_captioner(once: Once, toy_features: Path, learned: Learned) -> Captioner:
+    """A toy fusion that began with what the gist imagines, loaded to caption."""
+
+    def fill(folder: Path) -> None:
+        learned.gist.save(folder / GIST)
+        write_table(toy_familiar_photos(), folder / "familiar.parquet", "familiar", channels=CHANNELS)
+        train_toy_fusion(toy_features, folder, WITH_TEXT, learned=learned)
+
+    return toy_captioner(toy_features, once("gist_captioner", fill), WITH_TEXT)
 
 
 @pytest.fixture(scope="session")

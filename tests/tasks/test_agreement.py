@@ -17,22 +17,17 @@ from schemas.errors import StaleModel
 from schemas.settings import CaptionSettings, GistSettings
 from tasks.agreement import Agreement
 from tasks.caption import Captioner
-from tasks.gist import GIST, Gist, Learned, learn_gist
-from tasks.tables import write_table
+from tasks.gist import Gist, Learned, learn_gist
 from tests.slow_captions import SlowCaptioner
 from tests.tasks.toys import (
-    CHANNELS,
     UNSEEN,
-    WITH_TEXT,
     expected_cider,
     ids,
     scene,
-    toy_captioner,
     toy_captions,
     toy_familiar_photos,
     toy_image_features,
     toy_vocabulary,
-    train_toy_fusion,
 )
 
 
@@ -124,24 +119,15 @@ def test_what_is_no_word_changes_nothing(learned: Learned) -> None:
         assert same == [token != dog] * 3
 
 
-@pytest.fixture(scope="module")
-def captioner(toy_features: Path, learned: Learned, tmp_path_factory: pytest.TempPathFactory) -> Captioner:
-    folder = tmp_path_factory.mktemp("agreement")
-    learned.gist.save(folder / GIST)
-    write_table(toy_familiar_photos(), folder / "familiar.parquet", "familiar", channels=CHANNELS)
-    train_toy_fusion(toy_features, folder, WITH_TEXT, learned=learned)
-    return toy_captioner(toy_features, folder, WITH_TEXT)
-
-
 # A wide beam of very short captions holds such as break rules: they come last, whatever is expected of them.
 @pytest.mark.parametrize(("beam", "words"), [(3, 9), (5, 9), (60, 1)])
 def test_a_search_led_by_agreement_writes_what_a_slow_one_writes(
-    captioner: Captioner, beam: int, words: int
+    gist_captioner: Captioner, beam: int, words: int
 ) -> None:
     photos = toy_image_features(UNSEEN)
     settings = CaptionSettings(beam=beam, alternatives=beam, agreement=2.0, max_tokens=words, batch_size=8)
-    table = captioner.caption_photos(photos, settings, lambda _: None)
-    slow, moved = SlowCaptioner(captioner), 0
+    table = gist_captioner.caption_photos(photos, settings, lambda _: None)
+    slow, moved = SlowCaptioner(gist_captioner), 0
     for row, photo in zip(table.iter_rows(named=True), photos["regions"].to_numpy(), strict=True):
         expected = slow.captions(photo, beam, words, agreement=2.0)
         assert [a["caption"] for a in row["alternatives"]] == [" ".join(said) for said, _ in expected]
@@ -159,14 +145,12 @@ def test_ngrams_of_tokens_that_the_vocabulary_lacks_are_refused(learned: Learned
             Agreement.of(replace(learned.gist, grams=strange), known)
 
 
-def test_what_is_written_agrees_better_than_what_is_likely(captioner: Captioner) -> None:
+def test_what_is_written_agrees_better_than_what_is_likely(gist_captioner: Captioner) -> None:
     photos = toy_image_features(UNSEEN)
-    gist = captioner.fusion.gist
+    gist = gist_captioner.fusion.gist
     assert gist
-    found = [
-        captioner.caption_photos(photos, CaptionSettings(beam=5, agreement=weight), lambda _: None)["caption"]
-        for weight in (0.0, 2.0)
-    ]
+    settings = [CaptionSettings(beam=5, agreement=weight) for weight in (0.0, 2.0)]
+    found = [gist_captioner.caption_photos(photos, one, lambda _: None)["caption"] for one in settings]
     likely, agreeing = (
         np.mean(
             [

@@ -10,34 +10,20 @@ import pytest
 
 from schemas.settings import CaptionSettings
 from tasks.caption import Captioner
-from tasks.gist import GIST, Learned
 from tasks.matching import ARRAYS, Matching
 from tasks.search import TextEncoder
-from tasks.tables import tensor, write_table
+from tasks.tables import tensor
 from tests.tasks.toys import (
     CHANNELS,
     LM_SETTINGS,
     UNSEEN,
-    WITH_TEXT,
     expected_cider,
     ids,
-    toy_captioner,
-    toy_familiar_photos,
     toy_image_features,
     toy_vocabulary,
-    train_toy_fusion,
 )
 
 WORDS = ("dog", "cat", "red", "sand", "snow", "runs")
-
-
-@pytest.fixture(scope="module")
-def captioner(toy_features: Path, learned: Learned, tmp_path_factory: pytest.TempPathFactory) -> Captioner:
-    folder = tmp_path_factory.mktemp("fit")
-    learned.gist.save(folder / GIST)
-    write_table(toy_familiar_photos(), folder / "familiar.parquet", "familiar", channels=CHANNELS)
-    train_toy_fusion(toy_features, folder, WITH_TEXT, learned=learned)
-    return toy_captioner(toy_features, folder, WITH_TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +38,14 @@ def matching() -> Matching:
 
 
 def test_captions_are_in_the_order_of_what_is_expected_of_them_and_of_how_well_they_fit(
-    captioner: Captioner, matching: Matching, toy_features: Path
+    gist_captioner: Captioner, matching: Matching, toy_features: Path
 ) -> None:
     photos = toy_image_features(UNSEEN)
     settings = CaptionSettings(beam=6, alternatives=6, max_tokens=9)
-    plain = captioner.caption_photos(photos, settings, lambda _: None)
-    fitting = replace(captioner, matching=matching, _searches={})
+    plain = gist_captioner.caption_photos(photos, settings, lambda _: None)
+    fitting = replace(gist_captioner, matching=matching, _searches={})
     table = fitting.caption_photos(photos, settings, lambda _: None)
-    gist = captioner.fusion.gist
+    gist = gist_captioner.fusion.gist
     assert gist
     weights = toy_features / "language_model.weights.h5"
     texts = TextEncoder(matching, weights, toy_vocabulary(), LM_SETTINGS)
@@ -78,9 +64,9 @@ def test_captions_are_in_the_order_of_what_is_expected_of_them_and_of_how_well_t
 
 
 def test_without_agreement_the_likeliest_caption_is_written_however_it_fits(
-    captioner: Captioner, matching: Matching
+    gist_captioner: Captioner, matching: Matching
 ) -> None:
     photos, settings = toy_image_features(UNSEEN), CaptionSettings(beam=4, agreement=0, max_tokens=9)
-    fitting = replace(captioner, matching=matching, _searches={})
+    fitting = replace(gist_captioner, matching=matching, _searches={})
     table = fitting.caption_photos(photos, settings, lambda _: None)
-    assert table.equals(captioner.caption_photos(photos, settings, lambda _: None))
+    assert table.equals(gist_captioner.caption_photos(photos, settings, lambda _: None))
