@@ -164,7 +164,8 @@ class CaptionSettings(StageSettings):
         ge=0,
         le=1000,
         description="weight in the search, beside a caption's score, of the CIDEr to be expected of it; 0 "
-        "writes what has the highest score, else it is what is expected to have the highest CIDEr",
+        "writes what has the highest score, else it is what is expected to have the highest CIDEr and fits "
+        "the photograph",
     )
     max_tokens: int = Field(20, ge=1, le=100, description="a caption ends there at the latest")
     alternatives: int = Field(3, ge=1, description="captions kept a photograph, best first; at most the beam")
