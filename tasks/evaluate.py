@@ -178,17 +178,20 @@ def collapse(predictions: Mapping[str, str], training_captions: Iterable[Sequenc
 def evaluate(
     predictions: pl.DataFrame,
     captions: pl.DataFrame,
-    training_tokens: pl.DataFrame,
+    training: Iterable[pl.DataFrame],
     settings: EvaluateSettings,
 ) -> pl.DataFrame:
     """The `scores` table of the dev and test splits, where photographs there have references.
 
-    `predictions` has photo_id, split and caption; `captions` is the captions table; `training_tokens`
-    the tokens of the training captions. Besides the scores and the signs of collapse, `photos` counts
-    the photographs scored and `unpredicted` those that have references but no prediction, as they
-    were rejected; they are left out of the scores.
+    `predictions` has photo_id, split and caption; `captions` is the captions table; `training` are the
+    tokens of the training captions, a table at a time. Besides the scores and the signs of collapse,
+    `photos` counts the photographs scored and `unpredicted` those that have references but no
+    prediction, as they were rejected; they are left out of the scores.
     """
     rows: list[tuple[str, str, float]] = []
+    written = {tuple(tokenize(text)) for text in predictions["caption"]}
+    tokens = (tuple(caption) for some in training for caption in some["tokens"].to_list())
+    known = {caption for caption in tokens if caption in written}
     for name in ("dev", "test"):
         predicted = _by_photo(predictions.filter(pl.col("split") == name))
         references = _references_of(captions.filter(pl.col("split") == name))
@@ -196,7 +199,7 @@ def evaluate(
         if not scored:
             continue
         values = score(scored, references, settings.meteor, missing="skip")
-        values |= collapse(scored, _token_lists(training_tokens))
+        values |= collapse(scored, known)
         values |= {"photos": float(len(scored)), "unpredicted": float(len(references) - len(scored))}
         rows += [(name, metric, value) for metric, value in values.items()]
     return pl.DataFrame(rows, schema=SCORES_DTYPES, orient="row")
@@ -212,11 +215,6 @@ def _references_of(captions: pl.DataFrame) -> dict[str, list[str]]:
         if any(map(is_word, split(text))):
             references.setdefault(photo, []).append(text)
     return references
-
-
-def _token_lists(tokens: pl.DataFrame) -> Iterator[list[str]]:
-    for part in tokens["tokens"].to_frame().iter_slices(10_000):
-        yield from part["tokens"].to_list()
 
 
 # ---- files of predictions and references ----

@@ -607,20 +607,19 @@ def make_scores(work: Work) -> Made:
     """Scores of the dev and test splits, with the signs of collapse."""
     from tasks.evaluate import evaluate
 
-    predictions = _all_rows(work.paths("predictions"), "predictions")
-    photos = read_table(work.path("photos"), "photos")
-    captions = read_table(work.path("captions"), "captions")
-    train = _all_rows(work.paths("train"), "tokens")
-    with_split = predictions.join(photos.select("photo_id", "split"), on="photo_id")
-    scores = evaluate(with_split, captions, train, work.settings.evaluate)
+    predictions = _all_rows(work.paths("predictions"), "predictions", ["photo_id", "caption"])
+    photos = read_table(work.path("photos"), "photos", ["photo_id", "split"])
+    captions = read_table(work.path("captions"), "captions", ["photo_id", "text", "split"])
+    train = (read_table(path, "tokens", ["tokens"]) for path in work.paths("train"))
+    scores = evaluate(predictions.join(photos, on="photo_id"), captions, train, work.settings.evaluate)
     write_table(scores, work.out / "scores.parquet", "scores")
     work.advance(predictions.height)
     return Made(predictions.height, scores.height)
 
 
-def _all_rows(paths: Sequence[Path], table: str) -> pl.DataFrame:
+def _all_rows(paths: Sequence[Path], table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """The rows of several shards; of none, an empty table of the right columns."""
-    return read_table(paths, table) if paths else empty_table(table)
+    return read_table(paths, table, columns) if paths else empty_table(table)
 
 
 def make_bundle(work: Work) -> Made:
@@ -671,46 +670,49 @@ def make_report(work: Work) -> Made:
     """The page of a run, with its captions, rejects and scores in files beside."""
     from tasks.report import write_report
 
-    photos = read_table(work.path("photos"), "photos")
-    predictions = read_table(work.paths("predictions"), "predictions")
-    written = _write_captioned(work, photos, predictions)
+    captioned, files = _write_captioned(work)
     rejects = _all_rows(work.paths("rejects"), "rejects")
     scores = read_table(work.path("scores"), "scores")
     write_table(rejects, work.out / "rejects.parquet", "rejects")
     rejects.write_csv(work.out / "rejects.csv")
     scores.write_csv(work.out / "scores.csv")
-    write_report(_report_input(work, photos, predictions, rejects, scores), work.out / "report.html")
-    work.advance(written)
-    return Made(predictions.height, written)
+    write_report(_report_input(work, captioned, rejects, scores), work.out / "report.html")
+    work.advance(files)
+    return Made(captioned, files)
 
 
-def _write_captioned(work: Work, photos: pl.DataFrame, predictions: pl.DataFrame) -> int:
-    """Write the captions for people and programs; how many rows they have."""
+def _write_captioned(work: Work) -> tuple[int, int]:
+    """Write the captions for people and programs; how many photographs have one, and how many files.
+
+    All that the report needs of these tables besides are a few rows, read when they are needed.
+    """
     from tasks.export import captioned, write_captions
 
+    photos = read_table(work.path("photos"), "photos")
+    predictions = read_table(work.paths("predictions"), "predictions")
     found = captioned(photos, predictions)
     write_captions(found, work.out / "captions.parquet")
     write_captions(found, work.out / "captions.csv")
-    return found.height
+    return predictions.height, found.height
 
 
-def _report_input(
-    work: Work, photos: pl.DataFrame, predictions: pl.DataFrame, rejects: pl.DataFrame, scores: pl.DataFrame
-) -> ReportInput:
+def _report_input(work: Work, captioned: int, rejects: pl.DataFrame, scores: pl.DataFrame) -> ReportInput:
     from tasks.report import Counts, ReportInput
 
-    captions = read_table(work.path("captions"), "captions")
+    photos = _by_split(pl.scan_parquet(work.path("photos")))
+    captions = pl.scan_parquet(work.path("captions"))
     paired = captions.drop_nulls("photo_id")
+    text_only = captions.filter(pl.col("photo_id").is_null()).select(pl.len()).collect().item()
     reasons = rejects["reason"]
     return ReportInput(
         dataset=Path(work.shard.sources["dataset"]).name,
         settings=work.settings,
         counts=Counts(
-            photos=_by_split(photos),
+            photos=photos,
             captions=_by_split(paired),
-            captioned=predictions.height,
-            text_only_captions=captions.height - paired.height,
-            unlabelled_photos=photos.filter(pl.col("split") == UNLABELLED).height,
+            captioned=captioned,
+            text_only_captions=text_only,
+            unlabelled_photos=photos.get(UNLABELLED, 0),
             duplicates=int((reasons == "duplicate").sum()),
             leaks=int((reasons == "leak").sum()),
         ),
@@ -721,7 +723,7 @@ def _report_input(
         },
         stages=work.shard.sources["stages"],
         rejects=rejects,
-        gallery=_gallery(work, photos, predictions, paired),
+        gallery=_gallery(work, paired),
         thumbnails=_reject_thumbnails(work, rejects),
         retrieval=read_table(work.path("retrieval"), "retrieval"),
         lines=_drawn_lines(work),
@@ -729,7 +731,7 @@ def _report_input(
     )
 
 
-def _searches(work: Work, paired: pl.DataFrame) -> dict[str, Any]:
+def _searches(work: Work, paired: pl.LazyFrame) -> dict[str, Any]:
     """A few captions of the gallery's split and the photographs of its shards nearest to them."""
     from tasks.report import SearchExample
 
@@ -738,9 +740,10 @@ def _searches(work: Work, paired: pl.DataFrame) -> dict[str, Any]:
     texts = [path for place, path in _places(work, "caption_vectors") if place.partition("/")[0] == split]
     if not texts:
         return {}
-    captions = pl.read_parquet(work.workspace.file(texts[0])).join(paired, on="caption_id")
-    captions = captions.join(vectors.select("photo_id"), on="photo_id", how="semi").sort("caption_id")
-    captions = captions.unique("photo_id", keep="first", maintain_order=True).head(SEARCHES_SHOWN)
+    ours = paired.join(vectors.lazy().select("photo_id"), on="photo_id", how="semi")
+    captions = pl.scan_parquet(work.workspace.file(texts[0])).join(ours, on="caption_id").collect()
+    captions = captions.sort("caption_id").unique("photo_id", keep="first", maintain_order=True)
+    captions = captions.head(SEARCHES_SHOWN)
     found = tensor(captions["vector"]) @ tensor(vectors["vector"]).T
     pictures = dict(zip(images["photo_id"], squares(images["square"]), strict=True))
     examples = []
@@ -769,13 +772,11 @@ def _drawn_lines(work: Work) -> list[str]:
     return [line.text for line in drawn]
 
 
-def _by_split(frame: pl.DataFrame) -> dict[str, int]:
-    return dict(frame.group_by("split").len().iter_rows())
+def _by_split(frame: pl.LazyFrame) -> dict[str, int]:
+    return dict(frame.group_by("split").len().collect().iter_rows())
 
 
-def _gallery(
-    work: Work, photos: pl.DataFrame, predictions: pl.DataFrame, paired: pl.DataFrame
-) -> list[GalleryItem]:
+def _gallery(work: Work, paired: pl.LazyFrame) -> list[GalleryItem]:
     """Photographs of the held-out split with what was written and, for attention, where it looked."""
 
     from tasks.captions import tokenize
@@ -786,10 +787,12 @@ def _gallery(
     _, features = _gallery_shards(work, "features")
     images = images.head(settings.report.gallery)
     features = images.select("photo_id").join(features, on="photo_id", how="inner", maintain_order="left")
-    rows = images.join(photos, on="photo_id", maintain_order="left").join(
-        predictions, on="photo_id", maintain_order="left"
-    )
-    shown = paired.join(rows, on="photo_id", how="semi", maintain_order="left")
+    is_shown = pl.col("photo_id").is_in(images["photo_id"].implode())
+    rows = images
+    for files in ([work.path("photos")], work.paths("predictions")):
+        some = pl.scan_parquet(files).filter(is_shown).collect()
+        rows = rows.join(some, on="photo_id", maintain_order="left")
+    shown = paired.filter(is_shown).collect()
     references = dict(shown.group_by("photo_id", maintain_order=True).agg("text").iter_rows())
     words = [tokenize(caption) for caption in rows["caption"]]
     maps: list[np.ndarray | None] = [None] * rows.height

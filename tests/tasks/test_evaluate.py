@@ -271,7 +271,7 @@ def test_the_scores_table_has_the_splits_that_hold_references() -> None:
         }
     )
     training = pl.DataFrame({"tokens": [["a", "cat"], ["a", "bus"]]})
-    table = evaluate(predictions, captions, training, EvaluateSettings())
+    table = evaluate(predictions, captions, [training], EvaluateSettings())
     check(table, "scores")
     assert table["split"].unique().to_list() == ["test"]
     values = dict(table.select("metric", "value").iter_rows())
@@ -286,7 +286,7 @@ def test_without_references_the_scores_table_is_empty() -> None:
     nothing = pl.DataFrame(schema={"photo_id": pl.String, "split": pl.String, "caption": pl.String})
     captions = pl.DataFrame(schema={"photo_id": pl.String, "split": pl.String, "text": pl.String})
     tokens = pl.DataFrame(schema={"tokens": pl.List(pl.String)})
-    table = evaluate(nothing, captions, tokens, EvaluateSettings())
+    table = evaluate(nothing, captions, [tokens], EvaluateSettings())
     check(table, "scores")
     assert table.is_empty()
 
