@@ -167,6 +167,9 @@ class CaptionSettings(StageSettings):
         "writes what has the highest score, else it is what is expected to have the highest CIDEr and fits "
         "the photograph",
     )
+    brevity: float = Field(
+        0.025, ge=0, le=10, description="CIDEr that each word takes off what is expected: more writes less"
+    )
     max_tokens: int = Field(20, ge=1, le=100, description="a caption ends there at the latest")
     alternatives: int = Field(3, ge=1, description="captions kept a photograph, best first; at most the beam")
     batch_size: int = Field(

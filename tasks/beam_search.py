@@ -164,10 +164,11 @@ class BeamSearch:
     """Searches the captions of `batch_size` photographs at a time; beam 1 is greedy.
 
     Partial captions are compared by their log-probability a token and `agreement` times the CIDEr to be
-    expected of them, ended ones beside those still growing. No special token is written; a caption has at
-    least one word; where there is another way it ends in none of NEEDS_MORE, repeats no word at once and no
-    pair of words at all. With agreement, those found are put in the order of the CIDEr to be expected, with
-    what CIDEr-D takes off for their length, and of how well they fit the photograph (`fit`), if that counts.
+    expected of them, less `brevity` for each token, ended ones beside those still growing. No special token
+    is written; a caption has at least one word; where there is another way it ends in none of NEEDS_MORE,
+    repeats no word at once and no pair of words at all. With agreement, those found are put in the order of
+    the CIDEr to be expected, with what CIDEr-D and `brevity` take off for their length, and of how well they
+    fit the photograph (`fit`), if that counts.
 
     Of a batch that begins together one caption is nearly always still growing at the last step, so each
     photograph has a slot, and another takes it once all its captions have ended. There are as many slots at
@@ -181,6 +182,7 @@ class BeamSearch:
     max_tokens: int
     batch_size: int
     agreement: float = 0.0
+    brevity: float = 0.0
     fit: Fit | None = None
 
     def compiled(self) -> Any:
@@ -314,7 +316,8 @@ class BeamSearch:
         if self._agreement and ngrams:
             again = self._said_before(following, slots.tokens)
             ngrams = self._agreement.extended(ngrams, following, slots.step, foretold, again)
-            rank += self.agreement * ngrams.expected_cider()
+            worth = ngrams.expected_cider() - self.brevity * length[..., None]
+            rank += self.agreement * worth
         _, chosen = tf.math.top_k(tf.reshape(rank, (rows, -1)), beam)  # (B, K) of beam * N
         parent = chosen // following.shape[-1] + beam * np.arange(rows, dtype=np.int32)[:, None]
 
@@ -408,6 +411,7 @@ class BeamSearch:
             return found
         words = tf.math.count_nonzero(slots.tokens > UNK, -1, dtype=tf.int32)
         worth = slots.ngrams.expected_cider() * self._agreement.worth_of_length(words)
+        worth -= self.brevity * tf.cast(words, tf.float32)
         if self._fit:
             own = tf.gather(vectors, tf.minimum(slots.photo, tf.shape(vectors)[0] - 1))
             worth += FIT_WORTH * self._fit.of_captions(slots.tokens, slots.meant, own)

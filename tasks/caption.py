@@ -37,7 +37,7 @@ class Captioner:
     vocabulary: list[str]
     familiarity: Familiarity
     matching: Matching | None = None  # by which captions are held against their photograph
-    _searches: dict[tuple[int, int, int, float], Any] = field(default_factory=dict)
+    _searches: dict[tuple[int, int, int, float, float], Any] = field(default_factory=dict)
 
     @staticmethod
     def load(
@@ -105,7 +105,7 @@ class Captioner:
         """The best captions of at most MOST photographs, (N, R, C) float16."""
         few = len(photos) <= settings.batch_size // 2
         slots = min(FEW, settings.batch_size) if few else settings.batch_size
-        key = (settings.beam, settings.max_tokens, slots, settings.agreement)
+        key = (settings.beam, settings.max_tokens, slots, settings.agreement, settings.brevity)
         if key not in self._searches:
             words = Words.of(self.vocabulary)
             fit = Fit.of(self.matching, self.vocabulary) if self.matching else None

@@ -30,7 +30,7 @@ class SlowCaptioner:
         self.grams = {tuple(i for i in gram if i): n for n, gram in enumerate(grams)}
 
     def captions(
-        self, photo: np.ndarray, beam: int, max_tokens: int, agreement: float = 0.0
+        self, photo: np.ndarray, beam: int, max_tokens: int, agreement: float = 0.0, brevity: float = 0.0
     ) -> list[tuple[list[str], float]]:
         """The best captions of one photograph, (R, C), as (tokens, score), best first."""
         photo = photo.astype(np.float64)
@@ -49,17 +49,22 @@ class SlowCaptioner:
                     longer = self._grown(one, regions, about, step, max_tokens)
                     grown += sorted(longer, key=lambda b: -b[0])[:beam]
             if agreement and gist is not None:
-                grown = [(self._rank(one, gist, agreement), *one[1:]) for one in grown]
+                grown = [(self._rank(one, gist, agreement, brevity), *one[1:]) for one in grown]
             beams = sorted(grown, key=lambda b: -b[0])[:beam]
         if agreement and gist is not None:
-            beams = sorted(
-                beams, key=lambda b: (b[1], -self._expected_cider(b[3], gist) * self._worth_of(b[3]))
-            )
+            beams = sorted(beams, key=lambda b: (b[1], -self._worth(b[3], gist, brevity)))
         return [(_words(said), total / (len(said) - 1)) for _, _, total, said, _, _ in beams]
 
-    def _rank(self, one: Any, gist: np.ndarray, agreement: float) -> float:
+    def _rank(self, one: Any, gist: np.ndarray, agreement: float, brevity: float) -> float:
         _, broken, total, said, _, _ = one
-        return total / (len(said) - 1) - 1000 * broken + agreement * self._expected_cider(said, gist)
+        tokens = len(said) - 1  # <end> counts, <start> does not
+        expected = self._expected_cider(said, gist) - brevity * tokens
+        return total / tokens - 1000 * broken + agreement * expected
+
+    def _worth(self, said: list[str], gist: np.ndarray, brevity: float) -> float:
+        assert self.gist
+        words = len(_words(said))
+        return self._expected_cider(said, gist) * self.gist.length_worth[words] - brevity * words
 
     def _expected_cider(self, said: list[str], gist: np.ndarray) -> float:
         """10 times the mean cosine, over n-grams of 1 to 4 words, to what is foretold of them."""
@@ -76,10 +81,6 @@ class SlowCaptioner:
                 squares += worth**2 * (times**2 if said_once else times)
             cosines.append(shared / squares**0.5 if squares else 0.0)
         return 10 * sum(cosines) / 4
-
-    def _worth_of(self, said: list[str]) -> float:
-        assert self.gist
-        return float(self.gist.length_worth[len(_words(said))])
 
     def _grown(
         self, one: Any, regions: np.ndarray, about: np.ndarray, step: int, max_tokens: int

@@ -125,15 +125,26 @@ def test_a_search_led_by_agreement_writes_what_a_slow_one_writes(
     gist_captioner: Captioner, beam: int, words: int
 ) -> None:
     photos = toy_image_features(UNSEEN)
-    settings = CaptionSettings(beam=beam, alternatives=beam, agreement=2.0, max_tokens=words, batch_size=8)
+    settings = CaptionSettings(
+        beam=beam, alternatives=beam, agreement=2.0, brevity=0.2, max_tokens=words, batch_size=8
+    )
     table = gist_captioner.caption_photos(photos, settings, lambda _: None)
     slow, moved = SlowCaptioner(gist_captioner), 0
     for row, photo in zip(table.iter_rows(named=True), photos["regions"].to_numpy(), strict=True):
-        expected = slow.captions(photo, beam, words, agreement=2.0)
+        expected = slow.captions(photo, beam, words, agreement=2.0, brevity=0.2)
         assert [a["caption"] for a in row["alternatives"]] == [" ".join(said) for said, _ in expected]
         assert [a["score"] for a in row["alternatives"]] == pytest.approx([s for _, s in expected], abs=1e-3)
         moved += row["caption"] != " ".join(slow.captions(photo, beam, words)[0][0])
     assert moved, "agreement that changes no caption shows nothing"
+
+
+def test_the_more_a_word_costs_the_shorter_captions_are(gist_captioner: Captioner) -> None:
+    photos, mean = toy_image_features(UNSEEN), []
+    for brevity in (0.0, 0.5, 10.0):
+        settings = CaptionSettings(beam=6, brevity=brevity, max_tokens=9)
+        captions = gist_captioner.caption_photos(photos, settings, lambda _: None)["caption"]
+        mean.append(captions.str.split(" ").list.len().mean())
+    assert mean[0] > mean[1] > mean[2] >= 1
 
 
 def test_ngrams_of_tokens_that_the_vocabulary_lacks_are_refused(learned: Learned) -> None:

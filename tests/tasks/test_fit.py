@@ -58,6 +58,7 @@ def test_captions_are_in_the_order_of_what_is_expected_of_them_and_of_how_well_t
         assert sorted(captions) == sorted(one["caption"] for one in before), "the same are found"
         cosines = texts.vectors(row.struct.field("caption")) @ photo
         worth = expected_cider(gist, about, [ids(caption) for caption in captions]) + cosines
+        worth -= settings.brevity * np.array([len(caption.split()) for caption in captions])
         assert (np.diff(worth) < 0.02).all(), "best first, but for what float16 does to the features"
         moved += captions[0] != before[0]["caption"]
     assert moved, "a matching that changes no caption shows nothing"
