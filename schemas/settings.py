@@ -160,7 +160,7 @@ class LeaksSettings(StageSettings):
 class CaptionSettings(StageSettings):
     beam: int = Field(20, ge=1, le=64, description="1 is greedy")
     agreement: float = Field(
-        2.0,
+        3.0,
         ge=0,
         le=1000,
         description="weight in the search, beside a caption's score, of the CIDEr to be expected of it; 0 "
