@@ -352,18 +352,11 @@ class BeamSearch:
 
         forbidden, at_the_end = self._by_step()
         step = tf.minimum(slots.step, self.max_tokens)
-        # The few tokens that break a rule are taken down where they stand: a table of all tokens for each
-        # rule would cost as much as the output layer. Only the last two steps have rules for all of them.
-        ranked = tf.cond(
-            tf.reduce_any(step >= self.max_tokens - 1),
-            lambda: logits + tf.gather(forbidden - RULE_BROKEN * at_the_end, step)[:, None],
-            lambda: logits,
-        )
-        barred = tf.concat([self._repeating(slots.tokens, slots.last), self._impossible(step)], -1)
-        places = self._places(barred)
-        is_word = tf.gather(tf.constant(self.words.written), barred)
-        lower = tf.where(is_word, tf.gather_nd(ranked, places) - RULE_BROKEN, IMPOSSIBLE)
-        ranked = tf.tensor_scatter_nd_update(ranked, places, lower)
+        # The few tokens that break another rule are taken down where they stand: a table of all
+        # tokens for each rule would cost as much as the output layer.
+        ranked = logits + tf.gather(forbidden - RULE_BROKEN * at_the_end, step)[:, None]
+        repeating = self._places(self._repeating(slots.tokens, slots.last))
+        ranked = tf.tensor_scatter_nd_update(ranked, repeating, tf.gather_nd(ranked, repeating) - RULE_BROKEN)
         dangling = tf.where(tf.gather(tf.constant(self.words.needs_more), slots.last), END, PAD)
         # The same word again, or an <end> too early.
         both = self._places(tf.stack([slots.last, dangling], -1))
@@ -382,14 +375,6 @@ class BeamSearch:
         allowed = (self.words.written & (step < self.max_tokens)) | (is_end & (step > 0))
         at_the_end = self.words.needs_more & (step == self.max_tokens - 1)
         return np.where(allowed, 0.0, IMPOSSIBLE).astype(np.float32), at_the_end.astype(np.float32)
-
-    def _impossible(self, step: tf.Tensor) -> tf.Tensor:
-        """The tokens that are never written, and <end> at the first of steps (B,), (B, K, n)."""
-        import tensorflow as tf
-
-        never = np.flatnonzero(~self.words.written).astype(np.int32)
-        found = tf.where((step[:, None] > 0) & (never == END), PAD, never)
-        return tf.tile(found[:, None], (1, self.beam, 1))
 
     def _repeating(self, tokens: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
         """The tokens that have followed `last` before and are not to again, (B, K, T); else <pad>."""
