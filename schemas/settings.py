@@ -168,7 +168,11 @@ class CaptionSettings(StageSettings):
         "the photograph",
     )
     brevity: float = Field(
-        0.025, ge=0, le=10, description="CIDEr that each word takes off what is expected: more writes less"
+        0.025,
+        ge=0,
+        le=10,
+        description="CIDEr that each word takes off what is to be expected of a caption: the higher, the "
+        "shorter captions are",
     )
     max_tokens: int = Field(20, ge=1, le=100, description="a caption ends there at the latest")
     alternatives: int = Field(3, ge=1, description="captions kept a photograph, best first; at most the beam")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import subprocess
 import sys
@@ -54,3 +55,23 @@ print(before - resident())
 """
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert float(done.stdout) > 150
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Polars has another allocator")
+def test_memory_of_tables_goes_back_to_the_system_at_once() -> None:
+    script = """
+import re
+import tasks
+import polars as pl
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+tables = [pl.zeros(100_000, eager=True) + number for number in range(200)]
+before = resident()
+del tables
+print(before - resident())
+"""
+    # Polars leaves its own defaults there.
+    fresh = {name: value for name, value in os.environ.items() if name != "_RJEM_MALLOC_CONF"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=fresh)
+    assert float(done.stdout) > 130  # of 160 MB
