@@ -7,6 +7,6 @@ import os
 # It reads this where NumPy is loaded, which every module here does later.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
-# What Polars frees stays with its allocator, up to a tenth of a process that holds large tables by turns;
-# so it goes back to the system at once. The allocator reads this where Polars is loaded.
+# What Polars frees stays with its allocator for a while, on top of what the next stage takes; so it goes back
+# to the system at once. The allocator reads this where Polars is loaded; Polars puts its own defaults before.
 os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")
