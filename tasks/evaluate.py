@@ -26,6 +26,7 @@ from schemas.settings import EvaluateSettings
 from tasks.captions import is_word, split, tokenize
 
 SCORES_DTYPES: dict[str, Any] = {"split": pl.String, "metric": pl.String, "value": pl.Float64}
+HELD_OUT = ("dev", "test")  # the splits that are scored
 Missing = Literal["refuse", "empty", "skip"]
 
 # What pycocoevalcap removes from tokens. It does so after lower-casing, so that "-LRB-" has become
@@ -188,12 +189,15 @@ def evaluate(
     `photos` counts the photographs scored and `unpredicted` those that have references but no
     prediction, as they were rejected; they are left out of the scores.
     """
+    held_out = predictions.filter(pl.col("split").is_in(HELD_OUT))
+    if held_out.is_empty():
+        return pl.DataFrame(schema=SCORES_DTYPES)
     rows: list[tuple[str, str, float]] = []
-    written = {tuple(tokenize(text)) for text in predictions["caption"]}
+    written = {tuple(tokenize(text)) for text in held_out["caption"]}
     tokens = (tuple(caption) for some in training for caption in some["tokens"].to_list())
     known = {caption for caption in tokens if caption in written}
-    for name in ("dev", "test"):
-        predicted = _by_photo(predictions.filter(pl.col("split") == name))
+    for name in HELD_OUT:
+        predicted = _by_photo(held_out.filter(pl.col("split") == name))
         references = _references_of(captions.filter(pl.col("split") == name))
         scored = {photo: predicted[photo] for photo in references if photo in predicted}
         if not scored:

@@ -702,7 +702,7 @@ def _report_input(work: Work, captioned: int, rejects: pl.DataFrame, scores: pl.
     photos = _by_split(pl.scan_parquet(work.path("photos")))
     captions = pl.scan_parquet(work.path("captions"))
     paired = captions.drop_nulls("photo_id")
-    text_only = captions.filter(pl.col("photo_id").is_null()).select(pl.len()).collect().item()
+    text_only = captions.select(pl.col("photo_id").null_count()).collect().item()
     reasons = rejects["reason"]
     return ReportInput(
         dataset=Path(work.shard.sources["dataset"]).name,
