@@ -18,6 +18,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("tasks",)
 # How shards are kept and looked up says nothing about what is in them.
 STORE = ("tasks.workspace", "tasks.shards", "tasks.code", "tasks.walk", "tasks.quiet")
+# It fails once in some thousand times with four threads that do nothing else.
+PARSE_ATTEMPTS = 5
 
 
 # What `code_of` found, by its arguments; half a second's work for all stages.
@@ -101,7 +103,7 @@ class _Module:
     def __init__(self, name: str) -> None:
         path = REPOSITORY / Path(*name.split("."))
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        tree = ast.parse(file.read_bytes())
+        tree = _parse(file.read_bytes())
         self.name = name
         self.definitions: dict[str, ast.stmt] = {}
         self.imported: dict[str, tuple[str, str]] = {}
@@ -152,6 +154,20 @@ class _Module:
                 elif imported.get(node.id, ("", ""))[1]:
                     reached.append(imported[node.id])
         return reached
+
+
+def _parse(source: bytes) -> ast.Module:
+    """`ast.parse`, also while other threads of the process parse.
+
+    CPython 3.11 counts the depth of a tree for all threads together, and raises a `SystemError` where
+    one began or ended amid another's (https://github.com/python/cpython/issues/106905).
+    """
+    for _ in range(PARSE_ATTEMPTS - 1):
+        try:
+            return ast.parse(source)
+        except SystemError:
+            continue
+    return ast.parse(source)
 
 
 def _project_imports(statement: ast.Import | ast.ImportFrom) -> dict[str, tuple[str, str]]:
