@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +34,7 @@ from tasks.workspace import digest_of, digest_of_file
 PHOTOS_A_SHARD = 256
 CAPTIONS_A_SHARD = 4096
 PAIRED = ("train", "dev", "test")  # families of captions that have a photograph
+REJECTS = "rejects.parquet"
 LEARNED_FROM = ("train", "train-text")  # families whose words a model may see
 
 NO_SETTINGS = StageSettings()  # of a stage that has nothing to choose
@@ -38,11 +42,20 @@ NO_SETTINGS = StageSettings()  # of a stage that has nothing to choose
 Known = Record | None  # None: not made yet
 
 
-class Source(NamedTuple):
-    """A file that a stage reads: its digest is part of the key, its path is not."""
+@dataclass(frozen=True)
+class Reads:
+    """What a stage reads: digests, by name, which are part of its key, and paths, which are not."""
 
-    digest: str
-    path: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, Any] = field(default_factory=dict)
+    is_made: bool = True  # whether all of it is there yet
+
+    def __or__(self, other: Reads) -> Reads:
+        return Reads(
+            {**self.inputs, **other.inputs},
+            {**self.sources, **other.sources},
+            self.is_made and other.is_made,
+        )
 
 
 class SearchParts(NamedTuple):
@@ -112,27 +125,25 @@ class Wiring:
         self,
         stage: Stage,
         settings: StageSettings,
-        inputs: Mapping[str, str],
-        sources: Mapping[str, Any],
-        needs: Sequence[Known],
+        reads: Reads,
         place: str = "",
         counted: Sequence[Known] = (),
         passes: int = 1,
     ) -> Walked:
-        """A stage of one shard; unknown where any of `needs` is.
+        """A stage of one shard; unknown where anything that it reads is.
 
         Its progress counts the rows of `counted`, so many times as there are passes over them.
         """
-        if any(need is None for need in needs):
+        if not reads.is_made:
             return self.walk.stage(stage, [None])
         rows = passes * sum(record.rows_out for record in counted if record)
         shard = Shard(
             stage=stage,
             place=place or str(self.dataset),
-            inputs=dict(inputs),
+            inputs=dict(reads.inputs),
             settings=settings.model_dump(),
             lineage="",
-            sources={**self.shared_sources, **sources},
+            sources={**self.shared_sources, **reads.sources},
             rows=rows,
             title=self.dataset.name or "photographs",
         )
@@ -168,42 +179,28 @@ class Wiring:
         settings: StageSettings,
         before: Sequence[Known],
         source: str,
-        others: Mapping[str, Source | None],
+        every: Reads,
         beside: Mapping[str, Sequence[Known]] | None = None,
-        **inputs: str,
     ) -> Walked:
-        """A stage with a shard for each shard of the stage before it.
+        """A stage with a shard for each shard of the stage before it, whose table is `source`.
 
-        `others` are single files that every shard needs too, `beside` tables cut as the one before is.
+        `every` shard reads that too; `beside` are tables cut as the one before is.
         """
-        single = {name: file for name, file in others.items() if file}
-        if len(single) < len(others):
-            return self.walk.stage(stage, [None] * len(before))
-        inputs = {**inputs, **{name: output.digest for name, output in single.items()}}
         shards: list[Shard | None] = []
         for place, record in enumerate(before):
-            tables = {name: some[place] for name, some in (beside or {}).items()}
-            if record is None or any(table is None for table in tables.values()):
+            tables = {source: before, **(beside or {})}
+            reads = _all(every, *(_table(name, records[place]) for name, records in tables.items()))
+            if record is None or not reads.is_made:
                 shards.append(None)
                 continue
-            more = {name: _output(table, f"{name}.parquet") for name, table in tables.items()}
-            rows = record.outputs[0] if len(record.outputs) == 1 else record.output(f"{source}.parquet")
             shards.append(
                 Shard(
                     stage=stage,
                     place=record.place,
-                    inputs={
-                        source: rows.digest,
-                        **inputs,
-                        **{name: output.digest for name, output in more.items() if output},
-                    },
+                    inputs=dict(reads.inputs),
                     settings=settings.model_dump(),
-                    lineage=lineage_of(stage, settings.model_dump(), record.lineage, **inputs),
-                    sources={
-                        **self.shared_sources,
-                        source: rows.path,
-                        **{name: output.path for name, output in [*single.items(), *more.items()] if output},
-                    },
+                    lineage=lineage_of(stage, settings.model_dump(), record.lineage, **every.inputs),
+                    sources={**self.shared_sources, **reads.sources},
                     rows=record.rows_out,
                 )
             )
@@ -221,9 +218,7 @@ class Wiring:
         ingest = self._whole(
             stages.INGEST,
             self.settings.ingest,
-            {"files": listing_digest(self.dataset, self.only)},
-            {"known": files, "only": self.only},
-            needs=[],
+            Reads({"files": listing_digest(self.dataset, self.only)}, {"known": files, "only": self.only}),
             place=place,
         )
         if ingest.one is None and not self.walk.maker:
@@ -241,15 +236,8 @@ class Wiring:
 
     def image_features(self, images: Walked) -> Walked:
         settings = self.settings.image_features
-        return self._follow(
-            stages.IMAGE_FEATURES,
-            settings,
-            images.records,
-            "images",
-            {},
-            weights=weights_digest(settings),
-            precision=resolved_precision(settings),
-        )
+        weights = {"weights": weights_digest(settings), "precision": resolved_precision(settings)}
+        return self._follow(stages.IMAGE_FEATURES, settings, images.records, "images", Reads(weights))
 
     def tokens(self, ingest: Walked) -> Walked:
         settings = self.settings.captions
@@ -265,9 +253,7 @@ class Wiring:
         return self._whole(
             stages.VOCABULARY,
             self.settings.vocabulary,
-            _digests(train, "tokens"),
-            {"tokens": _paths(train, "tokens")},
-            needs=train,
+            _shards("tokens", train, "tokens"),
             counted=train,
         )
 
@@ -276,13 +262,11 @@ class Wiring:
         return self._whole(
             stages.LANGUAGE_MODEL,
             self.settings.language_model,
-            {**_digests([*train, *dev], "tokens"), **_digests([vocabulary.one], "vocabulary")},
-            {
-                "train": _paths(train, "tokens"),
-                "dev": _paths(dev, "tokens"),
-                "vocabulary": _path(vocabulary.one, "vocabulary.parquet"),
-            },
-            needs=[*train, *dev, vocabulary.one],
+            _all(
+                _shards("train", train, "tokens"),
+                _shards("dev", dev, "tokens"),
+                _table("vocabulary", vocabulary.one),
+            ),
             counted=train,
             passes=self.settings.language_model.epochs,
         )
@@ -293,35 +277,22 @@ class Wiring:
             self.settings.text_features,
             tokens.of(*PAIRED),
             "tokens",
-            {
-                "vocabulary": _output(vocabulary.one, "vocabulary.parquet"),
-                "language_model": _output(language_model.one, "language_model.weights.h5"),
-            },
+            _table("vocabulary", vocabulary.one)
+            | _file("language_model", language_model.one, MODEL_FILES["language_model"]),
         )
 
     def gist(self, ingest: Walked, tokens: Walked, features: Walked, vocabulary: Walked) -> Walked:
         """Learns from the train split, photographed or not; other rows do not touch its key."""
-        photos, words = features.of("train"), tokens.of(*LEARNED_FROM)
-        needs = [ingest.one, vocabulary.one, *photos, *words]
-        if any(need is None for need in needs):
-            return self.walk.stage(stages.GIST, [None])
-        pairs = _path(ingest.one, "captions.parquet")
+        words = tokens.of(*LEARNED_FROM)
         return self._whole(
             stages.GIST,
             self.settings.gist,
-            {
-                "pairs": _digest_of_pairs(self.walk.workspace.file(pairs), "train"),
-                **_digests(photos, "image_features"),
-                **_digests(words, "tokens"),
-                **_digests([vocabulary.one], "vocabulary"),
-            },
-            {
-                "captions": pairs,
-                "tokens": _paths(words, "tokens"),
-                "image_features": _paths(photos, "image_features"),
-                "vocabulary": _path(vocabulary.one, "vocabulary.parquet"),
-            },
-            needs=needs,
+            _all(
+                self._pairs(ingest, "train"),
+                _shards("tokens", words, "tokens"),
+                _shards("image_features", features.of("train"), "image_features"),
+                _table("vocabulary", vocabulary.one),
+            ),
             counted=words,
         )
 
@@ -336,63 +307,35 @@ class Wiring:
         gist: Walked,
     ) -> Walked:
         """Learns from the train split, is watched on the dev split; other rows do not touch its key."""
-        photos, captions = features.of("train", "dev"), text_features.of("train", "dev")
-        learned, words = tokens.of(*LEARNED_FROM), tokens.of(*LEARNED_FROM, "dev")
-        needs = [ingest.one, vocabulary.one, language_model.one, gist.one, *photos, *captions, *words]
-        if any(need is None for need in needs):
-            return self.walk.stage(stages.FUSION, [None])
-        pairs = _path(ingest.one, "captions.parquet")
-        settings = self.settings.fusion
+        learned, settings = tokens.of(*LEARNED_FROM), self.settings.fusion
         return self._whole(
             stages.FUSION,
             settings,
-            {
-                "pairs": _digest_of_pairs(self.walk.workspace.file(pairs), "train", "dev"),
-                **_digests(photos, "image_features"),
-                **_digests(captions, "text_features"),
-                **_digests(learned, "tokens"),
-                **_digests([vocabulary.one], "vocabulary"),
-                **{name: _digest(gist.one, file) for name, file in GIST_FILES.items()},
-                "language_model": _digest(language_model.one, "language_model.weights.h5"),
-            },
-            {
-                "captions": pairs,
-                "tokens": _paths(words, "tokens"),
-                **{name: _path(gist.one, file) for name, file in GIST_FILES.items()},
-                "image_features": _paths(photos, "image_features"),
-                "text_features": _paths(captions, "text_features"),
-                "vocabulary": _path(vocabulary.one, "vocabulary.parquet"),
-                "language_model": _path(language_model.one, "language_model.weights.h5"),
-            },
-            needs=needs,
+            _all(
+                self._pairs(ingest, "train", "dev"),
+                _shards("tokens", tokens.of(*LEARNED_FROM, "dev"), "tokens"),
+                _shards("image_features", features.of("train", "dev"), "image_features"),
+                _shards("text_features", text_features.of("train", "dev"), "text_features"),
+                _table("vocabulary", vocabulary.one),
+                _file("language_model", language_model.one, MODEL_FILES["language_model"]),
+                _file("gist", gist.one, GIST),
+                *(_table(name, gist.one) for name in ("familiar", "gists", "imagined")),
+            ),
             counted=[*learned * settings.text_epochs, *tokens.of("train") * settings.epochs],
         )
 
     def matching(self, ingest: Walked, tokens: Walked, features: Walked, text_features: Walked) -> Walked:
         """Learns from the train split, stops by the dev split; other rows do not touch its key."""
-        photos, captions = features.of("train", "dev"), text_features.of("train", "dev")
-        words = tokens.of("train", "dev")
-        needs = [ingest.one, *photos, *captions, *words]
-        if any(need is None for need in needs):
-            return self.walk.stage(stages.MATCHING, [None])
-        pairs = _path(ingest.one, "captions.parquet")
         return self._whole(
             stages.MATCHING,
             self.settings.matching,
-            {
-                "pairs": _digest_of_pairs(self.walk.workspace.file(pairs), "train", "dev"),
-                **_digests(photos, "image_features"),
-                **_digests(captions, "text_features"),
-                **_digests(words, "tokens"),
-                "stopwords": self._stopwords(),
-            },
-            {
-                "captions": pairs,
-                "tokens": _paths(words, "tokens"),
-                "image_features": _paths(photos, "image_features"),
-                "text_features": _paths(captions, "text_features"),
-            },
-            needs=needs,
+            _all(
+                self._pairs(ingest, "train", "dev"),
+                _shards("tokens", tokens.of("train", "dev"), "tokens"),
+                _shards("image_features", features.of("train", "dev"), "image_features"),
+                _shards("text_features", text_features.of("train", "dev"), "text_features"),
+                Reads({"stopwords": self._stopwords()}),
+            ),
             counted=tokens.of("train"),
             passes=1 + self.settings.matching.epochs,
         )
@@ -403,7 +346,7 @@ class Wiring:
             NO_SETTINGS,
             features.records,
             "image_features",
-            {"matching": _output(matching.one, MATCHING)},
+            _file("matching", matching.one, MATCHING),
         )
 
     def caption_index(self, tokens: Walked, text_features: Walked, matching: Walked) -> Walked:
@@ -412,103 +355,93 @@ class Wiring:
             NO_SETTINGS,
             text_features.records,
             "text_features",
-            {"matching": _output(matching.one, MATCHING)},
+            _file("matching", matching.one, MATCHING),
             {"tokens": tokens.of(*PAIRED)},
         )
 
     def index_with(self, bundle: Bundle, features: Walked, captioned: Walked) -> None:
         """As `index`, with the files of a bundle; the captions are those that the model wrote."""
-        files: dict[str, Source | None] = {"matching": self._of_bundle(bundle.folder / MATCHING)}
-        self._follow(stages.INDEX, NO_SETTINGS, features.records, "image_features", files)
-        for name in ("language_model", "vocabulary"):
-            files[name] = self._of_bundle(bundle.folder / MODEL_FILES[name])
+        matching = self._of_bundle(bundle, "matching")
+        self._follow(stages.INDEX, NO_SETTINGS, features.records, "image_features", matching)
+        words = self._of_bundle(bundle, "language_model", "vocabulary")
         settings = self.settings.language_model
-        self._follow(stages.WRITTEN_INDEX, settings, captioned.records, "predictions", files)
+        self._follow(stages.WRITTEN_INDEX, settings, captioned.records, "predictions", matching | words)
 
     def retrieval(self, ingest: Walked, index: Walked, caption_index: Walked) -> Walked:
-        photos = {split: index.of(split) for split in ("dev", "test")}
-        captions = {split: caption_index.of(split) for split in ("dev", "test")}
-        held_out = [*_flat(photos), *_flat(captions)]
+        held_out = ("dev", "test")
         return self._whole(
             stages.RETRIEVAL,
             NO_SETTINGS,
-            {
-                **{f"photos {name}": digest for name, digest in _digests(_flat(photos), "vectors").items()},
-                **_digests(_flat(captions), "caption_vectors"),
-            },
-            {
-                "captions": _path(ingest.one, "captions.parquet"),
-                **{f"photos {split}": _paths(some, "vectors") for split, some in photos.items()},
-                **{f"captions {split}": _paths(some, "caption_vectors") for split, some in captions.items()},
-            },
-            needs=[ingest.one, *held_out],
-            counted=_flat(photos),
+            _all(
+                _unkeyed("captions", ingest.one),
+                *(_shards(f"photos {split}", index.of(split), "vectors") for split in held_out),
+                *(
+                    _shards(f"captions {split}", caption_index.of(split), "caption_vectors")
+                    for split in held_out
+                ),
+            ),
+            counted=index.of(*held_out),
         )
 
     def leaks(self, ingest: Walked, features: Walked, text_features: Walked) -> Walked:
-        photos = {split: features.of(split) for split in PAIRED}
-        captions = {split: text_features.of(split) for split in PAIRED}
-        every = [*_flat(photos), *_flat(captions)]
         return self._whole(
             stages.LEAKS,
             self.settings.leaks,
-            {
-                **_digests(_flat(photos), "image_features"),
-                **_digests(_flat(captions), "text_features"),
-                **_digests([ingest.one], "photos"),
-                **_digests([ingest.one], "captions"),
-            },
-            {
-                "photos": _path(ingest.one, "photos.parquet"),
-                "captions": _path(ingest.one, "captions.parquet"),
-                **{f"photos {split}": _paths(some, "image_features") for split, some in photos.items()},
-                **{f"captions {split}": _paths(some, "text_features") for split, some in captions.items()},
-            },
-            needs=[ingest.one, *every],
-            counted=every,
+            _all(
+                _table("photos", ingest.one),
+                _table("captions", ingest.one),
+                *(_shards(f"photos {split}", features.of(split), "image_features") for split in PAIRED),
+                *(_shards(f"captions {split}", text_features.of(split), "text_features") for split in PAIRED),
+            ),
+            counted=[*features.of(*PAIRED), *text_features.of(*PAIRED)],
         )
 
     def _stopwords(self) -> str:
         return digest_of(sorted(load_stopwords(self.settings.captions.stopwords)))
 
+    def _pairs(self, ingest: Walked, *splits: str) -> Reads:
+        """The captions; what counts is which of these splits belongs to which photograph."""
+        captions = _unkeyed("captions", ingest.one)
+        if not ingest.one:
+            return captions
+        path = self.walk.workspace.file(captions.sources["captions"])
+        return Reads({"pairs": _digest_of_pairs(path, *splits)}, captions.sources)
+
     def caption(self, features: Walked, model: Mapping[str, Walked]) -> Walked:
-        return self._follow(
-            stages.CAPTION,
-            self.settings.caption,
-            features.records,
-            "image_features",
-            {name: _output(walked.one, MODEL_FILES[name]) for name, walked in model.items()},
-        )
+        settings = self.settings.caption
+        return self._follow(stages.CAPTION, settings, features.records, "image_features", _model(model))
 
     def caption_with(self, bundle: Bundle, features: Walked) -> Walked:
         """As `caption`, with the files of a bundle: the same bytes make the same shards."""
-        files = {name: self._of_bundle(bundle.folder / file) for name, file in MODEL_FILES.items()}
+        files = self._of_bundle(bundle, *MODEL_FILES)
         return self._follow(stages.CAPTION, self.settings.caption, features.records, "image_features", files)
 
-    def _of_bundle(self, file: Path) -> Source:
-        digest = digest_of_file(file)
-        makes = self.walk.maker is not None  # one that only looks puts nothing into a store
-        return Source(digest, self.walk.workspace.shared(file, digest) if makes else str(file))
+    def _of_bundle(self, bundle: Bundle, *names: str) -> Reads:
+        files = {name: bundle.folder / MODEL_FILES[name] for name in names}
+        digests = {name: digest_of_file(file) for name, file in files.items()}
+        if self.walk.maker is None:  # one that only looks puts nothing into a store
+            return Reads(digests, {name: str(file) for name, file in files.items()})
+        share = self.walk.workspace.shared
+        return Reads(digests, {name: share(file, digests[name]) for name, file in files.items()})
 
     def evaluate(self, ingest: Walked, tokens: Walked, captioned: Walked) -> Walked:
-        scored, train = captioned.of("dev", "test"), tokens.of("train")
-        references = tokens.of("dev", "test")  # the references that count are those with photographs
+        scored = captioned.of("dev", "test")
+        # Of the captions to compare with, which are read as people wrote them, these count.
+        references = replace(_shards("", tokens.of("dev", "test"), "tokens"), sources={})
         return self._whole(
             stages.EVALUATE,
             self.settings.evaluate,
-            {**_digests(scored, "predictions"), **_digests([*train, *references], "tokens")},
-            {
-                "predictions": _paths(scored, "predictions"),
-                "captions": _path(ingest.one, "captions.parquet"),
-                "photos": _path(ingest.one, "photos.parquet"),
-                "train": _paths(train, "tokens"),
-            },
-            needs=[ingest.one, *scored, *train, *references],
+            _all(
+                _unkeyed("photos", ingest.one),
+                _unkeyed("captions", ingest.one),
+                _shards("predictions", scored, "predictions"),
+                _shards("train", tokens.of("train"), "tokens"),
+                references,
+            ),
             counted=scored,
         )
 
     def bundle(self, ingest: Walked, features: Walked, model: Mapping[str, Walked], scores: Walked) -> Walked:
-        files = {name: walked.one for name, walked in model.items()}
         made_with = {
             name: getattr(self.settings, name).model_dump()
             for name in ("images", "image_features", "language_model", "fusion", "caption")
@@ -516,20 +449,20 @@ class Wiring:
         return self._whole(
             stages.BUNDLE,
             self.settings.caption,
-            {
-                **{name: _digest(record, MODEL_FILES[name]) for name, record in files.items()},
-                "scores": _digest(scores.one, "scores.parquet"),
-                "settings": digest_of(made_with),
-                "weights": weights_digest(self.settings.image_features),
-            },
-            {
-                **{name: _path(record, MODEL_FILES[name]) for name, record in files.items()},
-                "scores": _path(scores.one, "scores.parquet"),
-                "photos": _path(ingest.one, "photos.parquet"),
-                "captions": _path(ingest.one, "captions.parquet"),
-                "features": next(iter(_paths(features.records, "image_features")), ""),
-            },
-            needs=[ingest.one, scores.one, *files.values()],
+            _all(
+                _model(model),
+                _table("scores", scores.one),
+                _unkeyed("photos", ingest.one),
+                _unkeyed("captions", ingest.one),
+                _unkeyed("image_features", next(iter(features.present), None)),
+                Reads(
+                    {
+                        "settings": digest_of(made_with),
+                        "weights": weights_digest(self.settings.image_features),
+                        **self._name(),
+                    }
+                ),
+            ),
         )
 
     def report(
@@ -543,62 +476,35 @@ class Wiring:
     ) -> Walked:
         """The page, the captions and the rejects of the run in files for people."""
         walked = list(self.walk.stages)
-        records = [record for stage in walked for record in stage.present]
-        rejects = [record for record in records if record.has("rejects.parquet")]
-        images, features = walked[1], walked[2]
-        curves = {name: model[name].one for name in ("language_model", "fusion")}
+        told = {"settings": digest_of(self.settings.model_dump()), **self._name()}
         return self._whole(
             stages.REPORT,
             self.settings.report,
-            {
-                **_digests([ingest.one], "photos"),
-                **_digests([ingest.one], "captions"),
-                **{
-                    f"rejects {record.stage} {record.place}": _digest(record, "rejects.parquet")
-                    for record in rejects
-                },
-                **_digests(captioned.records, "predictions"),
-                **{f"curve {name}": _digest(record, "curve.parquet") for name, record in curves.items()},
-                "scores": _digest(scores.one, "scores.parquet"),
-                **_digests(search.photos.records, "vectors"),
-                **_digests(search.captions.records, "caption_vectors"),
-                "retrieval": _digest(search.retrieval.one, "retrieval.parquet"),
-                "leaks": _digest(search.leaks.one, "leaks.parquet"),
-                "settings": digest_of(self.settings.model_dump()),
-                **{name: _digest(walked.one, MODEL_FILES[name]) for name, walked in model.items()},
-            },
-            {
-                "photos": _path(ingest.one, "photos.parquet"),
-                "captions": _path(ingest.one, "captions.parquet"),
-                "rejects": [_path(record, "rejects.parquet") for record in rejects],
-                "predictions": _paths(captioned.records, "predictions"),
-                "images": {record.place: _path(record, "images.parquet") for record in images.present},
-                "features": {
-                    record.place: _path(record, "image_features.parquet") for record in features.present
-                },
-                "curves": {name: _path(record, "curve.parquet") for name, record in curves.items()},
-                "scores": _path(scores.one, "scores.parquet"),
-                "retrieval": _path(search.retrieval.one, "retrieval.parquet"),
-                "vectors": {
-                    record.place: _path(record, "vectors.parquet") for record in search.photos.present
-                },
-                "caption_vectors": {
-                    record.place: _path(record, "caption_vectors.parquet")
-                    for record in search.captions.present
-                },
-                **{name: _path(walked.one, MODEL_FILES[name]) for name, walked in model.items()},
-                "stages": [stage.summary().model_dump() for stage in walked],
-            },
-            needs=[
-                ingest.one,
-                scores.one,
-                bundle.one,
-                *captioned.records,
-                *curves.values(),
-                *(record for walked in search for record in walked.records),
-            ],
+            _all(
+                Reads(told, {"stages": [stage.summary().model_dump() for stage in walked]}, bundle.complete),
+                _table("photos", ingest.one),
+                _table("captions", ingest.one),
+                _rejects(walked),
+                _model(model),
+                *(
+                    _file(f"curve {name}", model[name].one, "curve.parquet")
+                    for name in ("language_model", "fusion")
+                ),
+                _table("scores", scores.one),
+                _table("retrieval", search.retrieval.one),
+                _table("leaks", search.leaks.one),
+                _shards("predictions", captioned.records, "predictions"),
+                _by_place("images", walked[1].present),
+                _by_place("image_features", walked[2].present),
+                _by_place("vectors", search.photos.records),
+                _by_place("caption_vectors", search.captions.records),
+            ),
             counted=captioned.records,
         )
+
+    def _name(self) -> dict[str, str]:
+        """The data set's name, for what tells it to people."""
+        return {"dataset": digest_of(self.dataset.name)}
 
 
 MODEL_FILES = {
@@ -608,14 +514,6 @@ MODEL_FILES = {
     "gist": GIST,
     "vocabulary": "vocabulary.parquet",
     "matching": MATCHING,
-}
-
-
-GIST_FILES = {
-    "gist": GIST,
-    "familiar": "familiar.parquet",
-    "gists": "gists.parquet",
-    "imagined": "imagined.parquet",
 }
 
 
@@ -652,28 +550,61 @@ def _digest_of_pairs(captions: Path, *splits: str) -> str:
     return _digest_of_ids(pairs.select(pl.concat_str(pl.all())).to_series().to_list())
 
 
-def _flat(by_split: Mapping[str, Sequence[Known]]) -> list[Known]:
-    return [record for records in by_split.values() for record in records]
+# ---- what a stage reads ----
 
 
-def _output(record: Known, output: str) -> Source | None:
-    return Source(record.output(output).digest, record.output(output).path) if record else None
+def _file(name: str, record: Known, output: str) -> Reads:
+    """One file, called `name` by its stage."""
+    if record is None:
+        return Reads(is_made=False)
+    found = record.output(output)
+    return Reads({name: found.digest}, {name: found.path})
 
 
-def _digest(record: Known, output: str) -> str:
-    return record.output(output).digest if record else ""
+def _table(name: str, record: Known) -> Reads:
+    """The table called `name` everywhere."""
+    return _file(name, record, f"{name}.parquet")
 
 
-def _path(record: Known, output: str) -> str:
-    return record.output(output).path if record else ""
+def _unkeyed(name: str, record: Known) -> Reads:
+    """A table of which some rows are read; what counts of them is in the key by other inputs."""
+    return replace(_table(name, record), inputs={})
 
 
-def _digests(records: Sequence[Known], table: str) -> dict[str, str]:
-    """Name -> digest of a table's shards; the name says which, so that a change can be told."""
-    return {
-        f"{table} {record.place}".strip(): _digest(record, f"{table}.parquet") for record in records if record
-    }
+def _model(model: Mapping[str, Walked]) -> Reads:
+    return _all(*(_file(name, walked.one, MODEL_FILES[name]) for name, walked in model.items()))
 
 
-def _paths(records: Sequence[Known], table: str) -> list[str]:
-    return [_path(record, f"{table}.parquet") for record in records if record]
+def _shards(name: str, records: Sequence[Known], table: str) -> Reads:
+    """A table of many shards; a change is told of each."""
+    places = _by_place(table, records)
+    return replace(places, sources={name: list(places.sources[table].values())})
+
+
+def _by_place(table: str, records: Sequence[Known]) -> Reads:
+    """A table of many shards, whose paths are known by their places."""
+    found = {record.place: record.output(f"{table}.parquet") for record in records if record}
+    return Reads(
+        {f"{table} {place}": output.digest for place, output in found.items()},
+        {table: {place: output.path for place, output in found.items()}},
+        is_made=all(records),
+    )
+
+
+def _rejects(walked: Sequence[Walked]) -> Reads:
+    """The rejects of all stages."""
+    inputs: dict[str, str] = {}
+    paths: list[str] = []
+    for stage in walked:
+        for record in stage.present:
+            if record.has(REJECTS):
+                rejects = record.output(REJECTS)
+                # The place of ingest is the data set's path, which says nothing of what is in it.
+                place = "" if stage.stage is stages.INGEST else f" {record.place}"
+                inputs[f"rejects {record.stage}{place}"] = rejects.digest
+                paths.append(rejects.path)
+    return Reads(inputs, {"rejects": paths})
+
+
+def _all(*reads: Reads) -> Reads:
+    return reduce(or_, reads, Reads())

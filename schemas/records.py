@@ -28,7 +28,7 @@ class Record(Frozen):
 
     stage: str
     key: str
-    place: str  # which part of the rows: "train/0110"; empty where a stage has one shard
+    place: str  # which part of the rows ("train/0110"); where a stage has one shard, the data set
     inputs: dict[str, str]  # name -> digest of what was read
     settings: dict[str, Any]
     code: str  # digest of the definitions that made it; the definitions lie in code/

@@ -631,7 +631,7 @@ def make_bundle(work: Work) -> Made:
     photos = read_table(work.path("photos"), "photos")
     captions = read_table(work.path("captions"), "captions")
     train, is_paired = pl.col("split") == "train", pl.col("photo_id").is_not_null()
-    channels = _sizes(pl.scan_parquet(work.path("features")).head(0).collect())["channels"]
+    channels = _sizes(pl.scan_parquet(work.path("image_features")).head(0).collect())["channels"]
     scores = read_table(work.path("scores"), "scores")
     by_split: dict[str, dict[str, float]] = {}
     for split, metric, value in scores.iter_rows():
@@ -718,8 +718,7 @@ def _report_input(work: Work, captioned: int, rejects: pl.DataFrame, scores: pl.
         ),
         scores=scores,
         curves={
-            name: read_table(work.workspace.file(path), "curve")
-            for name, path in work.shard.sources["curves"].items()
+            name: read_table(work.path(f"curve {name}"), "curve") for name in ("language_model", "fusion")
         },
         stages=work.shard.sources["stages"],
         rejects=rejects,
@@ -784,7 +783,7 @@ def _gallery(work: Work, paired: pl.LazyFrame) -> list[GalleryItem]:
 
     settings = work.settings
     split, images = _gallery_shards(work, "images")
-    _, features = _gallery_shards(work, "features")
+    _, features = _gallery_shards(work, "image_features")
     images = images.head(settings.report.gallery)
     features = images.select("photo_id").join(features, on="photo_id", how="inner", maintain_order="left")
     is_shown = pl.col("photo_id").is_in(images["photo_id"].implode())

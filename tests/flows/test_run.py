@@ -112,6 +112,15 @@ def test_renaming_a_photograph_changes_no_feature(ran: Ran, tmp_path: Path) -> N
     assert captions.filter(pl.col("path") == "images/A näme, of another sort.png").height == 1
 
 
+def test_a_data_set_in_another_place_is_read_again_and_nothing_else_is_made(ran: Ran, tmp_path: Path) -> None:
+    copy = ran.copy(tmp_path)
+    assert copy.made(copy.run()) == {"ingest": 1}
+    renamed = copy.dataset.rename(tmp_path / "renamed")
+    record = run_json(renamed, copy.workspace)
+    assert copy.made(record) == {"bundle": 1, "report": 1}  # which tell its name
+    assert "`renamed`" in Path(record["bundle"], "CARD.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("assignment", "kept"),
     [
