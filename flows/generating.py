@@ -16,7 +16,8 @@ from flows.config import Tree, settings_with
 from flows.outcome import last_run
 from schemas.errors import UsageError
 from schemas.records import RunRecord
-from tasks.bundle import IN_THE_BOX, LANGUAGE_MODEL, Bundle, load_bundle
+from tasks.bundle import IN_THE_BOX, Bundle, load_bundle
+from tasks.caption import ModelFiles
 from tasks.captions import tokenize
 from tasks.generate import (
     Line,
@@ -119,7 +120,9 @@ def _language_model(bundle: Bundle) -> LanguageModel:
     from tasks.language_model import load_language_model
 
     trained = bundle.description.language_model
-    return load_language_model(bundle.folder / LANGUAGE_MODEL, bundle.vocabulary.height, trained)
+    return load_language_model(
+        ModelFiles.within(bundle.folder).language_model, bundle.vocabulary.height, trained
+    )
 
 
 def _tokens(bundle: Bundle) -> list[str]:

@@ -20,12 +20,11 @@ from schemas.records import Record
 from schemas.settings import Settings, StageSettings
 from tasks import stages
 from tasks.bundle import Bundle
+from tasks.caption import MODEL_FILES
 from tasks.captions import load_stopwords
-from tasks.gist import GIST
 from tasks.ingest import listing_digest
 from tasks.layouts import detect
 from tasks.listing import scan
-from tasks.matching import MATCHING
 from tasks.networks import resolved_precision, weights_digest
 from tasks.shards import Cut, Shard, Stage, changed_files, cut, in_place, lineage_of, path_of
 from tasks.walk import Walk, Walked
@@ -277,8 +276,7 @@ class Wiring:
             self.settings.text_features,
             tokens.of(*PAIRED),
             "tokens",
-            _table("vocabulary", vocabulary.one)
-            | _file("language_model", language_model.one, MODEL_FILES["language_model"]),
+            _table("vocabulary", vocabulary.one) | _model_file("language_model", language_model),
         )
 
     def gist(self, ingest: Walked, tokens: Walked, features: Walked, vocabulary: Walked) -> Walked:
@@ -317,8 +315,8 @@ class Wiring:
                 _shards("image_features", features.of("train", "dev"), "image_features"),
                 _shards("text_features", text_features.of("train", "dev"), "text_features"),
                 _table("vocabulary", vocabulary.one),
-                _file("language_model", language_model.one, MODEL_FILES["language_model"]),
-                _file("gist", gist.one, GIST),
+                _model_file("language_model", language_model),
+                _model_file("gist", gist),
                 *(_table(name, gist.one) for name in ("familiar", "gists", "imagined")),
             ),
             counted=[*learned * settings.text_epochs, *tokens.of("train") * settings.epochs],
@@ -346,7 +344,7 @@ class Wiring:
             NO_SETTINGS,
             features.records,
             "image_features",
-            _file("matching", matching.one, MATCHING),
+            _model_file("matching", matching),
         )
 
     def caption_index(self, tokens: Walked, text_features: Walked, matching: Walked) -> Walked:
@@ -355,7 +353,7 @@ class Wiring:
             NO_SETTINGS,
             text_features.records,
             "text_features",
-            _file("matching", matching.one, MATCHING),
+            _model_file("matching", matching),
             {"tokens": tokens.of(*PAIRED)},
         )
 
@@ -507,16 +505,6 @@ class Wiring:
         return {"dataset": digest_of(self.dataset.name)}
 
 
-MODEL_FILES = {
-    "language_model": "language_model.weights.h5",
-    "fusion": "fusion.weights.h5",
-    "familiar": "familiar.parquet",
-    "gist": GIST,
-    "vocabulary": "vocabulary.parquet",
-    "matching": MATCHING,
-}
-
-
 def _families(path: Path, table: str) -> list[tuple[Cut, list[str]]]:
     """The shards of an ingest table, which is sorted by family and id, with the ids of each."""
     if table == "photos":
@@ -571,8 +559,12 @@ def _unkeyed(name: str, record: Known) -> Reads:
     return replace(_table(name, record), inputs={})
 
 
+def _model_file(name: str, walked: Walked) -> Reads:
+    return _file(name, walked.one, MODEL_FILES[name])
+
+
 def _model(model: Mapping[str, Walked]) -> Reads:
-    return _all(*(_file(name, walked.one, MODEL_FILES[name]) for name, walked in model.items()))
+    return _all(*(_model_file(name, walked) for name, walked in model.items()))
 
 
 def _shards(name: str, records: Sequence[Known], table: str) -> Reads:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,16 +21,12 @@ from schemas.settings import (
     ImagesSettings,
     LanguageModelSettings,
 )
-from tasks.caption import Captioner
-from tasks.gist import GIST
-from tasks.matching import MATCHING
-from tasks.tables import read_table, write_table
+from tasks.caption import MODEL_FILES, Captioner, ModelFiles
+from tasks.tables import read_table
 
-DESCRIPTION, CARD, VOCABULARY = "bundle.json", "CARD.md", "vocabulary.parquet"
-LANGUAGE_MODEL, FUSION = "language_model.weights.h5", "fusion.weights.h5"
-FAMILIAR = "familiar.parquet"
+DESCRIPTION, CARD = "bundle.json", "CARD.md"
+VOCABULARY = MODEL_FILES["vocabulary"]
 IN_THE_BOX = Path(__file__).resolve().parents[1] / "data" / "pretrained" / "flickr8k"  # see its CARD.md
-HELD_TO_DIGEST = (LANGUAGE_MODEL, FUSION, FAMILIAR, GIST, MATCHING, VOCABULARY)
 MAX_DESCRIPTION_BYTES = 2**20
 
 Digest = Field(pattern=r"^[0-9a-f]{32}$")
@@ -87,16 +82,9 @@ class Bundle:
 
     def captioner(self) -> Captioner:
         """The model, ready to write captions. Raises StaleModel where the weights do not fit the settings."""
+        told = self.description
         return Captioner.load(
-            self.folder / LANGUAGE_MODEL,
-            self.folder / FUSION,
-            self.folder / FAMILIAR,
-            self.folder / GIST,
-            self.vocabulary,
-            self.description.language_model,
-            self.description.fusion,
-            self.description.features.channels,
-            self.folder / MATCHING,
+            ModelFiles.within(self.folder), told.language_model, told.fusion, told.features.channels
         )
 
     def check_attention(self) -> None:
@@ -128,12 +116,7 @@ def _flat(features: FeatureOrigin) -> dict[str, Any]:
 
 def write_bundle(
     folder: Path,
-    language_model: Path,
-    fusion: Path,
-    familiar: Path,
-    gist: Path,
-    matching: Path,
-    vocabulary: pl.DataFrame,
+    files: ModelFiles,
     *,
     features: FeatureOrigin,
     lm_settings: LanguageModelSettings,
@@ -143,21 +126,14 @@ def write_bundle(
     sizes: Mapping[str, int],
     versions: Mapping[str, str],
     about: str = "",
-) -> Bundle:
-    """Put a trained model into `folder`, which appears whole or not at all, in the place of an older one.
+) -> None:
+    """Put a trained model into an empty `folder`.
 
     `scores` are by split and metric, `sizes` counts such as {"training photographs": 600};
     `about` says in Markdown where the data came from. The same model gives the same bytes.
     """
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    shutil.copyfile(language_model, beside / LANGUAGE_MODEL)
-    shutil.copyfile(fusion, beside / FUSION)
-    shutil.copyfile(familiar, beside / FAMILIAR)
-    shutil.copyfile(gist, beside / GIST)
-    shutil.copyfile(matching, beside / MATCHING)
-    write_table(vocabulary, beside / VOCABULARY, "vocabulary")
+    for path, name in zip(files, MODEL_FILES.values(), strict=True):
+        shutil.copyfile(path, folder / name)
     description = Description(
         features=features,
         language_model=lm_settings,
@@ -166,16 +142,11 @@ def write_bundle(
         scores={split: dict(values) for split, values in scores.items()},
         sizes=dict(sizes),
         versions=dict(versions),
-        digests={name: _digest(beside / name) for name in HELD_TO_DIGEST},
+        digests={name: _digest(folder / name) for name in MODEL_FILES.values()},
     )
-    (beside / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (beside / CARD).write_text(_card(description, vocabulary.height, about), encoding="utf-8")
-    older = folder.with_name(f".{folder.name}.{os.getpid()}.older")
-    if folder.exists():
-        folder.rename(older)
-    beside.rename(folder)
-    shutil.rmtree(older, ignore_errors=True)
-    return Bundle(folder, description, vocabulary)
+    tokens = read_table(files.vocabulary, "vocabulary").height
+    (folder / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(_card(description, tokens, about), encoding="utf-8")
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -185,7 +156,7 @@ def load_bundle(folder: Path) -> Bundle:
     damaged or written by another version.
     """
     description = _read_description(folder)
-    for name in HELD_TO_DIGEST:
+    for name in MODEL_FILES.values():
         expected = description.digests.get(name, "none")
         found = _digest(folder / name) if (folder / name).is_file() else "no such file"
         if found != expected:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -15,17 +15,43 @@ from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSetti
 from tasks.beam_search import IMPOSSIBLE, MOST, BeamSearch, Hypotheses, Words
 from tasks.familiarity import Familiarity
 from tasks.fit import Fit
+from tasks.fusion import WEIGHTS as FUSION
 from tasks.fusion import Fusion, load_fusion
-from tasks.gist import Gist
+from tasks.gist import GIST, Gist
+from tasks.language_model import WEIGHTS as LANGUAGE_MODEL
 from tasks.language_model import LanguageModel, load_language_model
-from tasks.matching import Matching
+from tasks.matching import MATCHING, Matching
 from tasks.pairs import photo_tensor
 from tasks.tables import list_column, read_table
 from tasks.training import encode
 from tasks.vocabulary import START, UNK
 
+MODEL_FILES = {
+    "language_model": LANGUAGE_MODEL,
+    "fusion": FUSION,
+    "familiar": "familiar.parquet",
+    "gist": GIST,
+    "vocabulary": "vocabulary.parquet",
+    "matching": MATCHING,
+}
 # A pass takes its time however few of its rows are photographs, so that few are searched in small passes.
 FEW = 8
+
+
+class ModelFiles(NamedTuple):
+    """Where the files of a trained model lie; MODEL_FILES are their names in a bundle."""
+
+    language_model: Path
+    fusion: Path
+    familiar: Path
+    gist: Path
+    vocabulary: Path
+    matching: Path
+
+    @staticmethod
+    def within(folder: Path) -> ModelFiles:
+        """Those of a bundle."""
+        return ModelFiles(**{name: folder / file for name, file in MODEL_FILES.items()})
 
 
 @dataclass
@@ -37,34 +63,26 @@ class Captioner:
     vocabulary: list[str]
     familiarity: Familiarity
     matching: Matching | None = None  # by which captions are held against their photograph
-    _searches: dict[tuple[int, int, int, float, float], Any] = field(default_factory=dict)
+    _searches: dict[tuple[int, CaptionSettings], Any] = field(default_factory=dict)
 
     @staticmethod
     def load(
-        language_model: Path,
-        fusion: Path,
-        familiar: Path,
-        gist: Path,
-        vocabulary: pl.DataFrame,
-        lm_settings: LanguageModelSettings,
-        fusion_settings: FusionSettings,
-        channels: int,
-        matching: Path | None = None,
+        files: ModelFiles, lm_settings: LanguageModelSettings, fusion_settings: FusionSettings, channels: int
     ) -> Captioner:
-        """From two files of weights, the `familiar` table's, that of what foretells gists, and projections.
-
-        The features have `channels` numbers a region (512 for VGG-16).
+        """For features of `channels` numbers a region (512 for VGG-16).
 
         Raises StaleModel where a file does not fit.
         """
-        known = read_table(familiar, "familiar", channels=channels)
-        words = load_language_model(language_model, vocabulary.height, lm_settings)
+        known = read_table(files.familiar, "familiar", channels=channels)
+        tokens = read_table(files.vocabulary, "vocabulary").sort("id")["token"].to_list()
+        words = load_language_model(files.language_model, len(tokens), lm_settings)
+        gist = Gist.load(files.gist, known)
         return Captioner(
             words,
-            load_fusion(fusion, words, channels, fusion_settings, lm_settings, Gist.load(gist, known)),
-            vocabulary.sort("id")["token"].to_list(),
+            load_fusion(files.fusion, words, channels, fusion_settings, lm_settings, gist),
+            tokens,
             Familiarity.of(known),
-            Matching.load(matching) if matching else None,
+            Matching.load(files.matching),
         )
 
     def caption_photos(
@@ -105,11 +123,19 @@ class Captioner:
         """The best captions of at most MOST photographs, (N, R, C) float16."""
         few = len(photos) <= settings.batch_size // 2
         slots = min(FEW, settings.batch_size) if few else settings.batch_size
-        key = (settings.beam, settings.max_tokens, slots, settings.agreement, settings.brevity)
+        key = (slots, settings)
         if key not in self._searches:
-            words = Words.of(self.vocabulary)
-            fit = Fit.of(self.matching, self.vocabulary) if self.matching else None
-            self._searches[key] = BeamSearch(self.language_model, self.fusion, words, *key, fit).compiled()
+            self._searches[key] = BeamSearch(
+                self.language_model,
+                self.fusion,
+                Words.of(self.vocabulary),
+                settings.beam,
+                settings.max_tokens,
+                slots,
+                settings.agreement,
+                settings.brevity,
+                Fit.of(self.matching, self.vocabulary) if self.matching else None,
+            ).compiled()
         return Hypotheses(*(values.numpy() for values in self._searches[key](photos)))
 
     def attention(self, features: pl.DataFrame, captions: pl.DataFrame) -> pl.DataFrame:

@@ -33,7 +33,7 @@ from tasks.workspace import Workspace, library_versions
 if TYPE_CHECKING:
     import numpy as np
 
-    from tasks.caption import Captioner
+    from tasks.caption import Captioner, ModelFiles
     from tasks.gist import Learned
     from tasks.report import GalleryItem, ReportInput
 
@@ -567,40 +567,31 @@ def make_predictions_shard(work: Work) -> Made:
     return _make_rows(work, "predictions", ids, compute)
 
 
+def _model_files(work: Work) -> ModelFiles:
+    from tasks.caption import MODEL_FILES, ModelFiles
+
+    return ModelFiles(**{name: work.path(name) for name in MODEL_FILES})
+
+
 def _captioner(work: Work, features: pl.DataFrame) -> Captioner:
-    settings = work.settings
-    return _load_captioner(
-        work.path("language_model"),
-        work.path("fusion"),
-        work.path("familiar"),
-        work.path("gist"),
-        work.path("vocabulary"),
-        settings.language_model,
-        settings.fusion,
-        _sizes(features)["channels"],
-        work.path("matching"),
-    )
+    files, settings = _model_files(work), work.settings
+    digests = tuple(work.shard.inputs[name] for name in files._fields)
+    channels = _sizes(features)["channels"]
+    return _load_captioner(files, digests, settings.language_model, settings.fusion, channels)
 
 
 @lru_cache(maxsize=1)
 def _load_captioner(
-    language_model: Path,
-    fusion: Path,
-    familiar: Path,
-    gist: Path,
-    vocabulary: Path,
+    files: ModelFiles,
+    digests: tuple[str, ...],  # a bundle may have been replaced since, in the same place
     lm_settings: LanguageModelSettings,
     fusion_settings: FusionSettings,
     channels: int,
-    matching: Path,
 ) -> Captioner:
     """Loaded once, so that the search is compiled once for all shards."""
     from tasks.caption import Captioner
 
-    words = read_table(vocabulary, "vocabulary")
-    return Captioner.load(
-        language_model, fusion, familiar, gist, words, lm_settings, fusion_settings, channels, matching
-    )
+    return Captioner.load(files, lm_settings, fusion_settings, channels)
 
 
 def make_scores(work: Work) -> Made:
@@ -636,15 +627,9 @@ def make_bundle(work: Work) -> Made:
     by_split: dict[str, dict[str, float]] = {}
     for split, metric, value in scores.iter_rows():
         by_split.setdefault(split, {})[metric] = value
-    folder = work.out / "bundle"
     write_bundle(
-        folder,
-        work.path("language_model"),
-        work.path("fusion"),
-        work.path("familiar"),
-        work.path("gist"),
-        work.path("matching"),
-        read_table(work.path("vocabulary"), "vocabulary"),
+        work.out,
+        _model_files(work),
         features=FeatureOrigin.of(
             settings.images, settings.image_features, weights_digest(settings.image_features), channels
         ),
@@ -660,9 +645,6 @@ def make_bundle(work: Work) -> Made:
         versions=library_versions(),
         about=f"Trained on the data set `{Path(work.shard.sources['dataset']).name}`.",
     )
-    for file in folder.iterdir():
-        file.rename(work.out / file.name)
-    folder.rmdir()
     return Made(scores.height, 1)
 
 

@@ -118,8 +118,7 @@ def likelihood(tables: Tables) -> Ranks:
     """By the captioner's log-probability a token of each caption for each photograph."""
     import tensorflow as tf
 
-    from tasks.caption import Captioner
-    from tasks.gist import GIST
+    from tasks.caption import MODEL_FILES, Captioner, ModelFiles
     from tasks.pairs import photo_tensor
     from tasks.training import encode
     from tasks.vocabulary import END
@@ -133,20 +132,9 @@ def likelihood(tables: Tables) -> Ranks:
     )
     features = photos.select("photo_id").join(features, on="photo_id", maintain_order="left")
     seen = photo_tensor(features, settings.fusion.kind)
-    (language_model,) = tables.files("language_model", "language_model.weights.h5")
-    (weights,) = tables.files("fusion", "fusion.weights.h5")
-    (familiar,), (gist,) = tables.files("gist", "familiar.parquet"), tables.files("gist", GIST)
-    channels = seen.shape[-1]
-    captioner = Captioner.load(
-        language_model,
-        weights,
-        familiar,
-        gist,
-        vocabulary,
-        settings.language_model,
-        settings.fusion,
-        channels,
-    )
+    stages = {"familiar": "gist"}  # all others are named as the stage that makes them
+    files = (tables.files(stages.get(name, name), file)[0] for name, file in MODEL_FILES.items())
+    captioner = Captioner.load(ModelFiles(*files), settings.language_model, settings.fusion, seen.shape[-1])
     texts = pl.concat(
         pl.read_parquet(path, columns=["caption_id", "states"]).join(
             captions.select("caption_id"), on="caption_id", how="semi"

@@ -12,11 +12,12 @@ import pytest
 
 from schemas.errors import StaleModel, UsageError
 from schemas.settings import CaptionSettings, ImageFeaturesSettings, ImagesSettings
-from tasks.bundle import IN_THE_BOX, Bundle, FeatureOrigin, load_bundle, write_bundle
-from tasks.caption import Captioner
+from tasks.bundle import IN_THE_BOX, FeatureOrigin, load_bundle, write_bundle
+from tasks.caption import Captioner, ModelFiles
 from tasks.fusion import build_fusion
 from tasks.language_model import build_language_model
 from tasks.networks import weights_digest
+from tasks.tables import write_table
 from tasks.training import make_repeatable, save_weights
 from tests.tasks.test_matching import a_matching
 from tests.tasks.toys import (
@@ -43,23 +44,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     a_matching(CHANNELS, LM_SETTINGS.state_size).save(folder / "matching.npz")
     toy_familiar(folder)
     a_gist(folder).save(folder / "gist.npz")
+    write_table(toy_vocabulary(), folder / "vocabulary.parquet", "vocabulary")
     return folder
 
 
-def files_in(folder: Path) -> list[Path]:
-    return [
-        folder / name
-        for name in (
-            "language_model.weights.h5",
-            "fusion.weights.h5",
-            "familiar.parquet",
-            "gist.npz",
-            "matching.npz",
-        )
-    ]
-
-
-def write(weights: Path, folder: Path, **changes: Any) -> Bundle:
+def write(weights: Path, folder: Path, **changes: Any) -> None:
     values: dict[str, Any] = {
         "features": ORIGIN,
         "lm_settings": LM_SETTINGS,
@@ -70,7 +59,8 @@ def write(weights: Path, folder: Path, **changes: Any) -> Bundle:
         "versions": {"keras": "3.15.1"},
         "about": "Drawn scenes.",
     }
-    return write_bundle(folder, *files_in(weights), toy_vocabulary(), **values | changes)
+    folder.mkdir(exist_ok=True)
+    write_bundle(folder, ModelFiles.within(weights), **values | changes)
 
 
 @pytest.fixture
@@ -84,16 +74,16 @@ def test_a_bundle_moved_elsewhere_writes_the_same_captions(
 ) -> None:
     moved = load_bundle(Path(shutil.move(bundle, tmp_path / "elsewhere")))
     photos = toy_image_features(range(5))
-    original = Captioner.load(
-        *files_in(weights)[:4], toy_vocabulary(), LM_SETTINGS, FUSION_SETTINGS, CHANNELS
-    )
+    original = Captioner.load(ModelFiles.within(weights), LM_SETTINGS, FUSION_SETTINGS, CHANNELS)
     settings = moved.description.caption
     assert settings.beam == 2
     found = moved.captioner().caption_photos(photos, settings, lambda _: None)
     assert found.equals(original.caption_photos(photos, settings, lambda _: None))
 
 
-def test_the_same_model_gives_the_same_bytes_and_nothing_is_left_beside(weights: Path, bundle: Path) -> None:
+def test_the_same_model_gives_the_same_bytes_and_nothing_else_is_in_a_bundle(
+    weights: Path, bundle: Path
+) -> None:
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     write(weights, bundle)
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before

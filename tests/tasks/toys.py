@@ -25,10 +25,11 @@ from schemas.settings import (
 )
 from tasks.agreement import Agreement
 from tasks.caption import Captioner
-from tasks.fusion import train_fusion
+from tasks.familiarity import Familiarity
+from tasks.fusion import load_fusion, train_fusion
 from tasks.gist import LONGEST_CAPTION, Gist, Learned, Likeness, landmarks_of, learn_gist
-from tasks.language_model import train_language_model
-from tasks.tables import tensor_column, write_table
+from tasks.language_model import load_language_model, train_language_model
+from tasks.tables import read_table, tensor_column, write_table
 from tasks.text_features import make_text_features
 from tasks.vocabulary import make_vocabulary
 
@@ -268,17 +269,13 @@ def expected_cider(gist: Gist, about: np.ndarray, captions: list[tuple[int, ...]
 
 
 def toy_captioner(features: Path, folder: Path, settings: FusionSettings) -> Captioner:
-    """Of the fusion, the `familiar` table and the gist in `folder`."""
-    return Captioner.load(
-        features / "language_model.weights.h5",
-        folder / "fusion.weights.h5",
-        folder / "familiar.parquet",
-        folder / "gist.npz",
-        toy_vocabulary(),
-        LM_SETTINGS,
-        settings,
-        CHANNELS,
-    )
+    """Of the fusion, the `familiar` table and the gist in `folder`; it does not ask whether captions fit."""
+    known = read_table(folder / "familiar.parquet", "familiar", channels=CHANNELS)
+    gist = Gist.load(folder / "gist.npz", known)
+    tokens = toy_vocabulary().sort("id")["token"].to_list()
+    words = load_language_model(features / "language_model.weights.h5", len(tokens), LM_SETTINGS)
+    fusion = load_fusion(folder / "fusion.weights.h5", words, CHANNELS, settings, LM_SETTINGS, gist)
+    return Captioner(words, fusion, tokens, Familiarity.of(known))
 
 
 def _quietly(_: int) -> None:
