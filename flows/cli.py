@@ -84,7 +84,7 @@ set_option = click.option(
     "assignments",
     multiple=True,
     metavar="STAGE.KEY=VALUE",
-    help="One setting; goes before --config.",
+    help="One setting; overrides --config.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="The run's record on standard output, all else on standard error."
@@ -216,11 +216,8 @@ def caption(
     """
     from flows.captioning import caption as caption_photos
     from flows.config import merge, parse_assignments
-    from schemas.settings import CaptionSettings
 
     asked = {"max_tokens": max_tokens, "beam": beam, "alternatives": alternatives}
-    if alternatives and not beam:
-        asked["beam"] = max(alternatives, CaptionSettings().beam)
     given = {name: value for name, value in asked.items() if value is not None}
     tree = merge(parse_assignments(assignments), {"caption": given})
     record, limit = caption_photos(list(photos), model, out, tree, workspace, runner, attention)
@@ -517,7 +514,12 @@ def search(
 @click.argument("dataset", required=False, type=click.Path(path_type=Path))
 @click.option("--retry", is_flag=True, help="Read and make again what was rejected; the rest is taken over.")
 @workspace_option
-@json_option
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="The rejects as a JSON list on standard output; with --retry, the run's record.",
+)
 def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -> None:
     """List what the last run (on DATASET) rejected, and why; or try it again."""
     from flows.run import last_rejects, retry_rejects
@@ -528,6 +530,7 @@ def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -
         if as_json:
             click.echo(_as_json(record))
         show_run(record)
+        _exit(record.reject_rate, record.settings["ingest"]["max_reject_rate"])
         return
     frame = last_rejects(dataset, workspace)
     if as_json:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from schemas.errors import UsageError
-from schemas.settings import Settings
+from schemas.settings import WIDEST_BEAM, Settings
 from tasks.bundle import Bundle, FeatureOrigin
 from tasks.networks import weights_digest
 
@@ -70,6 +70,7 @@ def make_settings(tree: Mapping[str, Mapping[str, Any]]) -> Settings:
 def settings_with(bundle: Bundle, tree: Tree) -> Settings:
     """The settings that a bundle was trained with, and `tree` where that changes no feature.
 
+    The beam is as wide as there are alternatives, unless `tree` says how wide.
     Raises UsageError for a stage that captioning does not have, StaleModel for features that the
     bundle was not trained on.
     """
@@ -88,6 +89,10 @@ def settings_with(bundle: Bundle, tree: Tree) -> Settings:
         "caption": trained.caption.model_dump(),
     }
     settings = make_settings(merge(of_bundle, tree))
+    caption = settings.caption
+    if "beam" not in tree.get("caption", {}) and caption.alternatives > caption.beam:
+        wider = caption.model_copy(update={"beam": min(caption.alternatives, WIDEST_BEAM)})
+        settings = settings.model_copy(update={"caption": wider})
     ours = weights_digest(settings.image_features)
     bundle.check_features(
         FeatureOrigin.of(settings.images, settings.image_features, ours, trained.features.channels)

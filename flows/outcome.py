@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from schemas.errors import UsageError
 from schemas.records import Record, RunRecord
 from schemas.settings import Settings
 from schemas.tables import NOTICES
+from tasks.history import REJECTING
 from tasks.walk import Walk
 from tasks.workspace import Workspace
 
@@ -20,10 +22,15 @@ WORKSPACE = Path("data/workspace")
 
 
 def existing(dataset: Path) -> Path:
-    """The absolute path of a data set; UsageError where there is none."""
+    """The absolute path of photographs; UsageError where there is nothing."""
     if not dataset.exists():
-        raise UsageError(f"data set '{dataset}': expected a folder or a Parquet file, found nothing there")
-    return dataset.absolute()
+        raise UsageError(f"'{dataset}': expected a folder or a file, found nothing there")
+    return address_of(dataset)
+
+
+def address_of(dataset: Path) -> Path:
+    """The one path that a data set is known by: absolute, without `..`; a link in it stays."""
+    return Path(os.path.abspath(dataset))  # noqa: PTH100
 
 
 def last_run(workspace: Workspace, command: str, dataset: Path) -> RunRecord | None:
@@ -37,12 +44,13 @@ def last_run(workspace: Workspace, command: str, dataset: Path) -> RunRecord | N
 def finish(walk: Walk, command: str, dataset: Path, settings: Settings) -> RunRecord:
     """Write the record of a complete walk down, and return it.
 
-    A walk that made nothing and refers to what the last run refers to is that run.
+    A walk that made nothing and comes to what the last run came to is that run.
     """
     record = describe(walk, command, dataset, settings)
-    last = walk.last
-    if last and last.shards == record.shards and not any(stage.made for stage in record.stages):
-        return last.model_copy(update={"stages": record.stages})
+    if walk.last and not any(stage.made for stage in record.stages):
+        of_this = {"run": record.run, "finished_at": record.finished_at, "stages": record.stages}
+        if walk.last.model_copy(update=of_this) == record:
+            return walk.last.model_copy(update={"stages": record.stages})
     walk.workspace.write_run(record)
     return record
 
@@ -101,8 +109,8 @@ def held_out_scores(path: Path) -> dict[str, float]:
 def reject_rate(walk: Walk) -> float:
     """Share of the rows read from the data set that were rejected; notices do not count."""
     rejected = rows = 0
-    for walked in walk.stages[:3]:
-        for record in walked.present:
+    for walked in walk.stages:
+        for record in walked.present if walked.stage.name in REJECTING else []:
             if record.stage == "ingest":
                 rows = record.rows_in
             if record.has("rejects.parquet"):

@@ -433,7 +433,7 @@ class Wiring:
                 _unkeyed("photos", ingest.one),
                 _unkeyed("captions", ingest.one),
                 _shards("predictions", scored, "predictions"),
-                _shards("train", tokens.of("train"), "tokens"),
+                _shards("train", tokens.of(*LEARNED_FROM), "tokens"),
                 references,
             ),
             counted=scored,

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import polars as pl
 
-from flows.outcome import WORKSPACE, describe, existing, finish, last_run
+from flows.outcome import WORKSPACE, address_of, describe, existing, finish, last_run
 from flows.pipeline import run_stages
 from schemas.errors import UsageError
 from schemas.records import RunRecord
 from schemas.settings import Settings
-from schemas.tables import REJECTS_DTYPES
 from tasks.cluster import LOCAL
 from tasks.estimate import estimates
+from tasks.history import History
 from tasks.walk import Walk
 from tasks.workspace import ReadOnlyWorkspace, Workspace
 
@@ -62,6 +62,7 @@ def status(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep:
     store = ReadOnlyWorkspace(workspace)
     with tempfile.TemporaryDirectory(prefix="cutline-status-") as folder:
         preview = Workspace(Path(folder))
+        preview.borrow_packs(store)
         walk = Walk(store, last=last_run(store, "run", dataset), deep=deep, preview=preview)
         run_stages(walk, dataset, settings)
         record = describe(walk, "run", dataset, settings)
@@ -72,8 +73,16 @@ def status(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep:
 
 
 def retry_rejects(dataset: Path | None, workspace: Path = WORKSPACE) -> RunRecord:
-    """Run again as last time, reading anew whatever was rejected."""
+    """Run again as last time, reading anew whatever was rejected.
+
+    Raises UsageError where there was no run, or the last one captioned photographs by a bundle.
+    """
     last = _last_of(dataset, workspace)
+    if last.command != "run":
+        raise UsageError(
+            f"--retry repeats `cutline run`, and the last run captioned '{last.dataset}': call `cutline "
+            "caption` again as before; it reads files that have changed, and those that could not be read"
+        )
     from flows.runners import start
 
     settings = Settings.model_validate(last.settings)
@@ -82,22 +91,18 @@ def retry_rejects(dataset: Path | None, workspace: Path = WORKSPACE) -> RunRecor
 
 
 def last_rejects(dataset: Path | None, workspace: Path = WORKSPACE) -> pl.DataFrame:
-    """The rejects table of the last run."""
+    """The rejects table of the last run. Raises UsageError, DamagedFile."""
     last = _last_of(dataset, workspace)
-    if last.rejects:
-        return pl.read_parquet(Workspace(workspace).file(last.rejects))
-    return pl.DataFrame(schema=REJECTS_DTYPES)
+    return History(Workspace(workspace)).rejects(last).drop("row").collect()
 
 
 def _last_of(dataset: Path | None, workspace: Path) -> RunRecord:
-    runs = [
-        run
-        for run in Workspace(workspace).runs()
-        if dataset is None or run.dataset == str(dataset.absolute())
-    ]
-    if not runs:
+    wanted = str(address_of(dataset)) if dataset else None
+    runs = Workspace(workspace).runs()
+    last = next((run for run in runs if wanted in (None, run.dataset)), None)
+    if last is None:
         what = f" on '{dataset}'" if dataset else ""
         raise UsageError(
             f"expected an earlier run{what} in {workspace}, found none; start with `cutline run`"
         )
-    return runs[0]
+    return last

@@ -3,14 +3,15 @@
 CutlineError
 ├── UsageError          the command or a setting is wrong (exit code 2)
 ├── UnknownDataset      no layout fits the files that were found
-├── BadPhoto            one photograph cannot be used; becomes a row of the rejects table
-├── BadCaption          one caption cannot be used; becomes a row of the rejects table
+├── BadRow              one row of input cannot be used; becomes a row of the rejects table
+│   ├── BadPhoto
+│   └── BadCaption
 ├── SchemaMismatch      a table breaks its schema
 ├── MissingWeights      a network's weights are not to be had
 ├── DamagedFile         a file of the workspace is missing, or is not what its record says
 ├── StaleModel          a bundle and the features it is given do not fit together
-├── StageFailed         a stage could not be made; names the stage and the shard
 ├── StoreFailed         an object store did not answer, or not as it should
+├── ServerLost          Prefect's server stopped answering
 └── ClusterFailed       the workers of a cluster cannot do what they are asked
 """
 
@@ -63,10 +64,6 @@ class DamagedFile(CutlineError):
 
 class StaleModel(CutlineError):
     """A bundle refuses features that were made with other settings than its own."""
-
-
-class StageFailed(CutlineError):
-    """A stage could not be made."""
 
 
 class StoreFailed(CutlineError):

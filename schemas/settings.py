@@ -157,15 +157,18 @@ class LeaksSettings(StageSettings):
     )
 
 
+WIDEST_BEAM = 64
+
+
 class CaptionSettings(StageSettings):
-    beam: int = Field(20, ge=1, le=64, description="1 is greedy")
+    beam: int = Field(20, ge=1, le=WIDEST_BEAM, description="1 is greedy")
     agreement: float = Field(
         3.0,
         ge=0,
         le=1000,
-        description="weight in the search, beside a caption's score, of the CIDEr to be expected of it; 0 "
-        "writes what has the highest score, else it is what is expected to have the highest CIDEr and fits "
-        "the photograph",
+        description="weight of the expected CIDEr in the search, beside a caption's score; above 0 the "
+        "caption is written that has the highest expected CIDEr and fits the photograph, at 0 the one with "
+        "the highest score",
     )
     brevity: float = Field(
         0.025,

@@ -31,6 +31,7 @@ REASONS: dict[str, str] = {
     "too_many_pixels": "the header declares more pixels than ingest.max_pixels",
     "too_many_bytes": "the file is larger than ingest.max_file_bytes",
     "unreadable": "the file cannot be opened or read",
+    "not_a_file": "the name is that of a folder, a pipe, a link or a device, not of a file",
     "vanished": "the file was listed and then gone",
     "changed": "the file's bytes changed between ingest and decoding",
     "outside_dataset": "the path leaves the data set's folder",
@@ -41,10 +42,11 @@ REASONS: dict[str, str] = {
     "empty_caption": "the caption holds no words",
     "caption_too_long": "the caption has more words than ingest.max_caption_words",
     "caption_not_utf8": "the caption is not UTF-8",
+    "other_layout": "the file belongs to another layout than the one that the data set is read as",
     "malformed": "the entry does not have the form that its layout prescribes",
 }
 # These describe the data set rather than a loss, and do not count towards the reject rate.
-NOTICES = frozenset({"duplicate", "leak", "missing_photo"})
+NOTICES = frozenset({"duplicate", "leak", "missing_photo", "other_layout"})
 # These may be gone the next time, so a shard that holds one is tried again by the next run.
 PASSING = frozenset({"vanished", "changed", "unreadable"})
 

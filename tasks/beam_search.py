@@ -166,9 +166,9 @@ class BeamSearch:
     Partial captions are compared by their log-probability a token and `agreement` times the CIDEr to be
     expected of them, less `brevity` for each token, ended ones beside those still growing. No special token
     is written; a caption has at least one word; where there is another way it ends in none of NEEDS_MORE,
-    repeats no word at once and no pair of words at all. With agreement, those found are put in the order of
-    the CIDEr to be expected, with what CIDEr-D and `brevity` take off for their length, and of how well they
-    fit the photograph (`fit`), if that counts.
+    repeats no word at once and no pair of words, unless both are of NEEDS_MORE. With agreement, those found
+    are put in the order of the CIDEr to be expected, with what CIDEr-D and `brevity` take off for their
+    length, and of how well they fit the photograph (`fit`), if that counts.
 
     Of a batch that begins together one caption is nearly always still growing at the last step, so each
     photograph has a slot, and another takes it once all its captions have ended. There are as many slots at

@@ -13,6 +13,7 @@ import polars as pl
 from schemas.errors import UsageError
 from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
 from tasks.beam_search import IMPOSSIBLE, MOST, BeamSearch, Hypotheses, Words
+from tasks.captions import as_text, tokenize
 from tasks.familiarity import Familiarity
 from tasks.fit import Fit
 from tasks.fusion import WEIGHTS as FUSION
@@ -140,8 +141,6 @@ class Captioner:
 
     def attention(self, features: pl.DataFrame, captions: pl.DataFrame) -> pl.DataFrame:
         """The `attention` table of the photographs in `features` that have a row in `captions`."""
-        from tasks.captions import tokenize
-
         said = captions.unique("photo_id").select("photo_id", "caption")
         rows = features.join(said, on="photo_id", how="inner", maintain_order="left")
         words = [tokenize(text) for text in rows["caption"]]
@@ -198,6 +197,5 @@ class Captioner:
         return [{"caption": caption, "score": score} for caption, score in list(captions.items())[:count]]
 
     def text(self, ids: np.ndarray) -> str:
-        """A caption's words with spaces between; a clitic joins the word before: man 's → man's."""
-        words = " ".join(self.vocabulary[i] for i in ids if i > UNK)
-        return words.replace(" 's", "'s").replace(" n't", "n't")
+        """A caption's words, without the special tokens."""
+        return as_text(self.vocabulary[i] for i in ids if i > UNK)

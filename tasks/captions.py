@@ -38,6 +38,8 @@ _INITIALS = re.compile(r"[a-z](?:\.[a-z])+")  # u.s, d.c
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&#39;": "'"}
 _ENTITY = re.compile("|".join(_ENTITIES))
 
+_CLITIC = re.compile(r" (?=(?:n't|'(?:s|m|d|re|ve|ll))(?: |$))")
+
 # Words of letters alone that NLTK's tokenizer takes apart.
 _TWO_WORDS = frozenset(["cannot", "gimme", "gonna", "gotta", "lemme", "wanna"])
 
@@ -81,6 +83,15 @@ _SPACING: tuple[tuple[re.Pattern[str], str], ...] = (
 _LAST_PERIOD = re.compile(r"(?<![\w.'-])([\w.'-]*)\.(?=[\])}>',;:!?]*(?!\S))")
 # A dot or quote inside a Catalan or Hebrew word is part of it.
 _SYMBOL = re.compile(r"(?!(?<=\w)[\u00b7\u2027\u05f3\u05f4](?=\w))[^\w\s\x00-\x7f]")
+
+
+def as_text(tokens: Iterable[str]) -> str:
+    """Words with spaces between; a clitic joins the word before.
+
+    >>> as_text(["they", "'re", "on", "the", "man", "'s", "boat"])
+    "they're on the man's boat"
+    """
+    return _CLITIC.sub("", " ".join(tokens))
 
 
 def tokenize(text: str) -> list[str]:

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("tasks",)
 # How shards are kept and looked up says nothing about what is in them.
 STORE = ("tasks.workspace", "tasks.shards", "tasks.code", "tasks.walk", "tasks.quiet")
-# It fails once in some thousand times with four threads that do nothing else.
+# `ast.parse` fails about once in five thousand calls while four threads do nothing but parse.
 PARSE_ATTEMPTS = 5
 
 

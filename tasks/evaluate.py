@@ -158,7 +158,7 @@ def collapse(predictions: Mapping[str, str], training_captions: Iterable[Sequenc
 
     distinct          share of captions that are left when each is counted once
     vocabulary_used   number of different tokens
-    copied            share of captions that stand word for word in the training split
+    copied            share of captions that stand word for word among the training captions
     shared            number of photographs whose caption another photograph has too
     mean_length       tokens a caption
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ import polars as pl
 
 from schemas.errors import StaleModel, UsageError
 from tasks.beam_search import Words
-from tasks.captions import tokenize
+from tasks.captions import as_text, tokenize
 from tasks.training import Ragged, encode
 from tasks.vocabulary import END, PAD, START, UNK
 
@@ -33,7 +32,6 @@ LINES_A_LOT = 4_096
 CHARACTERS_A_LOT = 2**22
 MAX_LINE_CHARACTERS = 2**20
 EXAMPLES_KEPT = 10
-_CLITIC = re.compile(r" (?=(?:n't|'(?:s|m|d|re|ve|ll))(?: |$))")
 
 
 # ---- drawing a token ----
@@ -113,7 +111,7 @@ class Line:
     @property
     def text(self) -> str:
         """The words with spaces between; a clitic joins the word before: man 's → man's."""
-        return _CLITIC.sub("", " ".join(self.tokens))
+        return as_text(self.tokens)
 
     @property
     def score(self) -> float:

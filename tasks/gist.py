@@ -157,7 +157,13 @@ def learn_gist(
         .with_row_index("row")
         .join(pairs, on="caption_id", how="left", maintain_order="left")
     )
-    photos = rows.drop_nulls("photo_id").group_by("photo_id", maintain_order=True).agg("row").sort("photo_id")
+    with_features = [read_table(shard, "image_features", ["photo_id"]) for shard in image_features]
+    photos = (
+        rows.join(pl.concat(with_features), on="photo_id", how="semi", maintain_order="left")
+        .group_by("photo_id", maintain_order=True)
+        .agg("row")
+        .sort("photo_id")
+    )
     aims = np.empty((photos.height, places.shape[1]), np.float32)
     for aim, some in zip(aims, photos["row"], strict=True):
         aim[:] = places[some.to_numpy()].mean(0)

@@ -61,7 +61,10 @@ class Part:
                 f"'{self.index}' is no index of vectors ({error}); delete it and `cutline run` makes it again"
             ) from None
         if found is None:
-            raise StaleModel(f"'{self.index}': expected an index of vectors, found nothing; `cutline run`")
+            raise StaleModel(
+                f"'{self.index}': expected an index of vectors, found none; delete it and `cutline run` "
+                "makes it again"
+            )
         return found
 
     def ids(self, rows: Sequence[int]) -> list[str]:

@@ -56,7 +56,7 @@ _SEEN: dict[str, Any] = {
 class Ingested:
     """The tables `photos`, `captions`, `files` and `rejects` of a data set, as schemas.tables has them.
 
-    `layout` is the one that was read; `also_fit` are others whose files are there and were not.
+    `layout` is the one that was read.
     """
 
     photos: pl.DataFrame
@@ -64,7 +64,6 @@ class Ingested:
     files: pl.DataFrame
     rejects: pl.DataFrame
     layout: str
-    also_fit: tuple[str, ...] = ()
 
 
 def listing_digest(dataset: Path, only: Sequence[str] = ()) -> str:
@@ -116,7 +115,6 @@ def ingest(
         files=photos.select(*_STAT, *_SEEN).rename({"source": "container", "file_size": "size"}).sort("path"),
         rejects=_rejects_frame(rejects),
         layout=detected.layout,
-        also_fit=detected.also_fit,
     )
 
 

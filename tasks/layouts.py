@@ -39,18 +39,18 @@ from tasks.annotations import (
     read_karpathy,
 )
 from tasks.entries import Item, Source
-from tasks.listing import TEXT_ENDINGS, Files, Finder, ending_of, printable
+from tasks.listing import TEXT_ENDINGS, Files, Finder, Problem, ending_of, printable
 from tasks.parquet import has_photos, read_parquet
 from tasks.tars import read_webdataset
 
 
 @dataclass(frozen=True)
 class Detected:
-    """The layout of a data set, the files it is known by, and other layouts that fit but are not read."""
+    """The layout of a data set, the files it is known by, and those of other layouts, which are not read."""
 
     layout: str
     markers: list[str]
-    also_fit: tuple[str, ...]
+    others: dict[str, list[str]]
 
 
 def detect(files: Files, wanted: str = "auto") -> Detected:
@@ -64,8 +64,8 @@ def detect(files: Files, wanted: str = "auto") -> Detected:
     if layout is None:
         raise UnknownDataset(_unknown(files, wanted))
     # A folder of photographs is part of most data sets, and not another layout of them.
-    also_fit = tuple(other for other in fitting if other not in (layout, "folder"))
-    return Detected(layout, markers[layout], also_fit)
+    others = {other: markers[other] for other in fitting if other not in (layout, "folder")}
+    return Detected(layout, markers[layout], others)
 
 
 def _unknown(files: Files, wanted: str) -> str:
@@ -134,6 +134,9 @@ def read_layout(files: Files, detected: Detected, packs: Path, max_file_bytes: i
     for path in files.paths:
         if files.is_photo(path):
             yield files.photo(path)
+    for other, paths in detected.others.items():
+        detail = f"the data set is read as {detected.layout}; this file is, with ingest.layout={other}"
+        yield from (Problem("file", printable(path), "other_layout", detail) for path in paths)
     source = Source(files, detected.markers, packs, max_file_bytes, Finder(files))
     yield from READERS[detected.layout](source)
 

@@ -246,11 +246,11 @@ def _file_row(entry: os.DirEntry[str], path: str, root: str) -> _FileRow | Probl
         return Problem(kind, printable(path), "outside_dataset", detail) if wanted or is_folder else None
     if is_folder:
         return (
-            Problem(kind, printable(path), "unreadable", "a folder, not a file") if kind == "photo" else None
+            Problem(kind, printable(path), "not_a_file", "a folder, not a file") if kind == "photo" else None
         )
     if not stat.S_ISREG(status.st_mode):
         detail = "not a regular file (a pipe, a socket or a device)"
-        return Problem(kind, printable(path), "unreadable", detail) if wanted else None
+        return Problem(kind, printable(path), "not_a_file", detail) if wanted else None
     if not is_valid(path):
         return (
             Problem(kind, printable(path), "bad_name", "the path is not UTF-8; rename it") if wanted else None

@@ -152,7 +152,7 @@ def _bags(content_tokens: pl.Series, words: Sequence[str], weights: np.ndarray) 
 
 
 def telling_words(content_tokens: pl.Series, most: int) -> tuple[tuple[str, ...], np.ndarray]:
-    """The most frequent words that two captions have, with how telling each is: ln(1+n)/(1+df) + 1."""
+    """The most frequent words that two captions have, with how telling each is: ln((1+n)/(1+df)) + 1."""
     counts: Counter[str] = Counter()
     for tokens in content_tokens:
         counts.update(set(tokens))

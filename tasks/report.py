@@ -54,7 +54,7 @@ COLLAPSE: dict[str, Metric] = {
     "vocabulary_used": Metric(
         "vocabulary used", "Different words written; a few dozen mean that it plays safe.", "count"
     ),
-    "copied": Metric("copied", "Word for word from the training split; near 100 % it recalls.", "share"),
+    "copied": Metric("copied", "Word for word from the training captions; near 100 % it recalls.", "share"),
     "shared": Metric(
         "shared", "Photographs whose caption another has too; if most, it hardly looks.", "count"
     ),
@@ -112,7 +112,6 @@ class ReportInput:
     name of what was trained. A row of `stages` has name, made, reused, rows_in, rows_out, rejected,
     took_s and why. `retrieval` is the table of that name.
     `thumbnails` are RGB uint8 pictures of rejected files by their name in `rejects`.
-    `written` is the time to print, if any: the page itself reads no clock.
     """
 
     dataset: str
@@ -128,7 +127,6 @@ class ReportInput:
     searches: Sequence[SearchExample] = ()
     searched: int = 0  # photographs that the examples were found among
     lines: Sequence[str] = ()  # drawn from the language model
-    written: str = ""
 
 
 def write_report(report: ReportInput, path: Path) -> None:
@@ -144,7 +142,6 @@ def write_report(report: ReportInput, path: Path) -> None:
         .get_template("report.html.j2")
         .render(
             dataset=report.dataset,
-            written=report.written,
             counts=report.counts,
             network=report.settings.image_features.network,
             attention=report.settings.fusion.kind == "attention",
@@ -163,7 +160,7 @@ def write_report(report: ReportInput, path: Path) -> None:
             settings=_settings_rows(report.settings),
         )
     )
-    # A name that is not UTF-8 holds lone surrogates, which `_visible` has written out already.
+    # A name that is not UTF-8 holds lone surrogates, which `visible` has written out already.
     path.write_bytes(page.encode())
 
 

@@ -7,7 +7,6 @@ module of its noun; here it is read, checked, handed over, and written.
 from __future__ import annotations
 
 import importlib
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -151,7 +150,7 @@ def make_shard(shard: Shard, workspace: Workspace, advance: Advance) -> Record:
         versions=library_versions(),
     )
     workspace.write_record(record)
-    shutil.rmtree(workspace.root / "partial" / f"{shard.stage.name}-{shard.key}", ignore_errors=True)
+    workspace.forget_partial(shard.stage.name, shard.key)
     return record
 
 
@@ -250,9 +249,10 @@ def make_ingest(work: Work) -> Made:
     work.workspace.share("packs")
     for table in ("photos", "captions", "files"):
         write_table(getattr(found, table), work.out / f"{table}.parquet", table)
-    (work.out / "layout.txt").write_text(found.layout)
     rows_out = found.photos.height + found.captions.height
-    return Made(found.files.height + found.captions.height, rows_out, found.rejects)
+    is_entry = (pl.col("kind") == "caption") | (pl.col("reason") == "malformed")  # and no file by itself
+    rows_in = found.files.height + found.captions.height + found.rejects.filter(is_entry).height
+    return Made(rows_in, rows_out, found.rejects)
 
 
 def make_images_shard(work: Work) -> Made:

@@ -120,9 +120,9 @@ def _what_is_wrong(
     if name.startswith(("/", "../")):
         return "outside_dataset", "the member's name leads out of the tar"
     if member.isdir():
-        return "unreadable", "a folder, not a file"
+        return "not_a_file", "a folder, not a file"
     if not member.isreg() or member.issparse():
-        return "unreadable", "not a regular member (a link, a pipe, a device or a sparse file)"
+        return "not_a_file", "not a regular member (a link, a pipe, a device or a sparse file)"
     if member.size < 0 or member.offset_data + member.size > end:
         return "truncated", "the tar ends before the member does"
     if kind == "photo" and member.size > max_file_bytes:

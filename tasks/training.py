@@ -1,4 +1,4 @@
-"""What both trainings share: repeatable TensorFlow, checkpoints that survive `kill -9`, weight files."""
+"""What the trainings share: repeatable TensorFlow, checkpoints that survive `kill -9`, weight files."""
 
 from __future__ import annotations
 

@@ -266,9 +266,16 @@ class Workspace:
 
     def partial(self, stage: str, key: str) -> Path:
         """Where a long stage keeps its checkpoints until its record is written."""
-        folder = self.root / "partial" / f"{stage}-{key}"
+        folder = self._partial(stage, key)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def forget_partial(self, stage: str, key: str) -> None:
+        """Remove what `partial` kept, if anything."""
+        shutil.rmtree(self._partial(stage, key), ignore_errors=True)
+
+    def _partial(self, stage: str, key: str) -> Path:
+        return self.root / "partial" / f"{stage}-{key}"
 
     def publish(self, folder: Path, prefix: str) -> list[Output]:
         """Move every file of `folder` to `prefix` + its name below the workspace, whole."""
@@ -339,6 +346,13 @@ class Workspace:
             path = file.relative_to(self.root).as_posix()
             if path not in there and not path.endswith(".partial"):
                 self.store.upload(file, path)
+
+    def borrow_packs(self, other: Workspace) -> None:
+        """See the packs of another workspace here too: of what they hold no copy is made again."""
+        packs = self.root / "packs"
+        packs.mkdir(parents=True, exist_ok=True)
+        for file in sorted((other.root / "packs").glob("*")):
+            (packs / file.name).symlink_to(file.absolute())
 
     def folder(self, path: str) -> Path:
         """A folder of the workspace on this machine, such as a bundle, with all its files."""

@@ -6,10 +6,13 @@ import json
 import os
 from pathlib import Path
 
+import cv2
+import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
 
+from flows.captioning import common_folder
 from flows.cli import main
 from tests.flows.conftest import Ran, cutline, draw, small
 
@@ -36,7 +39,7 @@ def test_every_command_has_help_with_examples(command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "/no/such/folder"], "expected a folder or a Parquet file, found nothing there"),
+        (["run", "/no/such/folder"], "expected a folder or a file, found nothing there"),
         (["run", ".", "--set", "images.crop=round"], "'centre', 'pad' or 'squash'"),
         (["run", ".", "--config", "/no/such/file"], "does not exist"),
         (["status"], "Missing argument"),
@@ -123,6 +126,23 @@ def test_other_forms_hold_the_same_captions_and_make_nothing(
         assert [row["image_id"] for row in rows] == [139, "<script>.png", "copy.png", "sub/two.png"]
 
 
+def test_what_could_not_be_captioned_is_listed_and_not_trained_on(captioned: tuple[Path, dict]) -> None:
+    out, _ = captioned
+    code, output = ask("rejects", "--workspace", out / "workspace")
+    assert (code, "broken.jpg" in output) == (0, True)
+    code, output = ask("rejects", "--retry", "--workspace", out / "workspace")
+    assert code == 2
+    assert "call `cutline caption` again" in output
+
+
+def test_photographs_are_found_in_whatever_way_they_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder / "sub")
+    names = [Path("two.png"), Path("../000000000139.png"), Path("../sub/../copy.png")]
+    assert common_folder(names) == (folder, ["000000000139.png", "copy.png", "sub/two.png"])
+
+
 def test_captions_are_as_short_and_as_many_as_asked_with_where_the_model_looked(
     ran: Ran, folder: Path, captioned: tuple[Path, dict]
 ) -> None:
@@ -198,10 +218,12 @@ def test_a_retry_reads_rejects_again_and_takes_the_rest_over(ran: Ran, tmp_path:
     copy.run()
     broken = copy.dataset / "images" / "broken.png"
     times = broken.stat()
-    draw(broken, 77)  # mended, and nobody noticed: the same size and time
-    content = broken.read_bytes()
-    assert len(content) != times.st_size or content
+    _, small_picture = cv2.imencode(".png", np.full((8, 8, 3), 9, np.uint8))
+    # Mended, and nobody noticed: the same size and time.
+    broken.write_bytes(small_picture.tobytes().ljust(times.st_size, b"\0"))
     os.utime(broken, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert broken.stat().st_size == times.st_size
+    assert copy.made(copy.run()) == {}
     done = cutline("rejects", copy.dataset, "--retry", "--workspace", copy.workspace, "--json")
     record = json.loads(done.stdout)
     assert "truncated" not in pl.read_parquet(record["rejects"])["reason"].to_list()

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import read_settings
+from flows.config import read_settings, settings_with
 from schemas.errors import UsageError
 from schemas.settings import Settings
+from tasks.bundle import IN_THE_BOX, load_bundle
 
 
 def test_without_anything_the_defaults_hold() -> None:
@@ -23,6 +24,21 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     assert settings.images.side_px == 128
     assert settings.fusion.kind == "concat"
     assert settings.caption.beam == 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "beam"),
+    [
+        ({"alternatives": 5}, 20),  # as it was trained with
+        ({"alternatives": 30}, 30),
+        ({"alternatives": 30, "beam": 40}, 40),
+        ({"alternatives": 30, "beam": 5}, 5),
+    ],
+)
+def test_the_beam_is_wide_enough_for_the_alternatives_unless_its_width_was_said(
+    asked: dict[str, int], beam: int
+) -> None:
+    assert settings_with(load_bundle(IN_THE_BOX), {"caption": asked}).caption.beam == beam
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Ingest and images without Prefect: packs that go and come back, a workspace in a data set."""
+"""Ingest, images and captions without Prefect: packs that go and come back, a workspace in a data set."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.outcome import describe, last_run
+from flows.outcome import describe, last_run, reject_rate
 from flows.pipeline import Wiring
 from flows.prune import find_unused, remove
 from schemas.records import Record
@@ -24,14 +25,16 @@ SETTINGS = Settings()
 
 
 def look(store: Workspace, dataset: Path, retry: bool = False, made: bool = True) -> Walk:
-    """Walk over ingest and images, and have what is missing made."""
+    """Walk over ingest, images and captions, and have what is missing made."""
 
     def maker(_stage: Stage, shards: list[Shard], _reused: int) -> list[Record]:
         return [stages.make_shard(shard, store, lambda _rows: None) for shard in shards]
 
     walk = Walk(store, maker if made else None, last_run(store, "run", dataset), retry=retry)
     wiring = Wiring(walk, dataset, SETTINGS)
-    wiring.images(wiring.ingest())
+    ingest = wiring.ingest()
+    wiring.images(ingest)
+    wiring.tokens(ingest)
     return walk
 
 
@@ -76,7 +79,7 @@ def test_photographs_in_parquet_are_cropped_also_in_a_workspace_that_was_moved(
     for path in (two.root / "shards/images").iterdir():
         path.unlink()
     again = look(two, dataset)
-    assert made(again) == {"ingest": 0, "images": len(first.stages[1].shards)}
+    assert made(again) == {"ingest": 0, "images": len(first.stages[1].shards), "captions": 0}
     assert [record.outputs[0].digest for record in again.stages[1].present] == [
         record.outputs[0].digest for record in first.stages[1].present
     ]
@@ -116,6 +119,31 @@ def test_prune_keeps_the_packs_that_a_run_refers_to_and_no_others(dataset: Path,
     assert not list((store.root / "packs").iterdir())
 
 
+def test_looking_at_a_data_set_copies_no_photographs_that_the_workspace_holds(
+    dataset: Path, tmp_path: Path
+) -> None:
+    store = Workspace(tmp_path / "workspace")
+    look(store, dataset)
+    shutil.copy(dataset / "beside.png", dataset / "beside too.png")
+    preview = Workspace(tmp_path / "preview")
+    preview.borrow_packs(store)
+    walk = Walk(store, preview=preview)
+    assert Wiring(walk, dataset, SETTINGS).ingest().one
+    assert all(path.is_symlink() for path in (preview.root / "packs").iterdir())
+
+
+def test_the_rate_of_rejects_is_a_share_of_all_that_was_read(tmp_path: Path) -> None:
+    lines = ["image,caption"]
+    for number in range(2):
+        name = f"{number}.png"
+        lines += [f"{name},{draw(tmp_path / name, number)}", *[f"{name},..."] * 15]
+    lines.append("0.png,&amp; &lt;")  # no word, as its tokens show
+    (tmp_path / "captions.txt").write_text("\n".join(lines))
+    (tmp_path / "broken.png").write_bytes(b"")
+    walk = look(Workspace(tmp_path.parent / "workspace"), tmp_path)
+    assert reject_rate(walk) == pytest.approx((30 + 1 + 1) / (3 + 33))
+
+
 def test_a_workspace_inside_the_data_set_is_no_part_of_it(dataset: Path) -> None:
     store = Workspace(dataset / "data/workspace")
     assert not look(store, dataset, made=False).complete
@@ -124,7 +152,7 @@ def test_a_workspace_inside_the_data_set_is_no_part_of_it(dataset: Path) -> None
         first = look(store, dataset)
         again = look(store, dataset)
     draw(store.root / "shards/drawn.png", 9)
-    assert made(again) == made(look(store, dataset, made=False)) == {"ingest": 0, "images": 0}
+    assert made(again) == made(look(store, dataset, made=False)) == {"ingest": 0, "images": 0, "captions": 0}
     photos = pl.read_parquet(store.root / first.stages[0].present[0].output("photos.parquet").path)
     assert photos.height == 5
 

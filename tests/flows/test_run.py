@@ -14,6 +14,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tasks.history import History
+from tasks.workspace import Workspace
 from tests.flows.conftest import REPOSITORY, Ran, cutline, draw, make_dataset, run_json, small, tables
 
 STAGES = [
@@ -119,6 +121,25 @@ def test_a_data_set_in_another_place_is_read_again_and_nothing_else_is_made(ran:
     record = run_json(renamed, copy.workspace)
     assert copy.made(record) == {"bundle": 1, "report": 1}  # which tell its name
     assert "`renamed`" in Path(record["bundle"], "CARD.md").read_text()
+
+
+def test_a_workspace_that_was_moved_says_where_its_results_are_now(ran: Ran, tmp_path: Path) -> None:
+    moved = Ran(ran.dataset, ran.copy(tmp_path).workspace, ran.record)
+    record = moved.run()
+    assert moved.made(record) == {}
+    for name in ("report", "captions", "rejects", "bundle"):
+        assert Path(record[name]).is_relative_to(moved.workspace), name
+    assert moved.run()["run"] == record["run"]
+
+
+def test_captions_are_held_against_every_caption_that_was_learned_from(ran: Ran) -> None:
+    """For the share that was copied, those without a photograph count too."""
+    history = History(Workspace(ran.workspace))
+    run = history.run(ran.record["run"])
+    (language_model,), (scores,) = (history.records(run, stage) for stage in ("language_model", "evaluate"))
+    learned = {name for name in language_model.inputs if name.startswith("tokens train")}
+    assert {name.partition("/")[0] for name in learned} == {"tokens train", "tokens train-text"}
+    assert learned <= scores.inputs.keys()
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,6 @@ class Read:
     """What a layout told: captions, splits and source ids by photograph, the rest in lists."""
 
     layout: str = ""
-    also_fit: tuple[str, ...] = ()
     captions: dict[str | None, list[str]] = field(default_factory=dict)
     splits: dict[str | None, set[str | None]] = field(default_factory=dict)
     source_ids: dict[str, str] = field(default_factory=dict)
@@ -56,7 +55,7 @@ class Read:
 def read(root: Path, layout: str = "auto", only: Sequence[str] = ()) -> Read:
     files = scan(root, only)
     detected = detect(files, layout)
-    found = Read(detected.layout, detected.also_fit)
+    found = Read(detected.layout)
     for item in read_layout(files, detected, root.parent / "packs", MAX_BYTES):
         if isinstance(item, Photo):
             found.photos[item.path] = item

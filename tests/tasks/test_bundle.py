@@ -7,18 +7,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from schemas.errors import StaleModel, UsageError
-from schemas.settings import CaptionSettings, ImageFeaturesSettings, ImagesSettings
+from schemas.settings import CaptionSettings, ImageFeaturesSettings, ImagesSettings, Settings
 from tasks.bundle import IN_THE_BOX, FeatureOrigin, load_bundle, write_bundle
 from tasks.caption import Captioner, ModelFiles
 from tasks.fusion import build_fusion
 from tasks.language_model import build_language_model
 from tasks.networks import weights_digest
+from tasks.shards import Shard
+from tasks.stages import CAPTION, Work, _captioner
 from tasks.tables import write_table
 from tasks.training import make_repeatable, save_weights
+from tasks.workspace import Workspace, digest_of_file
 from tests.tasks.test_matching import a_matching
 from tests.tasks.toys import (
     CHANNELS,
@@ -164,6 +168,28 @@ def test_settings_of_another_size_than_the_weights_are_refused(bundle: Path) -> 
     (bundle / "bundle.json").write_text(json.dumps(description))
     with pytest.raises(StaleModel, match="expected size"):
         load_bundle(bundle).captioner()
+
+
+def test_a_bundle_that_was_replaced_in_its_place_is_loaded_again(
+    weights: Path, bundle: Path, tmp_path: Path
+) -> None:
+    settings = Settings(language_model=LM_SETTINGS, fusion=FUSION_SETTINGS)
+    files = ModelFiles.within(bundle)._asdict()
+
+    def captioner() -> Captioner:
+        digests = {name: digest_of_file(path) for name, path in files.items()}
+        sources = {"settings": settings.model_dump(), **{name: str(path) for name, path in files.items()}}
+        shard = Shard(CAPTION, "", digests, {}, "", sources)
+        work = Work(shard, Workspace(tmp_path / "workspace"), tmp_path, lambda _rows: None)
+        return _captioner(work, toy_image_features(range(1)))
+
+    first = captioner()
+    assert captioner() is first
+    make_repeatable(4)
+    another = build_language_model(toy_vocabulary().height, LM_SETTINGS)
+    save_weights(another.model, bundle / "language_model.weights.h5")
+    kept, found = (words.language_model.embedding.embeddings.numpy() for words in (first, captioner()))
+    assert np.abs(kept - found).max() > 0.01
 
 
 def test_a_folder_that_is_no_bundle_is_wrong_usage(tmp_path: Path) -> None:

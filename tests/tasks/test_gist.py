@@ -143,6 +143,24 @@ def test_what_is_foretold_of_a_photograph_does_not_depend_on_its_own_captions(
     assert (np.abs(again[others] - foretold[others]).max(1) > 1e-4).all()
 
 
+def test_photographs_that_could_not_be_read_change_nothing(learned: Learned, toy_features: Path) -> None:
+    """They have captions, but no features: these captions are as good as any without a photograph."""
+    captions = toy_captions()[5 * DEV_PHOTOS :].select("caption_id", "tokens")
+    train = toy_pairs().filter(pl.col("split") == "train").select("caption_id", "photo_id")
+    without = train.with_columns(
+        pl.when(pl.col("caption_id").is_in(train["caption_id"][:60].implode()))
+        .then(pl.lit("unread ") + pl.col("photo_id"))
+        .otherwise("photo_id")
+        .alias("photo_id")
+    )
+    shards = sorted(toy_features.glob("images.*"))
+    world = toy_familiar_photos(), toy_vocabulary(), GIST_SETTINGS
+    found = learn_gist(captions, without, shards, *world)
+    expected = learn_gist(captions, train[60:], shards, *world)
+    assert found.gists.equals(expected.gists)
+    assert found.imagined.equals(expected.imagined)
+
+
 def test_a_gist_read_back_says_the_same(learned: Learned, tmp_path: Path) -> None:
     learned.gist.save(tmp_path / GIST)
     again = Gist.load(tmp_path / GIST, toy_familiar_photos())

@@ -373,14 +373,14 @@ def test_one_bad_photograph_costs_one_reject_and_the_rest_is_read(root: Path, tm
     assert reasons(found) == [
         ("big.png", "too_many_bytes"),
         ("cut.jpg", "truncated"),
-        ("folder.jpg", "unreadable"),
+        ("folder.jpg", "not_a_file"),
         ("gone.jpg", "vanished"),
         ("huge.png", "too_many_pixels"),
         ("latin\\udce9.jpg", "bad_name"),
         ("null.jpg", "outside_dataset"),
         ("out.jpg", "outside_dataset"),
-        ("pipe.jpg", "unreadable"),
-        ("socket.jpg", "unreadable"),
+        ("pipe.jpg", "not_a_file"),
+        ("socket.jpg", "not_a_file"),
         ("text.jpg", "not_an_image"),
         ("zero.jpg", "empty_file"),
     ]

@@ -35,7 +35,9 @@ def test_where_several_layouts_fit_the_most_specific_is_taken_and_the_others_are
     put(root, **{"a.jpg": photo(), "captions.txt": "image,caption\na.jpg,One\n", "x.tar": b"\0" * 1024})
     put(root, **{"captions_all.json": '{"images": [], "annotations": []}'})
     found = read(root)
-    assert (found.layout, found.also_fit) == ("coco", ("kaggle", "webdataset"))
+    assert found.layout == "coco"
+    assert found.reasons == [("captions.txt", "other_layout"), ("x.tar", "other_layout")]
+    assert "ingest.layout=kaggle" in found.problems[0].detail
     assert read(root, "kaggle").captions == {"a.jpg": ["One"]}
 
 

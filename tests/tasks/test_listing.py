@@ -38,13 +38,13 @@ def test_links_and_odd_files_cost_one_reject_each_and_never_block(root: Path, tm
     found = read(root)
     assert sorted(found.photos) == ["a.jpg", "folder.jpg/inside.png", "inside.jpg"]
     assert found.reasons == [
-        ("captions.txt", "unreadable"),
-        ("folder.jpg", "unreadable"),
+        ("captions.txt", "not_a_file"),
+        ("folder.jpg", "not_a_file"),
         ("gone.jpg", "vanished"),
         ("latin\\udce9.jpg", "bad_name"),
         ("loop.jpg", "unreadable"),
         ("out.jpg", "outside_dataset"),
-        ("pipe.jpg", "unreadable"),
+        ("pipe.jpg", "not_a_file"),
         ("up", "outside_dataset"),
     ]
 
@@ -53,7 +53,7 @@ def test_a_photograph_that_cannot_be_read_is_not_reported_missing_as_well(root: 
     os.mkfifo(root / "pipe.jpg")
     put(root, **{"captions.txt": "image,caption\npipe.jpg,A pipe\n"})
     found = read(root)
-    assert found.reasons == [("pipe.jpg", "unreadable")]
+    assert found.reasons == [("pipe.jpg", "not_a_file")]
     assert found.captions == {None: ["A pipe"]}
 
 

@@ -111,7 +111,7 @@ def test_hostile_members_of_a_tar_cost_one_reject_each(root: Path) -> None:
     assert list(found.photos) == ["0.tar/ok.jpg"]
     assert found.captions == {"0.tar/ok.jpg": [], None: ["One"]}  # its photograph is not missed as well
     assert found.reasons == sorted(
-        [(f"0.tar/{kind}.jpg", "unreadable") for kind in ("link", "hard", "device", "pipe", "folder")]
+        [(f"0.tar/{kind}.jpg", "not_a_file") for kind in ("link", "hard", "device", "pipe", "folder")]
         + [("0.tar//etc/abs.jpg", "outside_dataset"), ("0.tar/../up.jpg", "outside_dataset")]
         + [("0.tar/../up2.jpg", "outside_dataset"), ("0.tar/latin\\udce9.jpg", "bad_name")]
         + [("0.tar/ok.jpg", "malformed"), ("0.tar/big.jpg", "too_many_bytes")]
