@@ -192,13 +192,14 @@ class Wiring:
             if record is None or not reads.is_made:
                 shards.append(None)
                 continue
+            before_it = "".join(table.lineage for records in tables.values() if (table := records[place]))
             shards.append(
                 Shard(
                     stage=stage,
                     place=record.place,
                     inputs=dict(reads.inputs),
                     settings=settings.model_dump(),
-                    lineage=lineage_of(stage, settings.model_dump(), record.lineage, **every.inputs),
+                    lineage=lineage_of(stage, settings.model_dump(), before_it, **every.inputs),
                     sources={**self.shared_sources, **reads.sources},
                     rows=record.rows_out,
                 )

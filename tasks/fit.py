@@ -30,12 +30,13 @@ class Fit:
         """For a vocabulary of these tokens, by their numbers."""
         rows = {word: row for row, word in enumerate(matching.words)}
         known = [token in rows and token not in matching.stopwords for token in tokens]
-        row = [rows[token] if is_known else 0 for token, is_known in zip(tokens, known, strict=True)]
-        weights = np.where(known, matching.weights[row], 0).astype(np.float32)
+        row = [rows[token] if is_known else -1 for token, is_known in zip(tokens, known, strict=True)]
+        weights = np.append(matching.weights, 0)[row].astype(np.float32)
+        words = np.append(matching.word, np.zeros((1, matching.word.shape[1])), 0)[row].astype(np.float32)
         is_content = np.array(
             [i > UNK and token not in matching.stopwords for i, token in enumerate(tokens)], np.float32
         )
-        return Fit(matching, is_content, weights, weights[:, None] * matching.word[row])
+        return Fit(matching, is_content, weights, weights[:, None] * words)
 
     def photo_vectors(self, photos: tf.Tensor) -> tf.Tensor:
         """As `Matching.photo_vectors`: (N, R, C) float32 -> (N, size), of length 1."""

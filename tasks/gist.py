@@ -426,7 +426,8 @@ def _imagine(places: np.ndarray, foretold: np.ndarray, whiten: np.ndarray) -> tu
     if len(foretold) < FEWEST or not size:
         return np.zeros(places.shape, np.float16), np.zeros((size, size))
     together, spread = _covariance(foretold), _covariance(places)
-    link = np.linalg.solve(spread + 1e-6 * np.trace(spread) / size * np.eye(size), together)
+    least = max(1e-6 * np.trace(spread) / size, LEAST_VARIANCE)  # captions may be all the same
+    link = np.linalg.solve(spread + least * np.eye(size), together)
     scatter = whiten.T @ (together - together @ link) @ whiten
     variances, axes = np.linalg.eigh((scatter + scatter.T) / 2)
     imagined = _turned(places, places.mean(0, dtype=np.float64), link @ whiten)

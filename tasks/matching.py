@@ -31,6 +31,7 @@ MOST_DEV_PHOTOS = 1_000  # that the dev split's recall is measured on, as the fi
 # Flickr8k's dev split, as are the strengths that all three are multiplied by.
 HOLD_PHOTO, HOLD_STATE, HOLD_WORD = 3.0, 1.3, 1.4e-3
 STRENGTHS = (1.0, 0.3, 3.0, 0.1)  # the first where there is no dev split
+MOST_GAIN = 1e4  # of a projection; where photographs or texts do not vary it would be without bounds
 HOLD_TO_START = 1e-4  # of squared distance to the start, in the loss of the epochs after it
 AVERAGING = 0.98  # the weights kept are a running mean over the last 50 steps or so
 ARRAYS = ("photo", "photo_bias", "state", "word", "text_bias")
@@ -303,9 +304,8 @@ class Moments:
         kept = np.argsort(-explained, kind="stable")[:size]
         correlations = np.sqrt(np.maximum(explained[kept], 0))
         base = whitener @ directions[:, kept]
-        photo, text = base * correlations, regression @ base
-        photo /= np.sqrt(np.einsum("ij,jk,ki->", photo.T, self.photos, photo)) + 1e-12
-        text /= np.sqrt(np.einsum("ij,jk,ki->", text.T, self.texts, text)) + 1e-12
+        photo = _varying_by_one(base * correlations, self.photos)
+        text = _varying_by_one(regression @ base, self.texts)
         found = {
             "photo": photo,
             "photo_bias": -self.photo_mean @ photo,
@@ -314,6 +314,13 @@ class Moments:
             "text_bias": -self.text_mean @ text,
         }
         return {name: value.astype(np.float32) for name, value in found.items()}
+
+
+def _varying_by_one(projection: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """A projection scaled so that what it gives varies by 1 in all; zeros where that is rounding errors."""
+    variance = np.einsum("ij,jk,ki->", projection.T, covariance, projection)
+    scaled = projection / (np.sqrt(max(variance, 0.0)) + 1e-12)
+    return scaled if np.abs(scaled).max(initial=0) < MOST_GAIN else np.zeros_like(projection)
 
 
 def _mean_variance(covariance: np.ndarray) -> float:

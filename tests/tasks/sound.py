@@ -56,7 +56,8 @@ def make_heard_shard(work: Work) -> Made:
     silence = [0.0] * regions.shape[-1]
     heard = np.array([silence if row is None else row for row in rows["vector"].to_list()], np.float16)
     joined = np.concatenate([regions, heard[:, None]], 1)
-    table = features.with_columns(tensor_column("regions", joined))
+    pooled = joined.mean(1, dtype=np.float32).astype(np.float16)
+    table = features.with_columns(tensor_column("regions", joined), tensor_column("pooled", pooled))
     sizes = {"regions": joined.shape[1], "channels": joined.shape[2]}
     write_table(
         check(table, "image_features", **sizes),

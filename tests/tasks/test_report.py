@@ -327,7 +327,6 @@ def a_report_full_of(text: str) -> ReportInput:
         rejects=pl.DataFrame([row], schema=REJECTS_DTYPES, orient="row"),
         gallery=[item],
         thumbnails={text: a_photo()},
-        written=text,
     )
 
 
@@ -335,7 +334,7 @@ def a_report_full_of(text: str) -> ReportInput:
 def test_markup_in_any_text_is_shown_and_does_nothing(read, text):
     page, harmless = read(a_report_full_of(text)), read(a_report_full_of("harmless"))
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in harmless.tags]
-    assert page.text.count(text) == harmless.text.count("harmless") == 18
+    assert page.text.count(text) == harmless.text.count("harmless") == 17
     only_data_and_anchors(page)
 
 
@@ -465,11 +464,6 @@ def test_the_same_report_gives_the_same_bytes_and_the_input_stays_as_it_was(tmp_
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
     np.testing.assert_array_equal(square, kept[0])
     np.testing.assert_array_equal(weights, kept[1])
-
-
-def test_the_time_is_printed_only_when_it_is_given(read):
-    assert "2 January, noon" in read(a_report(written="2 January, noon")).text
-    assert not re.search(r"\b20\d\d-\d\d", read(a_report()).text)
 
 
 # ── its pictures ────────────────────────────────────────────────────────────────────────────────────
