@@ -77,7 +77,7 @@ class Collection:
         """The newest run that made an index (on `dataset`). Raises UsageError where there is none."""
         store = Workspace(workspace)
         where = str(existing(dataset)) if dataset else None
-        runs = [run for run in store.runs() if where in (None, run.dataset)]
+        runs = (run for run in store.runs() if where in (None, run.dataset))
         run = next((run for run in runs if "index" in run.shards), None)
         if run is None:
             what = f" of '{dataset}'" if dataset else ""

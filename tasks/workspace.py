@@ -173,10 +173,12 @@ class Workspace:
     def _newest_first(self, folder: str) -> list[str]:
         """The paths of a folder's JSON files, the newest first."""
         if self.store is None:
-            paths = list((self.root / folder).glob("*.json"))
-            paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-            return [path.relative_to(self.root).as_posix() for path in paths]
-        if folder == "runs" or folder not in self._listed:
+            times: dict[str, int] = {}
+            for path in (self.root / folder).glob("*.json"):
+                with suppress(OSError):  # pruned a moment ago
+                    times[path.relative_to(self.root).as_posix()] = path.stat().st_mtime_ns
+            return sorted(times, key=times.__getitem__, reverse=True)
+        if folder not in self._listed:
             self._listed[folder] = self.store.listing(folder)
         listed = self._listed[folder]
         found = [path for path in listed if path.endswith(".json")]
@@ -504,27 +506,30 @@ class Workspace:
         """The name of each run, newest first, with a stamp that changes when its record does."""
         stamps: dict[str, object] = {}
         if self.store:
-            stamps = {path: listed.stamp for path, listed in self.store.listing("runs").items()}
+            self._listed["runs"] = self.store.listing("runs")
+            stamps = {path: listed.stamp for path, listed in self._listed["runs"].items()}
         else:
             for path in (self.root / "runs").glob("*.json"):
                 with suppress(OSError):  # pruned a moment ago
                     stamps[path.name] = path.stat().st_mtime_ns, path.stat().st_size
         names = {Path(path).stem: stamp for path, stamp in stamps.items() if path.endswith(".json")}
-        return dict(sorted(names.items(), reverse=True))
+        return dict(sorted(names.items(), reverse=True))  # they begin with the time
 
     def read_run(self, name: str) -> bytes | None:
         """The record of a run as it is written; None where there is none."""
-        return self._read(f"runs/{name}.json")
+        path = f"runs/{name}.json"
+        if self.store and path not in self._listed.get("runs", {}):
+            return self.store.read(path)  # it may have ended since they were listed
+        return self._read(path)
 
-    def runs(self) -> list[RunRecord]:
-        """All runs, newest first."""
-        found = []
-        for path in sorted(self._newest_first("runs"), reverse=True):  # their names begin with the time
+    def runs(self) -> Iterator[RunRecord]:
+        """All runs, newest first; a record is read when its turn comes, and not before."""
+        for name in self.run_names():
             try:
-                found.append(RunRecord.model_validate_json(self._read(path) or b""))
+                run = RunRecord.model_validate_json(self.read_run(name) or b"")
             except ValidationError:
                 continue  # a damaged run record loses its history, nothing else
-        return found
+            yield run
 
 
 class ReadOnlyWorkspace(Workspace):

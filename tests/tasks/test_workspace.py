@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.records import Record
+from schemas.records import Record, RunRecord
 from tasks.workspace import Workspace
 from tests.conftest import REPOSITORY
 
@@ -104,3 +104,47 @@ def test_scratch_of_a_killed_process_is_cleared_and_of_a_living_one_kept(tmp_pat
         assert len(list((tmp_path / "tmp").iterdir())) == 2
         workspace.clear_scratch()
         assert list((tmp_path / "tmp").iterdir()) == [mine]
+
+
+NAMES = ("20260101-000000-000001", "20260102-000000-000002", "20260103-000000-000003")
+
+
+@pytest.fixture(params=["folder", "store"])
+def with_runs(request: pytest.FixtureRequest, tmp_path: Path) -> Workspace:
+    """A workspace, in a folder or on a store, with three runs."""
+    workspace = Workspace(tmp_path if request.param == "folder" else f"memory://{tmp_path.name}")
+    for name in NAMES:
+        record = RunRecord(
+            run=name, command="run", dataset="/pictures", workspace="", settings={}, shards={}, stages=[],
+            finished_at="",
+        )  # fmt: skip
+        workspace.write_run(record)
+    return workspace
+
+
+def test_whoever_needs_the_newest_run_reads_no_other(
+    with_runs: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, reads = with_runs.read_run, []
+    monkeypatch.setattr(with_runs, "read_run", lambda name: reads.append(name) or read(name))
+    assert next(with_runs.runs()).run == NAMES[2]
+    assert reads == [NAMES[2]]
+    assert [run.run for run in with_runs.runs()] == sorted(NAMES, reverse=True)
+
+
+def test_a_damaged_run_and_one_that_is_pruned_while_others_are_read_are_passed_over(
+    with_runs: Workspace,
+) -> None:
+    with_runs.write_text("runs/20260104-000000-000004.json", "{")
+    runs = with_runs.runs()
+    assert next(runs).run == NAMES[2]
+    with_runs.remove([f"runs/{NAMES[1]}.json"])
+    assert [run.run for run in runs] == [NAMES[0]]
+
+
+def test_a_run_that_ends_after_they_were_listed_is_read_by_its_name(with_runs: Workspace) -> None:
+    text = (with_runs.read_run(NAMES[0]) or b"").decode()
+    assert list(with_runs.run_names()) == sorted(NAMES, reverse=True)
+    Workspace(with_runs.where).write_text("runs/20260105-000000-000005.json", text)
+    assert with_runs.read_run("20260105-000000-000005") == text.encode()
+    assert with_runs.read_run("20260106-000000-000006") is None
