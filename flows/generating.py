@@ -29,7 +29,7 @@ from tasks.generate import (
     unknown_words,
 )
 from tasks.quiet import load_tensorflow
-from tasks.workspace import Workspace, bundle_at
+from tasks.workspace import Workspace, bundle_at, bundle_folder
 
 if TYPE_CHECKING:
     from tasks.language_model import LanguageModel
@@ -153,7 +153,8 @@ def real_captions(source: Path | None, bundle: Path, workspace: Path) -> Iterabl
         expected = f"captions '{source}': expected a file of captions, or a data set that was run with it"
     else:
         where = bundle.resolve()
-        run = next((r for r in store.runs() if r.bundle and bundle_at(r.bundle).resolve() == where), None)
+        made = ((run, run.bundle) for run in store.runs() if run.bundle)
+        run = next((run for run, its in made if bundle_folder(its).resolve() == where), None)
         expected = f"nearest captions: expected the run that made '{bundle}'"
     if run is None:
         raise UsageError(f"{expected}, found none in {workspace}; name a file with --captions")

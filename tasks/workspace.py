@@ -63,13 +63,25 @@ def cache_of(address: str) -> Path:
 
 def bundle_at(where: Path | str) -> Path:
     """The folder of a bundle on this machine; one of a store, s3://…/bundles/NAME, is fetched."""
+    workspace, name = _bundle_parts(where)
+    return workspace.folder(name) if workspace else Path(where)
+
+
+def bundle_folder(where: Path | str) -> Path:
+    """Where `bundle_at` puts a bundle on this machine; asks no store, so it need not be there."""
+    workspace, name = _bundle_parts(where)
+    return workspace.root / name if workspace else Path(where)
+
+
+def _bundle_parts(where: Path | str) -> tuple[Workspace | None, str]:
+    """The workspace of a bundle on a store, and the bundle's folder there; None where it is on no store."""
     address = address_of(where)
     if address is None:
-        return Path(where)
+        return None, ""
     workspace, _, name = address.rpartition("/bundles/")
     if not workspace:
         raise UsageError(f"bundle '{address}': expected a store's address that ends in /bundles/NAME")
-    return Workspace(workspace).folder(f"bundles/{name}")
+    return Workspace(workspace), f"bundles/{name}"
 
 
 class Workspace:
