@@ -354,6 +354,12 @@ class Workspace:
             if path not in there and not path.endswith(".partial"):
                 self.store.upload(file, path)
 
+    def upload(self, path: str) -> None:
+        """Put a file of the cache into the store, in place of what is there; in a folder it is there."""
+        if self.store:
+            self.store.upload(self.root / path, path)
+            self._listed.pop(path.rpartition("/")[0], None)
+
     def folder(self, path: str) -> Path:
         """A folder of the workspace on this machine, such as a bundle, with all its files."""
         if self.store:
