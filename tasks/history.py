@@ -116,19 +116,6 @@ class History:
 
     # -- what they refer to -------------------------------------------------------------------
 
-    def records(self, run: RunRecord, stage: str) -> list[Record]:
-        """The records of a stage's shards. Raises DamagedFile where one cannot be read."""
-        found = []
-        keys = run.shards.get(stage, [])
-        if len(keys) > 1:
-            self.workspace.look_ahead(stage, keys)
-        for key in keys:
-            record = self.workspace.read_record(stage, key) if key.isalnum() else None
-            if record is None:
-                raise DamagedFile(f"shards/{stage}/{key}.json: the record is missing or damaged; {AGAIN}")
-            found.append(record)
-        return found
-
     def file(self, record: Record, name: str) -> Path:
         """An output, of the size that its record says. Raises DamagedFile."""
         if not record.has(name):
@@ -147,21 +134,21 @@ class History:
 
     def table(self, run: RunRecord, stage: str, table: str) -> pl.LazyFrame:
         """A table of all shards of a stage, lazily. Raises DamagedFile."""
-        records = self.records(run, stage)
+        records = self.workspace.records_of(run, stage)
         return _scan([self.file(record, f"{table}.parquet") for record in records], table)
 
     def captions(self, run: RunRecord) -> Captions:
         """What a run wrote under its photographs. Raises DamagedFile."""
-        for report in self.records(run, "report"):
+        for report in self.workspace.records_of(run, "report"):
             return Captions(_scan([self.file(report, "captions.parquet")], "captioned"))
         photos = self.table(run, "ingest", "photos").select("photo_id", "path", "split")
         return Captions(self.table(run, "caption", "predictions"), photos)
 
     def rejects(self, run: RunRecord) -> pl.LazyFrame:
         """What a run could not use; `row` numbers the rows, always in the same order."""
-        files = [self.file(report, "rejects.parquet") for report in self.records(run, "report")]
+        files = [self.file(report, "rejects.parquet") for report in self.workspace.records_of(run, "report")]
         if not files:
-            records = [record for stage in REJECTING for record in self.records(run, stage)]
+            records = [record for stage in REJECTING for record in self.workspace.records_of(run, stage)]
             files = [
                 self.file(record, "rejects.parquet") for record in records if record.has("rejects.parquet")
             ]

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from schemas.errors import StoreFailed, UsageError
+from schemas.errors import DamagedFile, StoreFailed, UsageError
 from schemas.records import Output, Record, RunRecord
 from tasks.code import known_code, recall_code
 from tasks.listing import WORKSPACE_MARKER
@@ -548,6 +548,40 @@ class Workspace:
             except ValidationError:
                 continue  # a damaged run record loses its history, nothing else
             yield run
+
+    def records_of(self, run: RunRecord, stage: str) -> list[Record]:
+        """The records of a run's stage, in its order; none for a stage that it does not have.
+
+        Raises DamagedFile where one is missing or cannot be read.
+        """
+        keys = run.shards.get(stage, [])
+        if keys:
+            self.look_ahead(stage, keys)
+        # A key that is none could name a file elsewhere.
+        found = [self.read_record(stage, key) if key.isalnum() else None for key in keys]
+        paths = [f"shards/{stage}/{key}.json" for key in keys]
+        _check_all_there(run, stage, paths, [record is not None for record in found])
+        return [record for record in found if record]
+
+    def outputs_of(self, run: RunRecord, stage: str, name: str) -> list[Path]:
+        """The files called `name` that a run's stage made, on this machine.
+
+        Raises DamagedFile where one is missing, StoreFailed where a store holds another.
+        """
+        paths = [record.output(name).path for record in self.records_of(run, stage)]
+        _check_all_there(run, stage, paths, [self.has(path) for path in paths])
+        return self.files(paths)
+
+
+def _check_all_there(run: RunRecord, stage: str, paths: Sequence[str], there: Sequence[bool]) -> None:
+    """Raise DamagedFile where one of the paths is not there."""
+    missing = [path for path, is_there in zip(paths, there, strict=True) if not is_there]
+    if missing:
+        found = len(paths) - len(missing)
+        raise DamagedFile(
+            f"run {run.run}: expected {len(paths):,} files of its stage {stage}, found {found:,}: "
+            f"{missing[0]} is missing or damaged; `cutline {run.command}` makes it again"
+        )
 
 
 class ReadOnlyWorkspace(Workspace):

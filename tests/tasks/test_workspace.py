@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from schemas.errors import DamagedFile
 from schemas.records import Record, RunRecord
 from tasks.workspace import Workspace
 from tests.conftest import REPOSITORY
+
+NAMES = ("20260101-000000-000001", "20260102-000000-000002", "20260103-000000-000003")
 
 
 @pytest.fixture
@@ -106,7 +109,64 @@ def test_scratch_of_a_killed_process_is_cleared_and_of_a_living_one_kept(tmp_pat
         assert list((tmp_path / "tmp").iterdir()) == [mine]
 
 
-NAMES = ("20260101-000000-000001", "20260102-000000-000002", "20260103-000000-000003")
+@pytest.fixture(params=["folder", "store"])
+def run_of_two(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Workspace, RunRecord]:
+    """A workspace, in a folder or on a store, with a run that made two shards of images."""
+    workspace = Workspace(tmp_path if request.param == "folder" else f"memory://{tmp_path.name}")
+    keys = ["0" * 32, "f" * 32]
+    for key in keys:
+        with workspace.scratch() as folder:
+            (folder / "images.parquet").write_bytes(key.encode())
+            outputs = workspace.publish(folder, f"shards/images/{key}.")
+        record = Record(
+            stage="images", key=key, place="train/", inputs={}, settings={}, code="", lineage="",
+            outputs=outputs, rows_in=1, rows_out=1, rejected=0, took_s=0.0, made_at="", versions={},
+        )  # fmt: skip
+        workspace.write_record(record)
+    return workspace, a_run(NAMES[0], {"images": keys})
+
+
+def a_run(name: str, shards: dict[str, list[str]]) -> RunRecord:
+    return RunRecord(
+        run=name, command="run", dataset="/pictures", workspace="", settings={}, shards=shards, stages=[],
+        finished_at="",
+    )  # fmt: skip
+
+
+def test_what_a_run_made_is_found_in_its_order(run_of_two: tuple[Workspace, RunRecord]) -> None:
+    workspace, run = run_of_two
+    assert [record.key for record in workspace.records_of(run, "images")] == run.shards["images"]
+    files = workspace.outputs_of(run, "images", "images.parquet")
+    assert [file.read_text() for file in files] == run.shards["images"]
+    assert workspace.records_of(run, "report") == []
+    assert workspace.outputs_of(run, "report", "captions.parquet") == []
+
+
+def test_a_record_or_file_of_a_run_that_is_gone_is_told_with_what_brings_it_back(
+    run_of_two: tuple[Workspace, RunRecord],
+) -> None:
+    workspace, run = run_of_two
+    key = run.shards["images"][1]
+    workspace.remove([f"shards/images/{key}.images.parquet"])
+    assert len(workspace.records_of(run, "images")) == 2
+    told = (
+        r"expected 2 files of its stage images, found 1: shards/images/{}.* is missing or damaged; "
+        "`cutline run` makes it again"
+    )
+    with pytest.raises(DamagedFile, match=told.format(f"{key}.images.parquet")):
+        workspace.outputs_of(run, "images", "images.parquet")
+    workspace.write_text(f"shards/images/{key}.json", "{")
+    with pytest.raises(DamagedFile, match=told.format(f"{key}.json")):
+        workspace.records_of(run, "images")
+
+
+def test_a_run_that_names_a_record_outside_the_workspace_is_not_followed(
+    made: tuple[Workspace, Record],
+) -> None:
+    workspace, _ = made
+    (workspace.root / "shards/elsewhere").mkdir()
+    with pytest.raises(DamagedFile):
+        workspace.records_of(a_run(NAMES[0], {"elsewhere": ["../images/k"]}), "elsewhere")
 
 
 @pytest.fixture(params=["folder", "store"])
@@ -114,11 +174,7 @@ def with_runs(request: pytest.FixtureRequest, tmp_path: Path) -> Workspace:
     """A workspace, in a folder or on a store, with three runs."""
     workspace = Workspace(tmp_path if request.param == "folder" else f"memory://{tmp_path.name}")
     for name in NAMES:
-        record = RunRecord(
-            run=name, command="run", dataset="/pictures", workspace="", settings={}, shards={}, stages=[],
-            finished_at="",
-        )  # fmt: skip
-        workspace.write_run(record)
+        workspace.write_run(a_run(name, {}))
     return workspace
 
 
