@@ -11,6 +11,7 @@ import polars as pl
 from schemas.errors import UsageError
 from schemas.records import RunRecord
 from tasks.evaluate import SCORES_DTYPES, ptb_tokens
+from tasks.history import flat_settings
 from tasks.tables import read_table
 from tasks.workspace import Workspace
 
@@ -76,7 +77,7 @@ def compare(workspace: Workspace, before: RunRecord, after: RunRecord) -> Compar
     return Comparison(
         before.run,
         after.run,
-        _changed_settings(before.settings, after.settings),
+        _settings_that_differ(before.settings, after.settings),
         same=both.height - changed.height,
         gone=old.height - both.height,
         new=new.height - both.height,
@@ -132,17 +133,13 @@ def _cider(predictions: pl.DataFrame, held_out: Sequence[dict[str, list[str]]]) 
     )
 
 
-def _changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    old, new = _flat(before), _flat(after)
+def _settings_that_differ(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    old, new = flat_settings(before), flat_settings(after)
     return [
         (name, old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    return {f"{stage}.{name}": value for stage, of in settings.items() for name, value in of.items()}
 
 
 def _moved_scores(workspace: Workspace, before: RunRecord, after: RunRecord) -> pl.DataFrame:

@@ -234,15 +234,24 @@ class SettingRow:
 
 def settings_of(runs: Sequence[RunRecord]) -> list[SettingRow]:
     """Every setting of several runs, those that differ first."""
-    flat = [_flat(run.settings) for run in runs]
+    flat = [{name: _shown(value) for name, value in flat_settings(run.settings).items()} for run in runs]
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     rows = [SettingRow(name, [settings.get(name) for settings in flat]) for name in names]
     return sorted(rows, key=lambda row: not row.differs)
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, str]:
+def flat_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run by stage and name; those of a damaged record whatever they are.
+
+    >>> flat_settings({"images": {"crop": "pad", "side_px": 224}})
+    {'images.crop': 'pad', 'images.side_px': 224}
+    """
     return {
-        f"{stage}.{name}": value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        f"{stage}.{name}": value
         for stage, of_stage in settings.items()
         for name, value in (of_stage.items() if isinstance(of_stage, dict) else [("", of_stage)])
     }
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
