@@ -77,7 +77,7 @@ def _attention(
     """The `attention` table, a shard at a time."""
     load_tensorflow()
     captioner = bundle.captioner()
-    for shard in _records(store, run, "image_features"):
+    for shard in store.records_of(run, "image_features"):
         path = store.file(shard.output("image_features.parquet").path)
         features = read_table(path, "image_features", ["photo_id", "regions"])
         yield captioner.attention(features, captions)
@@ -110,15 +110,10 @@ def common_folder(photos: Sequence[Path]) -> tuple[Path, list[str]]:
 
 
 def captions_of(workspace: Workspace, record: RunRecord) -> pl.DataFrame:
-    """The `captioned` table of a run's photographs."""
-    predictions = [
-        found.output("predictions.parquet").path for found in _records(workspace, record, "caption")
-    ]
-    (ingest,) = _records(workspace, record, "ingest")
-    photos = read_table(workspace.file(ingest.output("photos.parquet").path), "photos")
-    rows = (
-        read_table(workspace.files(predictions), "predictions") if predictions else empty_table("predictions")
-    )
+    """The `captioned` table of a run's photographs. Raises DamagedFile."""
+    predictions = workspace.outputs_of(record, "caption", "predictions.parquet")
+    photos = read_table(workspace.outputs_of(record, "ingest", "photos.parquet"), "photos")
+    rows = read_table(predictions, "predictions") if predictions else empty_table("predictions")
     return captioned(photos, rows)
 
 
@@ -131,8 +126,3 @@ def photos_of(workspace: Workspace, captioned: Sequence[Record]) -> pl.Series:
         else empty_table("predictions")
     )
     return found["photo_id"]
-
-
-def _records(workspace: Workspace, run: RunRecord, stage: str) -> list[Record]:
-    workspace.look_ahead(stage, run.shards[stage])
-    return [record for key in run.shards[stage] if (record := workspace.read_record(stage, key))]

@@ -557,8 +557,8 @@ def prune(keep: int | None, yes: bool, workspace: Path) -> None:
         click.echo(f"{kind:<24} {count:>7,} files {size / 1e6:>12,.1f} MB")
     if not yes:
         click.confirm("Remove these files?", abort=True)
-    remove(unused)
-    click.echo(f"removed {len(unused.sizes):,} files, {unused.size / 1e6:,.1f} MB")
+    removed = remove(unused)
+    click.echo(f"removed {len(removed.sizes):,} files, {removed.size / 1e6:,.1f} MB")
 
 
 @main.command(epilog=examples("cutline dashboard", "cutline dashboard --workspace /data/cutline --port 0"))

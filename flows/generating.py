@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ import polars as pl
 from flows.config import Tree, settings_with
 from flows.outcome import last_run
 from schemas.errors import UsageError
-from schemas.records import RunRecord
 from tasks.bundle import IN_THE_BOX, Bundle, load_bundle
 from tasks.caption import ModelFiles
 from tasks.captions import tokenize
@@ -30,7 +29,7 @@ from tasks.generate import (
     unknown_words,
 )
 from tasks.quiet import load_tensorflow
-from tasks.workspace import Workspace, bundle_at
+from tasks.workspace import Workspace, bundle_at, bundle_folder
 
 if TYPE_CHECKING:
     from tasks.language_model import LanguageModel
@@ -144,7 +143,7 @@ def photo_features(photo: Path, bundle: Bundle, tree: Tree) -> np.ndarray:
 def real_captions(source: Path | None, bundle: Path, workspace: Path) -> Iterable[str]:
     """The captions of a file, or of a data set that was run: without `source`, the bundle's own.
 
-    Raises UsageError where there are none.
+    Raises UsageError where there are none, DamagedFile where they are not there any more.
     """
     if source is not None and source.is_file():
         from tasks.evaluate import read_captions
@@ -156,21 +155,13 @@ def real_captions(source: Path | None, bundle: Path, workspace: Path) -> Iterabl
         expected = f"captions '{source}': expected a file of captions, or a data set that was run with it"
     else:
         where = bundle.resolve()
-        run = next((r for r in store.runs() if r.bundle and bundle_at(r.bundle).resolve() == where), None)
+        made = ((run, run.bundle) for run in store.runs() if run.bundle)
+        run = next((run for run, its in made if bundle_folder(its).resolve() == where), None)
         expected = f"nearest captions: expected the run that made '{bundle}'"
     if run is None:
         raise UsageError(f"{expected}, found none in {workspace}; name a file with --captions")
-    return _captions_of(store, run)
-
-
-def _captions_of(store: Workspace, run: RunRecord) -> Sequence[str]:
-    paths = []
-    for key in run.shards["ingest"]:
-        record = store.read_record("ingest", key)
-        if record is None:
-            raise UsageError(f"the captions of run {run.run} were pruned; `cutline run` it again")
-        paths.append(store.file(record.output("captions.parquet").path))
-    return pl.read_parquet(paths, columns=["text"])["text"].to_list()
+    tables = store.outputs_of(run, "ingest", "captions.parquet")
+    return pl.read_parquet(tables, columns=["text"])["text"].to_list()
 
 
 def show_lines(found: dict[str, Any], as_json: bool) -> None:

@@ -37,7 +37,7 @@ from tasks.export import check_ending, write_captions
 from tasks.pages import count_of
 from tasks.prefect_tasks import PrefectMaker
 from tasks.walk import Walk
-from tasks.workspace import Workspace, bundle_at
+from tasks.workspace import Workspace, bundle_at, digest_of
 
 # A shard uses all cores by itself (OpenCV's threads, TensorFlow's), so one is made at a time.
 ONE_SHARD_AT_A_TIME: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
@@ -186,24 +186,33 @@ def caption_new(
     """
     claim_run()
     photos = existing(photos)
-    out = out or Workspace(workspace).root / "captions" / f"{photos.name}.parquet"
-    check_ending(out)
+    store = Workspace(workspace)
+    own = own_captions(photos)
+    file = out or store.root / own
+    check_ending(file)
     bundle = load_bundle(bundle_at(model) if model else newest_bundle(workspace))
     settings = settings_with(bundle, {"ingest": ingest.model_dump(exclude_unset=True)})
     try:
-        walk = walk_captions(Workspace(workspace), photos, settings, bundle)
+        walk = walk_captions(store, photos, settings, bundle)
     except UnknownDataset as empty:
         found = str(empty).splitlines()[-1]
         return Completed(name=NOTHING_NEW, message=f"no photographs in {photos}: {found}")
-    if walk.complete and out.is_file():
+    if walk.complete and (out.is_file() if out else store.has(own)):
         known = count_of(sum(record.rows_out for record in walk.of("caption").present), "photograph")
         return Completed(name=NOTHING_NEW, message=f"{known} of {photos} captioned before, none is new")
     record, fresh, captioned = _caption(photos, bundle, settings, [], workspace)
-    write_captions(captions_of(Workspace(workspace), record), out)
+    write_captions(captions_of(Workspace(workspace), record), file)
+    if out is None:
+        store.upload(own)
     leave_artifacts(record, fresh)
-    new = count_of(captioned, "photograph")
-    message = f"{new} captioned, {record.reject_rate:.1%} of the files rejected; see {out}"
+    new, where = count_of(captioned, "photograph"), out or store.reached_at(own)
+    message = f"{new} captioned, {record.reject_rate:.1%} of the files rejected; see {where}"
     return Completed(name=None if captioned else NOTHING_NEW, message=message, data=record)
+
+
+def own_captions(photos: Path) -> str:
+    """Where the captions of a folder lie in the workspace: /a/inbox and /b/inbox have files of their own."""
+    return f"captions/{photos.name}-{digest_of(str(photos))[:8]}.parquet"
 
 
 def from_terminal(flow: Callable[..., Any], *args: Any, **kwargs: Any) -> RunRecord:

@@ -15,10 +15,14 @@ from tasks.workspace import Workspace
 
 @dataclass(frozen=True)
 class Unused:
-    """Files that may go: path below the workspace → bytes. Their kind is the folder that they lie in."""
+    """Files that may go: path below the workspace → bytes. Their kind is the folder that they lie in.
+
+    `keep` is how many runs of each data set were to be kept; None where all were.
+    """
 
     workspace: Workspace
     sizes: dict[str, int]
+    keep: int | None = None
 
     @property
     def size(self) -> int:
@@ -48,10 +52,10 @@ def find_unused(where: Path, keep: int | None = None) -> Unused:
     if at_work:
         raise UsageError(f"a run is at work on {workspace.where} ({at_work[0]}); prune when it has ended")
     made = workspace.made()
-    runs = workspace.runs()
+    runs = list(workspace.runs())
     kept = _newest(runs, keep) if keep else runs
     used = set(_used(workspace, kept)) | {f"runs/{run.run}.json" for run in kept}
-    return Unused(workspace, {path: size for path, size in made.items() if path not in used})
+    return Unused(workspace, {path: size for path, size in made.items() if path not in used}, keep)
 
 
 def find_made(where: Path) -> Unused:
@@ -60,15 +64,23 @@ def find_made(where: Path) -> Unused:
     return Unused(workspace, workspace.made())
 
 
-def remove(unused: Unused) -> None:
-    """Delete the files, records first: a shard without its record is not there."""
-    unused.workspace.remove(list(unused.sizes))
+def remove(unused: Unused) -> Unused:
+    """Delete those of the files that still may go, and return them; records first.
+
+    A person may have thought it over for an hour: so who is at work and what runs refer to is looked at
+    again. Raises UsageError while a run is at work on the workspace.
+    """
+    still = find_unused(Path(unused.workspace.where), unused.keep).sizes
+    gone = {path: size for path, size in unused.sizes.items() if path in still}
+    unused.workspace.remove(list(gone))
+    return Unused(unused.workspace, gone, unused.keep)
 
 
 def _used(workspace: Workspace, runs: list[RunRecord]) -> Iterator[str]:
     """The files that runs refer to."""
     keys: dict[str, set[str]] = defaultdict(set)
     for run in runs:
+        yield from _model_files(workspace, run)
         for stage, named in run.shards.items():
             keys[stage].update(named)
     for stage, of_stage in keys.items():
@@ -82,6 +94,20 @@ def _used(workspace: Workspace, runs: list[RunRecord]) -> Iterator[str]:
             yield from (output.path for output in record.outputs)
             if record.stage == "ingest":
                 yield from _packs(workspace, record.output("photos.parquet").path)
+
+
+def _model_files(workspace: Workspace, run: RunRecord) -> Iterator[str]:
+    """The files of the model that photographs were captioned with, if they lie in the workspace.
+
+    On a store they are copies in models/. In a folder they are those of a bundle, which is kept whole:
+    what captioned a folder last night is to do so tonight.
+    """
+    root = workspace.root.resolve()
+    for path in run.model.values():
+        if not Path(path).is_absolute():
+            yield path
+        elif (bundle := Path(path).resolve().parent).is_relative_to(root) and bundle.is_dir():
+            yield from (file.relative_to(root).as_posix() for file in bundle.iterdir())
 
 
 def _packs(workspace: Workspace, photos: str) -> Iterator[str]:

@@ -68,4 +68,4 @@ def moved(before: RunRecord | None, after: RunRecord, workspace: Path) -> Compar
 def compare(before: str | None, after: str | None, workspace: Path = WORKSPACE) -> Comparison:
     """Compare two runs by their ids; without them the newest with the one before. Raises UsageError."""
     store = Workspace(workspace)
-    return compare_runs(store, *choose_runs(store.runs(), before, after))
+    return compare_runs(store, *choose_runs(list(store.runs()), before, after))

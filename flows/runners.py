@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flows.server import choose_server
+from flows.server import choose_server, is_loopback
 from schemas.errors import UsageError
 from schemas.records import RunRecord
-from tasks.cluster import LOCAL, is_loopback, scheduler_of
+from tasks.cluster import LOCAL, scheduler_of
 
 CORES_A_WORKER = 4  # of a cluster on this machine; TensorFlow gains little from more
 

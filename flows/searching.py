@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from flows.outcome import existing
-from schemas.errors import CutlineError, StaleModel, UsageError
+from schemas.errors import StaleModel, UsageError
 from schemas.records import Record, RunRecord
 from schemas.settings import Settings
 from tasks.index import Found, Part, VectorIndex
@@ -74,10 +74,13 @@ class Collection:
 
     @staticmethod
     def of(workspace: Path, dataset: Path | None) -> Collection:
-        """The newest run that made an index (on `dataset`). Raises UsageError where there is none."""
+        """The newest run that made an index (on `dataset`).
+
+        Raises UsageError where there is none, DamagedFile where what it made is not there any more.
+        """
         store = Workspace(workspace)
         where = str(existing(dataset)) if dataset else None
-        runs = [run for run in store.runs() if where in (None, run.dataset)]
+        runs = (run for run in store.runs() if where in (None, run.dataset))
         run = next((run for run in runs if "index" in run.shards), None)
         if run is None:
             what = f" of '{dataset}'" if dataset else ""
@@ -95,7 +98,7 @@ class Collection:
             "language_model",
             "vocabulary",
         )
-        records = {stage: _records(store, run, stage) for stage in stages}
+        records = {stage: store.records_of(run, stage) for stage in stages}
         return Collection(store, run, records)
 
     @property
@@ -216,18 +219,6 @@ class Collection:
             if record.place in places
         ]
         return pl.concat(frames)
-
-
-def _records(store: Workspace, run: RunRecord, stage: str) -> list[Record]:
-    keys = run.shards.get(stage, [])
-    store.look_ahead(stage, keys)
-    records = [record for key in keys if (record := store.read_record(stage, key))]
-    if len(records) < len(keys):
-        raise CutlineError(
-            f"run {run.run} is not whole: expected {len(keys)} shards of {stage}, found {len(records)}; "
-            f"`cutline {run.command}` makes them again"
-        )
-    return records
 
 
 def show_found(found: dict[str, Any], as_json: bool) -> None:

@@ -46,7 +46,7 @@ def start_server(workspace: Path, host: str, port: int) -> NoReturn:
     Raises UsageError where the port is taken, and where the address is not of this machine alone and
     no password is set: who reaches the server can start runs.
     """
-    if not _is_loopback(host) and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+    if not is_loopback(host) and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         raise UsageError(
             f"--host {host}: other machines would reach the server without a password; "
             "set PREFECT_SERVER_API_AUTH_STRING=NAME:PASSWORD first, or leave --host out"
@@ -72,9 +72,14 @@ def start_server(workspace: Path, host: str, port: int) -> NoReturn:
     os.execve(sys.executable, command, environment)  # noqa: S606 the command is ours, without a shell
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str | None) -> bool:
+    """Whether a host's name or address means this machine alone; a name is not looked up.
+
+    >>> is_loopback("localhost"), is_loopback("127.0.0.1"), is_loopback("127.example.com")
+    (True, True, False)
+    """
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return host == "localhost"
 

@@ -50,11 +50,6 @@ def scheduler_of(runner: str) -> str | None:
     return f"tcp://{host}:{port}"
 
 
-def is_loopback(host: str | None) -> bool:
-    """Whether a host's name means this machine alone."""
-    return host in ("localhost", "::1") or bool(host and host.startswith("127."))
-
-
 def photo_to_see(shard: Shard, workspace: Workspace) -> tuple[str, int | None] | None:
     """A file of the data set that a worker must see to make a shard, and its size; None if it needs none.
 

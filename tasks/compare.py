@@ -9,8 +9,9 @@ from typing import Any
 import polars as pl
 
 from schemas.errors import UsageError
-from schemas.records import Record, RunRecord
+from schemas.records import RunRecord
 from tasks.evaluate import SCORES_DTYPES, ptb_tokens
+from tasks.history import flat_settings
 from tasks.tables import read_table
 from tasks.workspace import Workspace
 
@@ -54,7 +55,7 @@ class Comparison:
 def compare(workspace: Workspace, before: RunRecord, after: RunRecord) -> Comparison:
     """Compare the captions and scores of two runs; photographs are the same by their bytes.
 
-    Raises UsageError where a run's captions were pruned.
+    Raises DamagedFile where what a run made is not there any more.
     """
     old, new = _predictions(workspace, before), _predictions(workspace, after)
     both = new.join(old, on="photo_id", suffix="_before")
@@ -76,7 +77,7 @@ def compare(workspace: Workspace, before: RunRecord, after: RunRecord) -> Compar
     return Comparison(
         before.run,
         after.run,
-        _changed_settings(before.settings, after.settings),
+        _settings_that_differ(before.settings, after.settings),
         same=both.height - changed.height,
         gone=old.height - both.height,
         new=new.height - both.height,
@@ -87,29 +88,16 @@ def compare(workspace: Workspace, before: RunRecord, after: RunRecord) -> Compar
 
 def _predictions(workspace: Workspace, run: RunRecord) -> pl.DataFrame:
     """photo_id, caption and score of every photograph that a run captioned."""
-    paths = [record.output("predictions.parquet").path for record in _records(workspace, run, "caption")]
+    files = workspace.outputs_of(run, "caption", "predictions.parquet")
     columns = ["photo_id", "caption", "score"]
-    if not paths:
+    if not files:
         return pl.DataFrame(schema={"photo_id": pl.String, "caption": pl.String, "score": pl.Float32})
-    return pl.read_parquet(workspace.files(paths), columns=columns)
-
-
-def _records(workspace: Workspace, run: RunRecord, stage: str) -> list[Record]:
-    """The records of a run's stage, none for a stage that it does not have."""
-    keys = run.shards.get(stage, [])
-    workspace.look_ahead(stage, keys)
-    found = [workspace.read_record(stage, key) for key in keys]
-    there = [
-        record for record in found if record and all(workspace.has(output.path) for output in record.outputs)
-    ]
-    if len(there) < len(found):
-        raise UsageError(f"run {run.run}: what its stage {stage} made is not there any more; run it again")
-    return there
+    return pl.read_parquet(files, columns=columns)
 
 
 def _ingested(workspace: Workspace, run: RunRecord, table: str) -> pl.DataFrame:
-    (ingest,) = _records(workspace, run, "ingest")
-    return read_table(workspace.file(ingest.output(f"{table}.parquet").path), table)
+    (file,) = workspace.outputs_of(run, "ingest", f"{table}.parquet")
+    return read_table(file, table)
 
 
 def _held_out(workspace: Workspace, run: RunRecord) -> list[dict[str, list[str]]]:
@@ -145,17 +133,13 @@ def _cider(predictions: pl.DataFrame, held_out: Sequence[dict[str, list[str]]]) 
     )
 
 
-def _changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    old, new = _flat(before), _flat(after)
+def _settings_that_differ(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    old, new = flat_settings(before), flat_settings(after)
     return [
         (name, old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    return {f"{stage}.{name}": value for stage, of in settings.items() for name, value in of.items()}
 
 
 def _moved_scores(workspace: Workspace, before: RunRecord, after: RunRecord) -> pl.DataFrame:
@@ -172,10 +156,8 @@ def _moved_scores(workspace: Workspace, before: RunRecord, after: RunRecord) -> 
 
 
 def _scores(workspace: Workspace, run: RunRecord) -> pl.DataFrame:
-    tables = [
-        read_table(workspace.file(record.output("scores.parquet").path), "scores")
-        for record in _records(workspace, run, "evaluate")
-    ]
+    files = workspace.outputs_of(run, "evaluate", "scores.parquet")
+    tables = [read_table(file, "scores") for file in files]
     return pl.concat(tables) if tables else pl.DataFrame(schema=SCORES_DTYPES)
 
 

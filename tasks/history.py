@@ -116,19 +116,6 @@ class History:
 
     # -- what they refer to -------------------------------------------------------------------
 
-    def records(self, run: RunRecord, stage: str) -> list[Record]:
-        """The records of a stage's shards. Raises DamagedFile where one cannot be read."""
-        found = []
-        keys = run.shards.get(stage, [])
-        if len(keys) > 1:
-            self.workspace.look_ahead(stage, keys)
-        for key in keys:
-            record = self.workspace.read_record(stage, key) if key.isalnum() else None
-            if record is None:
-                raise DamagedFile(f"shards/{stage}/{key}.json: the record is missing or damaged; {AGAIN}")
-            found.append(record)
-        return found
-
     def file(self, record: Record, name: str) -> Path:
         """An output, of the size that its record says. Raises DamagedFile."""
         if not record.has(name):
@@ -147,21 +134,21 @@ class History:
 
     def table(self, run: RunRecord, stage: str, table: str) -> pl.LazyFrame:
         """A table of all shards of a stage, lazily. Raises DamagedFile."""
-        records = self.records(run, stage)
+        records = self.workspace.records_of(run, stage)
         return _scan([self.file(record, f"{table}.parquet") for record in records], table)
 
     def captions(self, run: RunRecord) -> Captions:
         """What a run wrote under its photographs. Raises DamagedFile."""
-        for report in self.records(run, "report"):
+        for report in self.workspace.records_of(run, "report"):
             return Captions(_scan([self.file(report, "captions.parquet")], "captioned"))
         photos = self.table(run, "ingest", "photos").select("photo_id", "path", "split")
         return Captions(self.table(run, "caption", "predictions"), photos)
 
     def rejects(self, run: RunRecord) -> pl.LazyFrame:
         """What a run could not use; `row` numbers the rows, always in the same order."""
-        files = [self.file(report, "rejects.parquet") for report in self.records(run, "report")]
+        files = [self.file(report, "rejects.parquet") for report in self.workspace.records_of(run, "report")]
         if not files:
-            records = [record for stage in REJECTING for record in self.records(run, stage)]
+            records = [record for stage in REJECTING for record in self.workspace.records_of(run, stage)]
             files = [
                 self.file(record, "rejects.parquet") for record in records if record.has("rejects.parquet")
             ]
@@ -247,15 +234,24 @@ class SettingRow:
 
 def settings_of(runs: Sequence[RunRecord]) -> list[SettingRow]:
     """Every setting of several runs, those that differ first."""
-    flat = [_flat(run.settings) for run in runs]
+    flat = [{name: _shown(value) for name, value in flat_settings(run.settings).items()} for run in runs]
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     rows = [SettingRow(name, [settings.get(name) for settings in flat]) for name in names]
     return sorted(rows, key=lambda row: not row.differs)
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, str]:
+def flat_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run by stage and name; those of a damaged record whatever they are.
+
+    >>> flat_settings({"images": {"crop": "pad", "side_px": 224}})
+    {'images.crop': 'pad', 'images.side_px': 224}
+    """
     return {
-        f"{stage}.{name}": value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        f"{stage}.{name}": value
         for stage, of_stage in settings.items()
         for name, value in (of_stage.items() if isinstance(of_stage, dict) else [("", of_stage)])
     }
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -30,8 +30,10 @@ def find_leaks(
     """The `leaks` table: pairs of different splits, the later split (train, dev, test) first.
 
     Photographs are held to be one whose pooled features (rooted, as they are matched) have a cosine
-    of `settings.likeness` or more, captions whose vectors are the same to the last bit. `photos` and
-    `captions` give the names. Compares each held-out photograph with all of the splits before its
+    of `settings.likeness` or more, captions whose vectors are the same to the last bit. Each has at most
+    one row for each split before its own: a photograph with the likest there, a caption with the first.
+    For the frames of a film are all alike, and pairs would be as many as both splits multiplied. `photos`
+    and `captions` give the names. Compares each held-out photograph with all of the splits before its
     own, a block at a time.
     """
     found = [
@@ -53,13 +55,23 @@ def find_leaks(
 
 
 def _photo_pairs(shards: Shards, likeness: float) -> Iterator[tuple[str, str, str, str, float]]:
+    """Each photograph with the likest one of each split before its own, where that is like enough."""
     for split, other in _split_pairs():
         for ids, vectors in _blocks(shards.get(split, [])):
+            likest = [""] * len(ids)
+            most = np.full(len(ids), -np.inf, np.float32)
             for path in shards.get(other, []):
                 other_ids, other_vectors = _photo_vectors([path])
-                likenesses = vectors @ other_vectors.T
-                for row, column in zip(*np.nonzero(likenesses >= likeness), strict=True):
-                    yield split, ids[row], other, other_ids[column], float(likenesses[row, column])
+                if not other_ids:  # all its photographs were rejected
+                    continue
+                likenesses = vectors @ other_vectors.T  # (held out, other)
+                columns = likenesses.argmax(axis=1)
+                found = likenesses[np.arange(len(ids)), columns]
+                for row in np.flatnonzero(found > most):
+                    likest[row] = other_ids[columns[row]]
+                most = np.maximum(most, found)
+            for row in np.flatnonzero(most >= likeness):
+                yield split, ids[row], other, likest[row], float(most[row])
 
 
 def _split_pairs() -> list[tuple[str, str]]:

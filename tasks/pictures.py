@@ -19,6 +19,7 @@ from tasks.packs import located
 from tasks.pages import small_jpeg
 from tasks.photos import photo_id as id_of
 from tasks.photos import read_bytes, read_file
+from tasks.shards import place_of_row, place_that_holds
 from tasks.tables import squares
 
 MAX_FILE_BYTES = 64 * 2**20  # a larger file is not read for a thumbnail
@@ -142,18 +143,18 @@ class Pictures:
         return squares(found["square"])[0]
 
     def _images_record(self, run: RunRecord, split: str, photo_id: str) -> Record:
-        """The record of the shard that an id falls into: its place is the id's first bits."""
+        """The record of the shard that a photograph falls into. Raises KeyError where there is none."""
         places = self._places.get(run.run)
         if places is None:
-            places = {record.place: record for record in self.history.records(run, "images")}
+            records = self.history.workspace.records_of(run, "images")
+            places = {record.place: record for record in records}
             self._places[run.run] = places
             while len(self._places) > MAX_PLACES:
                 self._places.popitem(last=False)
-        bits = f"{int(photo_id, 16):0128b}"
-        for end in range(len(bits) + 1):
-            if (record := places.get(f"{split}/{bits[:end]}")) is not None:
-                return record
-        raise KeyError(photo_id)
+        place = place_that_holds(place_of_row(split, photo_id), places)
+        if place is None:
+            raise KeyError(photo_id)
+        return places[place]
 
     def _rejected_bytes(self, run: RunRecord, name: str) -> bytes:
         """The bytes of a rejected file: a plain one, or one in a container that holds it by that name."""

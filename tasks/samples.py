@@ -10,6 +10,7 @@ import polars as pl
 
 from schemas.records import Record, RunRecord
 from schemas.tables import UNLABELLED
+from tasks.shards import place_of_row, place_that_holds
 from tasks.tables import squares
 from tasks.workspace import Workspace
 
@@ -30,18 +31,18 @@ class Sample:
 def samples(workspace: Workspace, run: RunRecord, count: int, of: Sequence[str] = ()) -> list[Sample]:
     """The first `count` captioned photographs of the best held-out split, or of the ids in `of`.
 
-    Reads no more shards than it shows photographs.
+    Reads no more shards than it shows photographs. Raises DamagedFile.
     """
-    (ingest,) = _records(workspace, run, "ingest")
-    photos = pl.scan_parquet(workspace.file(ingest.output("photos.parquet").path))
+    (table,) = workspace.outputs_of(run, "ingest", "photos.parquet")
+    photos = pl.scan_parquet(table)
     if of:
         chosen = photos.filter(pl.col("photo_id").is_in(list(of[:count])))
     else:
         order = pl.col("split").replace_strict(BEST_FIRST, range(len(BEST_FIRST)), return_dtype=pl.Int8)
         chosen = photos.sort(order, "photo_id").head(count)
     rows = chosen.select("photo_id", "path", "split").collect()
-    captions = _rows(workspace, _records(workspace, run, "caption"), rows, "predictions")
-    images = _rows(workspace, _records(workspace, run, "images"), rows, "images")
+    captions = _rows(workspace, workspace.records_of(run, "caption"), rows, "predictions")
+    images = _rows(workspace, workspace.records_of(run, "images"), rows, "images")
     if captions is None or images is None:
         return []
     found = rows.join(captions, on="photo_id").join(images, on="photo_id", maintain_order="left")
@@ -54,20 +55,15 @@ def samples(workspace: Workspace, run: RunRecord, count: int, of: Sequence[str] 
 def _rows(
     workspace: Workspace, records: Sequence[Record], photos: pl.DataFrame, table: str
 ) -> pl.DataFrame | None:
-    """The rows of `photos` from the shards that hold them; a shard's place is the first bits of its ids."""
-    wanted = [
-        f"{split}/{int(photo_id, 16):0128b}"
-        for photo_id, split in photos.select("photo_id", "split").iter_rows()
-    ]
+    """The rows of `photos` from the shards that hold them."""
+    places = {record.place for record in records}
+    rows = photos.select("split", "photo_id").iter_rows()
+    wanted = {place_that_holds(place_of_row(*row), places) for row in rows}
     frames = [
         pl.scan_parquet(workspace.file(record.output(f"{table}.parquet").path))
         .filter(pl.col("photo_id").is_in(photos["photo_id"].to_list()))
         .collect()
         for record in records
-        if any(id_bits.startswith(record.place) for id_bits in wanted)
+        if record.place in wanted
     ]
     return pl.concat(frames) if frames else None
-
-
-def _records(workspace: Workspace, run: RunRecord, stage: str) -> list[Record]:
-    return [record for key in run.shards[stage] if (record := workspace.read_record(stage, key))]

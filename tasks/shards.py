@@ -7,7 +7,7 @@ settings of its stage alone, and the code that computes it.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,26 @@ def cut(ids: Sequence[str], family: str, most: int, offset: int = 0) -> list[Cut
 
     split("", 0, len(ids))
     return cuts
+
+
+def place_of_row(family: str, row_id: str) -> str:
+    """The place of one row of a family: that of its shard, with all further bits of its id.
+
+    >>> place_of_row("train", "f0" * 16)[:14]
+    'train/11110000'
+    """
+    return f"{family}/{int(row_id, 16):0128b}"
+
+
+def place_that_holds(place: str, places: Container[str]) -> str | None:
+    """The one of `places` that is `place`, or that all its rows fall into; None where there is none.
+
+    >>> place_that_holds("train/0110", {"train/00", "train/01"})
+    'train/01'
+    """
+    family, slash, bits = place.rpartition("/")
+    ends = range(len(bits), -1, -1) if slash else [len(bits)]
+    return next((held for end in ends if (held := f"{family}{slash}{bits[:end]}") in places), None)
 
 
 class Overlaps:

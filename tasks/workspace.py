@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from schemas.errors import StoreFailed, UsageError
+from schemas.errors import DamagedFile, StoreFailed, UsageError
 from schemas.records import Output, Record, RunRecord
 from tasks.code import known_code, recall_code
 from tasks.listing import WORKSPACE_MARKER
@@ -63,13 +63,25 @@ def cache_of(address: str) -> Path:
 
 def bundle_at(where: Path | str) -> Path:
     """The folder of a bundle on this machine; one of a store, s3://…/bundles/NAME, is fetched."""
+    workspace, name = _bundle_parts(where)
+    return workspace.folder(name) if workspace else Path(where)
+
+
+def bundle_folder(where: Path | str) -> Path:
+    """Where `bundle_at` puts a bundle on this machine; asks no store, so it need not be there."""
+    workspace, name = _bundle_parts(where)
+    return workspace.root / name if workspace else Path(where)
+
+
+def _bundle_parts(where: Path | str) -> tuple[Workspace | None, str]:
+    """The workspace of a bundle on a store, and the bundle's folder there; None where it is on no store."""
     address = address_of(where)
     if address is None:
-        return Path(where)
+        return None, ""
     workspace, _, name = address.rpartition("/bundles/")
     if not workspace:
         raise UsageError(f"bundle '{address}': expected a store's address that ends in /bundles/NAME")
-    return Workspace(workspace).folder(f"bundles/{name}")
+    return Workspace(workspace), f"bundles/{name}"
 
 
 class Workspace:
@@ -173,10 +185,12 @@ class Workspace:
     def _newest_first(self, folder: str) -> list[str]:
         """The paths of a folder's JSON files, the newest first."""
         if self.store is None:
-            paths = list((self.root / folder).glob("*.json"))
-            paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-            return [path.relative_to(self.root).as_posix() for path in paths]
-        if folder == "runs" or folder not in self._listed:
+            times: dict[str, int] = {}
+            for path in (self.root / folder).glob("*.json"):
+                with suppress(OSError):  # pruned a moment ago
+                    times[path.relative_to(self.root).as_posix()] = path.stat().st_mtime_ns
+            return sorted(times, key=times.__getitem__, reverse=True)
+        if folder not in self._listed:
             self._listed[folder] = self.store.listing(folder)
         listed = self._listed[folder]
         found = [path for path in listed if path.endswith(".json")]
@@ -354,6 +368,12 @@ class Workspace:
         for file in sorted((other.root / "packs").glob("*")):
             (packs / file.name).symlink_to(file.absolute())
 
+    def upload(self, path: str) -> None:
+        """Put a file of the cache into the store, in place of what is there; in a folder it is there."""
+        if self.store:
+            self.store.upload(self.root / path, path)
+            self._listed.pop(path.rpartition("/")[0], None)
+
     def folder(self, path: str) -> Path:
         """A folder of the workspace on this machine, such as a bundle, with all its files."""
         if self.store:
@@ -518,27 +538,64 @@ class Workspace:
         """The name of each run, newest first, with a stamp that changes when its record does."""
         stamps: dict[str, object] = {}
         if self.store:
-            stamps = {path: listed.stamp for path, listed in self.store.listing("runs").items()}
+            self._listed["runs"] = self.store.listing("runs")
+            stamps = {path: listed.stamp for path, listed in self._listed["runs"].items()}
         else:
             for path in (self.root / "runs").glob("*.json"):
                 with suppress(OSError):  # pruned a moment ago
                     stamps[path.name] = path.stat().st_mtime_ns, path.stat().st_size
         names = {Path(path).stem: stamp for path, stamp in stamps.items() if path.endswith(".json")}
-        return dict(sorted(names.items(), reverse=True))
+        return dict(sorted(names.items(), reverse=True))  # they begin with the time
 
     def read_run(self, name: str) -> bytes | None:
         """The record of a run as it is written; None where there is none."""
-        return self._read(f"runs/{name}.json")
+        path = f"runs/{name}.json"
+        if self.store and path not in self._listed.get("runs", {}):
+            return self.store.read(path)  # it may have ended since they were listed
+        return self._read(path)
 
-    def runs(self) -> list[RunRecord]:
-        """All runs, newest first."""
-        found = []
-        for path in sorted(self._newest_first("runs"), reverse=True):  # their names begin with the time
+    def runs(self) -> Iterator[RunRecord]:
+        """All runs, newest first; a record is read when its turn comes, and not before."""
+        for name in self.run_names():
             try:
-                found.append(RunRecord.model_validate_json(self._read(path) or b""))
+                run = RunRecord.model_validate_json(self.read_run(name) or b"")
             except ValidationError:
                 continue  # a damaged run record loses its history, nothing else
-        return found
+            yield run
+
+    def records_of(self, run: RunRecord, stage: str) -> list[Record]:
+        """The records of a run's stage, in its order; none for a stage that it does not have.
+
+        Raises DamagedFile where one is missing or cannot be read.
+        """
+        keys = run.shards.get(stage, [])
+        if keys:
+            self.look_ahead(stage, keys)
+        # A key that is none could name a file elsewhere.
+        found = [self.read_record(stage, key) if key.isalnum() else None for key in keys]
+        paths = [f"shards/{stage}/{key}.json" for key in keys]
+        _check_all_there(run, stage, paths, [record is not None for record in found])
+        return [record for record in found if record]
+
+    def outputs_of(self, run: RunRecord, stage: str, name: str) -> list[Path]:
+        """The files called `name` that a run's stage made, on this machine.
+
+        Raises DamagedFile where one is missing, StoreFailed where a store holds another.
+        """
+        paths = [record.output(name).path for record in self.records_of(run, stage)]
+        _check_all_there(run, stage, paths, [self.has(path) for path in paths])
+        return self.files(paths)
+
+
+def _check_all_there(run: RunRecord, stage: str, paths: Sequence[str], there: Sequence[bool]) -> None:
+    """Raise DamagedFile where one of the paths is not there."""
+    missing = [path for path, is_there in zip(paths, there, strict=True) if not is_there]
+    if missing:
+        found = len(paths) - len(missing)
+        raise DamagedFile(
+            f"run {run.run}: expected {len(paths):,} files of its stage {stage}, found {found:,}: "
+            f"{missing[0]} is missing or damaged; `cutline {run.command}` makes it again"
+        )
 
 
 class ReadOnlyWorkspace(Workspace):

@@ -57,16 +57,17 @@ def curve(history: History) -> Endpoint:
     def answer(request: Request) -> Response:
         run, stage = request.path_params["run"], request.path_params["stage"]
         try:
-            record = history.records(history.run(run), stage)[0] if stage in CURVES else None
-            if record is None:
+            records = history.workspace.records_of(history.run(run), stage) if stage in CURVES else []
+            if not records:
                 raise KeyError(stage)
+            record = records[0]
             if record.has("curve.svg"):
                 drawn = history.file(record, "curve.svg").read_bytes()
             else:
                 table = history.curves(history.run(run))[stage]
                 drawn = draw_matching_curve(table, stage.capitalize()).encode()
             return Response(drawn, media_type="image/svg+xml", headers=DRAWING | FOREVER)
-        except (KeyError, IndexError):
+        except KeyError:
             raise HTTPException(404, "there is no such curve") from None
         except DamagedFile as error:
             return placeholder(str(error))

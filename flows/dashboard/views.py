@@ -169,7 +169,7 @@ class Views:
             "run": run,
             "scores": Part.of(lambda: _score_rows([self.history.scores(run)])),
             "slowest": max((stage.took_s for stage in run.stages), default=0.0),
-            "settings": _changed_settings(run),
+            "settings": _beside_defaults(run),
             "before": self._before(run),
         }
 
@@ -539,7 +539,7 @@ def _score_rows(tables: list[pl.DataFrame]) -> list[ScoreRow]:
     return rows
 
 
-def _changed_settings(run: RunRecord) -> list[dict[str, Any]]:
+def _beside_defaults(run: RunRecord) -> list[dict[str, Any]]:
     """Settings of a run with today's defaults and meanings, those that differ from them first."""
     defaults = {
         f"{stage}.{name}": (info.default, info.description or "")

@@ -7,13 +7,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 
 from flows.cli import main
+from flows.generating import real_captions
 from tasks.bundle import IN_THE_BOX, load_bundle
 from tasks.captions import tokenize
+from tasks.tables import empty_table
+from tasks.workspace import bundle_at
 from tests.flows.conftest import Ran, cutline, draw
+from tests.tasks.histories import Written, an_id
 
 
 def generate(*arguments: str | Path | int, code: int = 0) -> Result:
@@ -140,6 +145,29 @@ def test_a_bundle_that_was_moved_asks_where_the_captions_are(ran: Ran, tmp_path:
         "a", "--model", tmp_path / "bundle", "--retrieve", 1, "--workspace", ran.workspace, code=2
     )  # fmt: skip
     assert "--captions" in result.output
+
+
+def test_the_run_of_a_bundle_is_found_without_fetching_the_bundles_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUTLINE_CACHE", str(tmp_path / "cache"))
+    where = f"memory://{tmp_path.name}"
+    written = Written(Path(where), tmp_path)
+    for number, text in enumerate(["a caption of the first run", "a caption of the second run"]):
+        captions = pl.DataFrame(
+            {"caption_id": [an_id(number)], "photo_id": [None], "text": [text], "split": ["train"]},
+            schema=empty_table("captions").schema,
+        )
+        key = written.shard("ingest", an_id(10 + number), {"captions": captions})
+        written.run(f"2026010{number + 1}-000000-000001", {"ingest": [key]})
+    store = written.workspace
+    assert store.store
+    for number, run in enumerate(reversed(list(store.runs()))):
+        store.write_run(run.model_copy(update={"bundle": f"{where}/bundles/trained-{number}"}))
+        store.store.write(f"bundles/trained-{number}/bundle.json", b"{}")
+    first = bundle_at(f"{where}/bundles/trained-0")
+    assert list(real_captions(None, first, Path(where))) == ["a caption of the first run"]
+    assert [path.name for path in first.parent.iterdir()] == ["trained-0"]
 
 
 def test_where_nothing_was_trained_the_model_in_the_box_writes(tmp_path: Path) -> None:

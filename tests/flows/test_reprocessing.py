@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -82,7 +83,7 @@ def test_what_depends_on_a_change_is_made_and_laid_side_by_side_with_the_run_bef
 def check_against_the_tables(copy: Ran, found: dict) -> None:
     """Captions and scores of both runs, read from their own files."""
     workspace = Workspace(copy.workspace)
-    after, before = workspace.runs()[:2]
+    after, before = islice(workspace.runs(), 2)
     old, new = (pl.read_parquet(run.captions).select("path", "caption") for run in (before, after))
     both = old.join(new, on="path", suffix="_after")
     changed = both.filter(pl.col("caption") != pl.col("caption_after"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from flows.server import is_loopback
 from schemas.errors import ServerLost
 from tests.flows.conftest import Ran, ask, cutline, draw, free_port, small
 
@@ -19,12 +21,13 @@ def test_states_and_artifacts_of_a_run_are_on_the_server_that_answers(
     ran: Ran, server: str, tmp_path: Path
 ) -> None:
     copy = ran.copy(tmp_path)
+    shutil.rmtree(copy.workspace / "prefect")  # what the embedded server of the first run left
     draw(copy.dataset / "images" / "another.png", 52)
     done = cutline(
         "run", copy.dataset, "--workspace", copy.workspace, "--json", *small(), PREFECT_API_URL=server
     )
     record = json.loads(done.stdout)
-    assert not (copy.workspace / "prefect" / "prefect.db").exists() or ran.workspace.exists()
+    assert not (copy.workspace / "prefect" / "prefect.db").exists()
     (flow_run,) = ask(server, "flow_runs/filter", flow_runs={"name": {"any_": ["run dataset"]}})
     of_run = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}, "limit": 200}
     assert flow_run["state_name"] == "Completed"
@@ -66,6 +69,16 @@ def test_a_port_that_is_taken_and_an_address_without_a_password_are_refused(tmp_
     done = cutline("server", "--host", "0.0.0.0", "--workspace", tmp_path, check=False)
     assert done.returncode == 2
     assert "set PREFECT_SERVER_API_AUTH_STRING" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3", "::1"])
+def test_addresses_of_this_machine_alone_need_no_password(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["127.example.com", "0.0.0.0", "::", "example.com", "192.168.0.1", "", None])
+def test_a_name_that_only_begins_like_this_machine_is_another(host: str | None) -> None:
+    assert not is_loopback(host)
 
 
 def test_a_server_that_goes_away_is_told_of_in_one_line() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -114,7 +115,9 @@ def test_a_schedule_captions_what_is_new_says_so_where_nothing_is_and_a_killed_r
             lambda run: run["state_name"] == "Nothing new" and run["start_time"] > second["start_time"],
         )
         assert "2 photographs" in idle["state"]["message"]
-    captions = pl.read_parquet(copy.workspace / "captions" / "inbox.parquet")
+    (written,) = (copy.workspace / "captions").iterdir()
+    assert written.name.startswith("inbox-")
+    captions = pl.read_parquet(written)
     assert captions["path"].to_list() == ["first.png", "second.png"]
     before = pl.read_parquet(ran.record["captions"]).filter(path="images/photo01.png")
     assert captions["caption"][1] == before["caption"][0]
@@ -123,6 +126,46 @@ def test_a_schedule_captions_what_is_new_says_so_where_nothing_is_and_a_killed_r
     ended = [run for run in runs_of(server) if run["end_time"]]
     for before, after in pairwise(ended):  # no two at once
         assert datetime.fromisoformat(before["end_time"]) <= datetime.fromisoformat(after["start_time"])
+
+
+NIGHTS = """
+import io, json, os, sys
+from pathlib import Path
+import polars as pl
+from flows.server import choose_server
+workspace = Path(sys.argv[1])
+choose_server(workspace)
+from flows.prefect_flows import caption_new
+from tasks.workspace import Workspace
+ended = []
+for night in sys.argv[2:]:
+    machine, photos = night.split("=")
+    os.environ["CUTLINE_CACHE"] = machine
+    ended.append(caption_new(Path(photos), workspace=workspace, return_state=True).name)
+store = Workspace(workspace).store
+files = {path: pl.read_parquet(io.BytesIO(store.read(path))) for path in store.listing("captions")}
+print(json.dumps([ended, {path: frame["path"].to_list() for path, frame in files.items()}]))
+"""
+
+
+def test_folders_of_one_name_have_captions_of_their_own_and_a_store_holds_them(tmp_path: Path) -> None:
+    """Two inboxes, and one of them again, also on a machine whose cache is empty."""
+    inboxes = [tmp_path / "a" / "inbox", tmp_path / "b" / "inbox"]
+    for number, inbox in enumerate(inboxes):
+        inbox.mkdir(parents=True)
+        draw(inbox / f"photo{number}.png", 60 + number)
+    one, other = tmp_path / "one", tmp_path / "other"
+    nights = [f"{one}={inboxes[0]}", f"{one}={inboxes[1]}", f"{one}={inboxes[0]}", f"{other}={inboxes[0]}"]
+    environment = {**os.environ, "CUTLINE_CACHE": str(one)}
+    done = subprocess.run(
+        [sys.executable, "-c", NIGHTS, "memory://nightly", *nights],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ended, files = json.loads(done.stdout.splitlines()[-1])
+    assert ended == ["Completed", "Completed", "Nothing new", "Nothing new"]
+    assert sorted(files.values()) == [["photo0.png"], ["photo1.png"]]
+    assert all(path.startswith("captions/inbox-") for path in files)
 
 
 @pytest.mark.parametrize("schedule", ["train", "weekly=60", "=60"])

@@ -90,7 +90,7 @@ def test_captions_are_the_same_from_the_report_and_from_the_shards(history: Hist
 
 def test_a_table_cut_short_is_told_with_its_name_and_both_sizes(history: History) -> None:
     run = history.run(RUN)
-    path = history.file(history.records(run, "report")[0], "captions.parquet")
+    path = history.file(history.workspace.records_of(run, "report")[0], "captions.parquet")
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[: size // 2])
     with pytest.raises(DamagedFile, match=rf"captions.parquet: expected {size:,} bytes, found {size // 2:,}"):
@@ -102,7 +102,7 @@ def test_a_table_cut_short_is_told_with_its_name_and_both_sizes(history: History
 
 def test_a_table_of_the_right_size_and_wrong_bytes_is_told_as_damaged(history: History) -> None:
     run = history.run(RUN)
-    path = history.file(history.records(run, "report")[0], "captions.parquet")
+    path = history.file(history.workspace.records_of(run, "report")[0], "captions.parquet")
     whole = path.read_bytes()
     told = 0
     for place in range(0, len(whole), max(1, len(whole) // 60)):
@@ -119,7 +119,7 @@ def test_a_table_of_the_right_size_and_wrong_bytes_is_told_as_damaged(history: H
 
 def test_a_table_of_other_columns_is_told_as_damaged(history: History) -> None:
     run = history.run(RUN)
-    record = history.records(run, "report")[0]
+    record = history.workspace.records_of(run, "report")[0]
     path = history.file(record, "captions.parquet")
     pl.DataFrame({"caption": [1, 2]}).write_parquet(path)
     output = record.output("captions.parquet").model_copy(update={"size": path.stat().st_size})
@@ -134,7 +134,7 @@ def test_a_table_of_other_columns_is_told_as_damaged(history: History) -> None:
 def test_a_record_that_names_a_file_outside_the_workspace_is_not_followed(
     history: History, path: str
 ) -> None:
-    record = history.records(history.run(RUN), "report")[0]
+    record = history.workspace.records_of(history.run(RUN), "report")[0]
     output = record.output("captions.parquet").model_copy(update={"path": path})
     with pytest.raises(DamagedFile, match="outside the workspace"):
         history.file(record.model_copy(update={"outputs": [output]}), "captions.parquet")

@@ -8,7 +8,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.shards import Overlaps, cut
+from tasks.shards import Overlaps, cut, place_of_row, place_that_holds
 
 MOST = 64
 
@@ -51,6 +51,25 @@ def test_ids_that_are_all_alike_at_the_front_are_still_cut() -> None:
     ids = [f"{'0' * 30}{number:02x}" for number in range(200)]
     cuts = cut(ids, "train", MOST)
     assert [one.stop - one.start for one in cuts] == [64, 64, 64, 8]
+
+
+@given(st.integers(0, 700))
+def test_a_row_is_found_in_the_shard_that_it_was_cut_into(count: int) -> None:
+    ids = ids_of(list(range(count)))
+    cuts = {one.place: ids[one.start : one.stop] for one in cut(ids, "train", MOST)}
+    for row_id in ids:
+        place = place_that_holds(place_of_row("train", row_id), cuts)
+        assert place is not None
+        assert row_id in cuts[place]
+        assert place_that_holds(place_of_row("dev", row_id), cuts) is None
+
+
+def test_a_shard_is_held_by_the_place_that_it_was_split_from() -> None:
+    held = {"train/01", "dev/", "a data set"}
+    assert place_that_holds("train/0110", held) == "train/01"
+    assert place_that_holds("train/0", held) is None  # its other half is nowhere
+    assert place_that_holds("dev/1", held) == "dev/"
+    assert place_that_holds("a data set", held) == "a data set"
 
 
 def test_rows_can_be_taken_over_from_places_that_share_ids() -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from schemas.records import Record
+from schemas.errors import DamagedFile
+from schemas.records import Record, RunRecord
 from tasks.workspace import Workspace
 from tests.conftest import REPOSITORY
+
+NAMES = ("20260101-000000-000001", "20260102-000000-000002", "20260103-000000-000003")
 
 
 @pytest.fixture
@@ -104,3 +107,100 @@ def test_scratch_of_a_killed_process_is_cleared_and_of_a_living_one_kept(tmp_pat
         assert len(list((tmp_path / "tmp").iterdir())) == 2
         workspace.clear_scratch()
         assert list((tmp_path / "tmp").iterdir()) == [mine]
+
+
+@pytest.fixture(params=["folder", "store"])
+def run_of_two(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Workspace, RunRecord]:
+    """A workspace, in a folder or on a store, with a run that made two shards of images."""
+    workspace = Workspace(tmp_path if request.param == "folder" else f"memory://{tmp_path.name}")
+    keys = ["0" * 32, "f" * 32]
+    for key in keys:
+        with workspace.scratch() as folder:
+            (folder / "images.parquet").write_bytes(key.encode())
+            outputs = workspace.publish(folder, f"shards/images/{key}.")
+        record = Record(
+            stage="images", key=key, place="train/", inputs={}, settings={}, code="", lineage="",
+            outputs=outputs, rows_in=1, rows_out=1, rejected=0, took_s=0.0, made_at="", versions={},
+        )  # fmt: skip
+        workspace.write_record(record)
+    return workspace, a_run(NAMES[0], {"images": keys})
+
+
+def a_run(name: str, shards: dict[str, list[str]]) -> RunRecord:
+    return RunRecord(
+        run=name, command="run", dataset="/pictures", workspace="", settings={}, shards=shards, stages=[],
+        finished_at="",
+    )  # fmt: skip
+
+
+def test_what_a_run_made_is_found_in_its_order(run_of_two: tuple[Workspace, RunRecord]) -> None:
+    workspace, run = run_of_two
+    assert [record.key for record in workspace.records_of(run, "images")] == run.shards["images"]
+    files = workspace.outputs_of(run, "images", "images.parquet")
+    assert [file.read_text() for file in files] == run.shards["images"]
+    assert workspace.records_of(run, "report") == []
+    assert workspace.outputs_of(run, "report", "captions.parquet") == []
+
+
+def test_a_record_or_file_of_a_run_that_is_gone_is_told_with_what_brings_it_back(
+    run_of_two: tuple[Workspace, RunRecord],
+) -> None:
+    workspace, run = run_of_two
+    key = run.shards["images"][1]
+    workspace.remove([f"shards/images/{key}.images.parquet"])
+    assert len(workspace.records_of(run, "images")) == 2
+    told = (
+        r"expected 2 files of its stage images, found 1: shards/images/{}.* is missing or damaged; "
+        "`cutline run` makes it again"
+    )
+    with pytest.raises(DamagedFile, match=told.format(f"{key}.images.parquet")):
+        workspace.outputs_of(run, "images", "images.parquet")
+    workspace.write_text(f"shards/images/{key}.json", "{")
+    with pytest.raises(DamagedFile, match=told.format(f"{key}.json")):
+        workspace.records_of(run, "images")
+
+
+def test_a_run_that_names_a_record_outside_the_workspace_is_not_followed(
+    made: tuple[Workspace, Record],
+) -> None:
+    workspace, _ = made
+    (workspace.root / "shards/elsewhere").mkdir()
+    with pytest.raises(DamagedFile):
+        workspace.records_of(a_run(NAMES[0], {"elsewhere": ["../images/k"]}), "elsewhere")
+
+
+@pytest.fixture(params=["folder", "store"])
+def with_runs(request: pytest.FixtureRequest, tmp_path: Path) -> Workspace:
+    """A workspace, in a folder or on a store, with three runs."""
+    workspace = Workspace(tmp_path if request.param == "folder" else f"memory://{tmp_path.name}")
+    for name in NAMES:
+        workspace.write_run(a_run(name, {}))
+    return workspace
+
+
+def test_whoever_needs_the_newest_run_reads_no_other(
+    with_runs: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, reads = with_runs.read_run, []
+    monkeypatch.setattr(with_runs, "read_run", lambda name: reads.append(name) or read(name))
+    assert next(with_runs.runs()).run == NAMES[2]
+    assert reads == [NAMES[2]]
+    assert [run.run for run in with_runs.runs()] == sorted(NAMES, reverse=True)
+
+
+def test_a_damaged_run_and_one_that_is_pruned_while_others_are_read_are_passed_over(
+    with_runs: Workspace,
+) -> None:
+    with_runs.write_text("runs/20260104-000000-000004.json", "{")
+    runs = with_runs.runs()
+    assert next(runs).run == NAMES[2]
+    with_runs.remove([f"runs/{NAMES[1]}.json"])
+    assert [run.run for run in runs] == [NAMES[0]]
+
+
+def test_a_run_that_ends_after_they_were_listed_is_read_by_its_name(with_runs: Workspace) -> None:
+    text = (with_runs.read_run(NAMES[0]) or b"").decode()
+    assert list(with_runs.run_names()) == sorted(NAMES, reverse=True)
+    Workspace(with_runs.where).write_text("runs/20260105-000000-000005.json", text)
+    assert with_runs.read_run("20260105-000000-000005") == text.encode()
+    assert with_runs.read_run("20260106-000000-000006") is None
