@@ -105,6 +105,8 @@ def common_folder(photos: Sequence[Path]) -> tuple[Path, list[str]]:
     paths = [existing(path) for path in photos]
     if len(paths) == 1 and paths[0].is_dir():
         return paths[0], []
+    # Links to folders are not followed below a data set.
+    paths = [path.resolve() if path.is_dir() else path.parent.resolve() / path.name for path in paths]
     folder = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths]))
     return folder, sorted({path.relative_to(folder).as_posix() for path in paths})
 

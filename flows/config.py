@@ -21,6 +21,17 @@ Tree = dict[str, dict[str, Any]]
 CHANGEABLE = ("ingest", "caption", "image_features")
 
 
+class _NothingTwice(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_settings(config: Path | None, assignments: Sequence[str]) -> Settings:
     """The defaults, overridden by a YAML file, overridden by assignments. Raises UsageError."""
     return make_settings(merge(read_config(config) if config else {}, parse_assignments(assignments)))
@@ -29,7 +40,7 @@ def read_settings(config: Path | None, assignments: Sequence[str]) -> Settings:
 def read_config(path: Path) -> Tree:
     """A YAML file that maps stages to settings. Raises UsageError."""
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        read = yaml.load(path.read_text(encoding="utf-8"), _NothingTwice)  # noqa: S506 (it is a SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: expected YAML, found: {error}") from None
     if read is None:

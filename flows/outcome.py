@@ -14,6 +14,7 @@ from schemas.records import Record, RunRecord
 from schemas.settings import Settings
 from schemas.tables import NOTICES
 from tasks.history import REJECTING
+from tasks.listing import is_valid, printable
 from tasks.walk import Walk
 from tasks.workspace import Workspace
 
@@ -24,7 +25,9 @@ WORKSPACE = Path("data/workspace")
 def existing(dataset: Path) -> Path:
     """The absolute path of photographs; UsageError where there is nothing."""
     if not dataset.exists():
-        raise UsageError(f"'{dataset}': expected a folder or a file, found nothing there")
+        raise UsageError(f"'{printable(str(dataset))}': expected a folder or a file, found nothing there")
+    if not is_valid(str(address_of(dataset))):
+        raise UsageError(f"'{printable(str(dataset))}': expected a path in UTF-8; rename the folder")
     return address_of(dataset)
 
 

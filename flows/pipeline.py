@@ -32,6 +32,7 @@ from tasks.workspace import digest_of, digest_of_file
 
 PHOTOS_A_SHARD = 256
 CAPTIONS_A_SHARD = 4096
+MOST_TITLE_BYTES = 200
 PAIRED = ("train", "dev", "test")  # families of captions that have a photograph
 REJECTS = "rejects.parquet"
 LEARNED_FROM = ("train", "train-text")  # families whose words a model may see
@@ -144,7 +145,7 @@ class Wiring:
             lineage="",
             sources={**self.shared_sources, **reads.sources},
             rows=rows,
-            title=self.dataset.name or "photographs",
+            title=_title(self.dataset.name),
         )
         return self.walk.stage(stage, [shard])
 
@@ -526,6 +527,11 @@ def _families(path: Path, table: str) -> list[tuple[Cut, list[str]]]:
         ]
         start += len(ids)
     return found
+
+
+def _title(name: str) -> str:
+    """What a folder is called after a data set: a name may have 255 bytes, with a key behind it."""
+    return name.encode()[:MOST_TITLE_BYTES].decode(errors="ignore") or "photographs"
 
 
 def _digest_of_ids(ids: Sequence[str]) -> str:

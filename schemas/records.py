@@ -36,7 +36,7 @@ class Record(Frozen):
     outputs: list[Output]
     rows_in: int
     rows_out: int
-    rejected: int
+    rejected: int  # rows that could not be used; notices are not counted
     reused_rows: int = 0  # rows taken over from an earlier shard of the same lineage
     passing: int = 0  # rejects that may be gone next time: a record that has any is tried again
     took_s: float

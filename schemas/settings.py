@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class StageSettings(BaseModel):
-    """Base of every stage's settings: frozen, and an unknown name is an error."""
+    """Base of every stage's settings: frozen, finite, and an unknown name is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class IngestSettings(StageSettings):
@@ -89,7 +89,9 @@ class LanguageModelSettings(StageSettings):
         description="the learning rate falls to nothing over them; ends early when dev perplexity rises",
     )
     patience: int = Field(2, ge=1, description="epochs without a better perplexity before it ends")
-    seed: int = Field(1, description="of the first weights, the order of captions, and dropout")
+    seed: int = Field(
+        1, ge=0, lt=2**32, description="of the first weights, the order of captions, and dropout"
+    )
 
 
 class TextFeaturesSettings(StageSettings):
@@ -124,7 +126,9 @@ class FusionSettings(StageSettings):
     )
     epochs: int = Field(4, ge=1, description="on captions with their photographs; the last is kept")
     dev_beam: int = Field(3, ge=1, le=64, description="beam for the dev split's captions after each epoch")
-    seed: int = Field(1, description="of the first weights, the order of captions, and dropout")
+    seed: int = Field(
+        1, ge=0, lt=2**32, description="of the first weights, the order of captions, and dropout"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> FusionSettings:
@@ -148,7 +152,7 @@ class MatchingSettings(StageSettings):
     learning_rate: float = Field(3e-4, gt=0, description="Adam's")
     epochs: int = Field(12, ge=0, description="at most; ends early when the dev split's recall stops rising")
     patience: int = Field(6, ge=1, description="epochs without a better recall before it ends")
-    seed: int = Field(1, description="of the order of captions, and dropout")
+    seed: int = Field(1, ge=0, lt=2**32, description="of the order of captions, and dropout")
 
 
 class LeaksSettings(StageSettings):

@@ -42,11 +42,11 @@ REASONS: dict[str, str] = {
     "empty_caption": "the caption holds no words",
     "caption_too_long": "the caption has more words than ingest.max_caption_words",
     "caption_not_utf8": "the caption is not UTF-8",
-    "other_layout": "the file belongs to another layout than the one that the data set is read as",
+    "not_read": "a text or table that the data set's layout does not read",
     "malformed": "the entry does not have the form that its layout prescribes",
 }
 # These describe the data set rather than a loss, and do not count towards the reject rate.
-NOTICES = frozenset({"duplicate", "leak", "missing_photo", "other_layout"})
+NOTICES = frozenset({"duplicate", "leak", "missing_photo", "not_read"})
 # These may be gone the next time, so a shard that holds one is tried again by the next run.
 PASSING = frozenset({"vanished", "changed", "unreadable"})
 

@@ -7,11 +7,12 @@ import json
 import posixpath
 import re
 from collections.abc import Generator, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from tasks.entries import (
     CAPTION_NAME,
     FILE_NAMES,
+    LINE_END,
     MAX_TEXT_BYTES,
     QUOTED,
     SPLIT_WORDS,
@@ -28,6 +29,7 @@ from tasks.entries import (
     read_lines,
     read_records,
     split_in,
+    told_split,
 )
 from tasks.listing import (
     PHOTO_ENDINGS,
@@ -91,7 +93,7 @@ class _KaggleForm(NamedTuple):
 
 def kaggle_form(head: bytes) -> _KaggleForm | None:
     """The form that a file's first line tells, None where it is not of this layout."""
-    first = decode(head).partition("\n")[0].strip()
+    first = LINE_END.split(decode(head), 1)[0].strip()
     for separator in ",|":
         columns = [column.strip(' "').lower() for column in first.split(separator)]
         if columns[0] in ("image", "image_name", "filename", "file_name") and len(columns) in (2, 3):
@@ -178,7 +180,7 @@ def read_karpathy(source: Source) -> Iterator[Item]:
         for index, image in enumerate(data.get("images", ())):
             place = f"{path}: images[{index}]"
             name = image.get("filename") if isinstance(image, dict) else None
-            split = SPLIT_WORDS.get(str(image.get("split")).lower()) if name else None
+            split = SPLIT_WORDS.get(str(image.get("split")).strip().lower()) if name else None
             if not isinstance(name, str) or not name or split is None:
                 yield malformed(
                     place, "expected `filename` and a `split` of train, restval, val or test", "photo"
@@ -213,7 +215,7 @@ def read_coco(source: Source) -> Iterator[Item]:
         photos: dict[int | str, str | None] = {}
         for index, image in enumerate(data.pop("images", ())):
             key, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
-            if not isinstance(key, int | str) or not isinstance(name, str) or not name or key in photos:
+            if not _is_key(key) or not isinstance(name, str) or not name or key in photos:
                 detail = f"expected a `file_name` and an `id` of its own, found {printable(repr(image), 80)}"
                 yield malformed(f"{path}: images[{index}]", detail, "photo")
                 continue
@@ -229,6 +231,10 @@ def read_coco(source: Source) -> Iterator[Item]:
         yield from _read_annotations(path, annotations or [], photos, split)
 
 
+def _is_key(value: Any) -> TypeGuard[int | str]:
+    return isinstance(value, int | str) and not isinstance(value, bool)  # True would be image 1
+
+
 def _read_annotations(
     path: str, annotations: list[Any], photos: dict[int | str, str | None], split: str | None
 ) -> Iterator[Item]:
@@ -240,7 +246,7 @@ def _read_annotations(
             if isinstance(annotation, dict)
             else (None, None)
         )
-        if not isinstance(key, int | str) or not isinstance(text, str):
+        if not _is_key(key) or not isinstance(text, str):
             yield malformed(
                 place, f"expected `image_id` and `caption`, found {printable(repr(annotation), 80)}"
             )
@@ -287,12 +293,11 @@ def _read_row(source: Source, path: str, place: str, row: dict[str, Any]) -> Ite
     photo, news = source.finder.find(name, base)
     if news is not None:
         yield news
-    told = str(row.get("split") or "").lower()
-    yield Entry(
-        photo,
-        captions,
-        SPLIT_WORDS.get(told) or split_in(posixpath.dirname(photo or posixpath.join(base, name))),
-    )
+    told, problem = told_split(row.get("split"), place)
+    if problem:
+        yield problem
+        return
+    yield Entry(photo, captions, told or split_in(posixpath.dirname(photo or posixpath.join(base, name))))
 
 
 def _read_jsonl(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
@@ -323,11 +328,17 @@ def _read_csv(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | 
             yield malformed(place, cause(error))
             continue
         if header is None:
-            header = [name.strip() for name in fields]
+            header = _distinct([name.strip() for name in fields])
         elif len(fields) != len(header):
             yield malformed(place, f"expected {len(header)} fields, found {len(fields)}")
         else:
             yield place, {name: _json_list(value) for name, value in zip(header, fields, strict=True)}
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names of columns; one that comes again gets a number, so that no column hides another."""
+    again = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name}_{count + 1}" if count else name for name, count in zip(names, again, strict=True)]
 
 
 def _csv_lines(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import posixpath
 import re
 from collections import deque
@@ -17,7 +18,6 @@ from tasks.listing import (
     Photo,
     Problem,
     cause,
-    decode,
     printable,
     reason_of,
 )
@@ -34,7 +34,8 @@ FILE_NAMES = (
     *("image", "photo", "image_name", "key"),
 )
 
-MAX_LINE_BYTES = 2**20
+MAX_LINE_CHARACTERS = 2**20
+LINE_END = re.compile(r"\r\n?|\n")
 MAX_TEXT_BYTES = 16 * 2**20  # of a text beside a photograph
 MAX_RECORD_LINES = 64  # a quoted field that is not closed by then was not meant as one
 
@@ -98,6 +99,16 @@ def split_of_file(path: str) -> str | None:
     return split_in(posixpath.splitext(name)[0]) or split_in(folder)
 
 
+def told_split(value: Any, place: str) -> tuple[str | None, Problem | None]:
+    """The split that a data set tells of a row, None where it tells none; or what is wrong with it."""
+    word = str(value or "").strip()
+    split = SPLIT_WORDS.get(word.lower())
+    if split or not word:
+        return split, None
+    expected = "a `split` of train, restval, val, dev or test"
+    return None, malformed(place, f"expected {expected}, found {printable(word, 80)!r}; the row is left out")
+
+
 def held_out(one: str | None, other: str) -> str:
     """Of two splits the one that is further from training: test, then dev, then train."""
     return max(one or other, other, key=("train", "dev", "test").index)
@@ -107,22 +118,24 @@ def held_out(one: str | None, other: str) -> str:
 
 
 def read_lines(files: Files, path: str) -> Iterator[tuple[int, str] | Problem]:
-    """Number and text of each line that is not blank, cut at line feeds only; CRLF is one, too.
+    """Number and text of each line that is not blank; LF, CRLF and CR end a line.
 
     Unicode has further characters that end a line (U+0085, U+2028); a caption may hold them.
     """
     number = 0
     try:
-        with files.open(path) as file:
-            while line := file.readline(MAX_LINE_BYTES):
+        with io.TextIOWrapper(files.open(path), "utf-8", "surrogateescape") as file:
+            while line := file.readline(MAX_LINE_CHARACTERS):
                 number += 1
-                if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                    while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                if len(line) == MAX_LINE_CHARACTERS and not line.endswith("\n"):
+                    while (rest := file.readline(MAX_LINE_CHARACTERS)) and not rest.endswith("\n"):
                         pass
-                    yield malformed(f"{path}:{number}", f"the line has over {MAX_LINE_BYTES:,} bytes")
+                    yield malformed(
+                        f"{path}:{number}", f"the line has over {MAX_LINE_CHARACTERS:,} characters"
+                    )
                     continue
-                text = decode(line) if number == 1 else line.decode("utf-8", "surrogateescape")
-                text = text.rstrip("\r\n")
+                text = line.removesuffix("\n")
+                text = text.removeprefix("\ufeff") if number == 1 else text
                 if text.strip():
                     yield number, text
     except OSError as error:
@@ -148,7 +161,7 @@ def read_records(
             continue
         text, last = line[1], line[0]
         ahead: list[tuple[int, str] | Problem] = []
-        while is_open(text) and len(ahead) < MAX_RECORD_LINES and len(text) < MAX_LINE_BYTES:
+        while is_open(text) and len(ahead) < MAX_RECORD_LINES and len(text) < MAX_LINE_CHARACTERS:
             following = waiting.popleft() if waiting else next(lines, None)
             if following is None:
                 break
@@ -213,5 +226,7 @@ def captions_at(place: str, value: Any) -> tuple[list[tuple[str, str]], list[Pro
 
 def caption_lines(place: str, text: str) -> list[tuple[str, str]]:
     """A caption a line; a text of blanks is one caption, an empty one."""
-    lines = [(f"{place}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [
+        (f"{place}:{number}", line) for number, line in enumerate(LINE_END.split(text), 1) if line.strip()
+    ]
     return lines or [(place, "")]

@@ -22,6 +22,7 @@ cannot be addressed in place.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -134,11 +135,25 @@ def read_layout(files: Files, detected: Detected, packs: Path, max_file_bytes: i
     for path in files.paths:
         if files.is_photo(path):
             yield files.photo(path)
-    for other, paths in detected.others.items():
-        detail = f"the data set is read as {detected.layout}; this file is, with ingest.layout={other}"
-        yield from (Problem("file", printable(path), "other_layout", detail) for path in paths)
     source = Source(files, detected.markers, packs, max_file_bytes, Finder(files))
     yield from READERS[detected.layout](source)
+    yield from _not_read(files, detected)
+
+
+def _not_read(files: Files, detected: Detected) -> Iterator[Problem]:
+    """A notice for each folder and ending of the texts and tables that nothing was read from."""
+    layouts = {path: other for other, paths in detected.others.items() for path in paths}
+    alike: dict[tuple[str, str], list[str]] = {}
+    for path in files.paths:
+        if ending_of(path) in TEXT_ENDINGS and path not in files.read and not files.is_photo(path):
+            alike.setdefault((posixpath.dirname(path), ending_of(path)), []).append(path)
+    for (folder, ending), paths in alike.items():
+        name = paths[0] if len(paths) == 1 else posixpath.join(folder, f"*{ending}")
+        detail = f"{len(paths):,} such files; " if len(paths) > 1 else ""
+        detail += f"the data set is read as {detected.layout}: {LOOKED_FOR[detected.layout]}"
+        others = sorted({layouts[path] for path in paths if path in layouts})
+        detail += f"; or set ingest.layout={others[0]}" if others else ""
+        yield Problem("file", printable(name), "not_read", detail)
 
 
 READERS: dict[str, Callable[[Source], Iterator[Item]]] = {

@@ -90,6 +90,7 @@ class Files:
     inodes: array[int]
     problems: list[Problem]
     meant: Meant = Meant()
+    read: set[str] = field(default_factory=set)  # the files that something was read from
 
     def is_photo(self, path: str) -> bool:
         """Whether `path` is a photograph, by its ending or since it is meant by itself.
@@ -121,6 +122,11 @@ class Files:
 
     def open(self, path: str) -> BinaryIO:
         """Open a listed file for reading; raises OSError, also where a pipe has taken its place."""
+        self.read.add(path)
+        return self.look_into(path)
+
+    def look_into(self, path: str) -> BinaryIO:
+        """As `open`, but only to find out what the file is."""
         place = os.path.realpath(self.root / path)
         if not _is_inside(place, os.fspath(self.root)):
             raise PermissionError("the path leads out of the data set's folder")
@@ -133,7 +139,7 @@ class Files:
     def head(self, path: str, size: int) -> bytes:
         """The first bytes of a listed file; none where it cannot be read."""
         try:
-            with self.open(path) as file:
+            with self.look_into(path) as file:
                 return file.read(size)
         except OSError:
             return b""
@@ -194,11 +200,22 @@ def scan(dataset: Path, only: Sequence[str] = ()) -> Files:
         elif not meant.has_manifest or listed[0] in meant.paths or ending_of(listed[0]) in PHOTO_ENDINGS:
             rows.append(listed)
     rows.sort()
+    problems += _not_met(meant, [*(row[0] for row in rows), *(problem.name for problem in problems)])
     problems.sort()
     sizes = array("q", [row[1] for row in rows])
     mtimes_ns = array("q", [row[2] for row in rows])
     inodes = array("q", [row[3] for row in rows])
     return Files(Path(root), [row[0] for row in rows], sizes, mtimes_ns, inodes, problems, meant)
+
+
+def _not_met(meant: Meant, listed: Sequence[str]) -> list[Problem]:
+    """A problem for each file or folder that is meant and was not come upon."""
+    met = {path for path in listed if path in meant.paths}
+    met |= {parent for path in listed for parent in _parents(path) if parent in meant.paths} | {"."}
+    detail = (
+        "it was named, and is not there; a folder that a link leads to is not read: name the folder itself"
+    )
+    return [Problem("file", printable(path), "vanished", detail) for path in meant.paths - met]
 
 
 _FileRow = tuple[str, int, int, int]  # path, size, mtime_ns, inode

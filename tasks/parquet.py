@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from tasks.entries import (
     CAPTION_NAME,
     FILE_NAMES,
-    SPLIT_WORDS,
     Entry,
     Item,
     Source,
     captions_at,
     malformed,
     split_of_file,
+    told_split,
 )
-from tasks.listing import Files, Photo, Problem, cause, decode, ending_of, is_valid
+from tasks.listing import Files, Photo, Problem, cause, decode, ending_of, is_valid, printable
 from tasks.packs import Pack, packed
 
 if TYPE_CHECKING:
@@ -44,15 +44,21 @@ class _Columns:
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "photo")
 
 
-def _columns_of(schema: pa.Schema) -> _Columns:
+def _is_bytes(type_: pa.DataType) -> bool:
     import pyarrow.types as pt
 
-    def is_bytes(type_: pa.DataType) -> bool:
-        return pt.is_binary(type_) or pt.is_large_binary(type_) or pt.is_binary_view(type_)
+    return pt.is_binary(type_) or pt.is_large_binary(type_) or pt.is_binary_view(type_)
 
-    def is_text(type_: pa.DataType) -> bool:
-        type_ = type_.value_type if pt.is_dictionary(type_) else type_
-        return pt.is_string(type_) or pt.is_large_string(type_) or pt.is_string_view(type_)
+
+def _is_text(type_: pa.DataType) -> bool:
+    import pyarrow.types as pt
+
+    type_ = type_.value_type if pt.is_dictionary(type_) else type_
+    return pt.is_string(type_) or pt.is_large_string(type_) or pt.is_string_view(type_)
+
+
+def _columns_of(schema: pa.Schema) -> _Columns:
+    import pyarrow.types as pt
 
     image = bytes_ = path = None
     for name in IMAGE_NAMES:
@@ -64,21 +70,23 @@ def _columns_of(schema: pa.Schema) -> _Columns:
             if pt.is_struct(type_)
             else {}
         )
-        if is_bytes(type_):
+        if _is_bytes(type_):
             image, bytes_ = name, name
-        elif "bytes" in fields and is_bytes(fields["bytes"]):
+        elif "bytes" in fields and _is_bytes(fields["bytes"]):
             image, bytes_ = name, f"{name}.bytes"
-            path = f"{name}.path" if "path" in fields and is_text(fields["path"]) else None
+            path = f"{name}.path" if "path" in fields and _is_text(fields["path"]) else None
         if image:
             break
     texts = {
-        field_.name for field_ in schema if schema.names.count(field_.name) == 1 and is_text(field_.type)
+        field_.name for field_ in schema if schema.names.count(field_.name) == 1 and _is_text(field_.type)
     }
     names = [name for name in FILE_NAMES if name in texts]
     captions = [
         field_.name
         for field_ in schema
-        if CAPTION_NAME.fullmatch(field_.name) and (field_.name in texts or pt.is_nested(field_.type))
+        if CAPTION_NAME.fullmatch(field_.name)
+        and (field_.name in texts or pt.is_nested(field_.type) or _is_bytes(field_.type))
+        and schema.names.count(field_.name) == 1
     ]
     split = "split" if "split" in texts else None
     return _Columns(image, bytes_, path or next(iter(names), None), tuple(captions), split)
@@ -90,7 +98,7 @@ def has_photos(files: Files, path: str) -> bool | None:
     import pyarrow.parquet as pq
 
     try:
-        with files.open(path) as file:
+        with files.look_into(path) as file:
             columns = _columns_of(pq.read_schema(file))
     except (pa.ArrowException, OSError):
         return None
@@ -108,10 +116,18 @@ def read_parquet(source: Source) -> Iterator[Item]:
             with source.files.open(path) as file:
                 parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
                 columns = _columns_of(parquet.schema_arrow)
+                yield from _repeated_columns(path, parquet.schema_arrow)
                 pack = _pack(source, path, parquet, columns.bytes) if columns.bytes else None
                 yield from _read_groups(source, path, parquet, columns, pack)
         except (pa.ArrowException, OSError) as error:
             yield malformed(path, f"not readable as Parquet: {cause(error)}", "file")
+
+
+def _repeated_columns(path: str, schema: pa.Schema) -> Iterator[Problem]:
+    for name in sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        if CAPTION_NAME.fullmatch(name):
+            many = f"{schema.names.count(name)} columns are called '{printable(name)}'"
+            yield malformed(path, f"{many}, so none of them is read; rename them", "file")
 
 
 def _pack(source: Source, path: str, parquet: Any, column: str) -> Pack:
@@ -155,7 +171,7 @@ def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
     if pt.is_dictionary(column.type):
         column = column.dictionary_decode()
     # Arrow does not check that a text is UTF-8, and fails on the whole column when it is not.
-    if pt.is_string(column.type) or pt.is_large_string(column.type) or pt.is_string_view(column.type):
+    if _is_text(column.type) or _is_bytes(column.type):
         return [
             None if value is None else decode(value) for value in column.cast(pa.large_binary()).to_pylist()
         ]
@@ -188,8 +204,11 @@ class _RowReader:
             more, problems = captions_at(place, row[column])
             captions += more
             yield from problems
-        told = str(row.get(self.columns.split or "") or "").lower()
-        split = SPLIT_WORDS.get(told) or split_of_file(self.path)
+        told, problem = told_split(row.get(self.columns.split or ""), place)
+        if problem:
+            yield problem
+            captions = []
+        split = told or split_of_file(self.path)
         photo: str | None = None
         if self.pack is not None and self.pack.sizes[number] >= 0:
             for item in self._packed_photo(number, name, split):

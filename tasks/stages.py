@@ -21,7 +21,7 @@ import polars as pl
 from schemas.errors import StoreFailed
 from schemas.records import Record
 from schemas.settings import FusionSettings, LanguageModelSettings, Settings
-from schemas.tables import PASSING, SPLITS, UNLABELLED, check
+from schemas.tables import NOTICES, PASSING, SPLITS, UNLABELLED, check
 from tasks.code import code_digest
 from tasks.familiarity import familiar_photos
 from tasks.quiet import load_tensorflow
@@ -142,7 +142,7 @@ def make_shard(shard: Shard, workspace: Workspace, advance: Advance) -> Record:
         outputs=outputs,
         rows_in=made.rows_in,
         rows_out=made.rows_out,
-        rejected=0 if rejects is None else rejects.height,
+        rejected=0 if rejects is None else rejects.filter(~pl.col("reason").is_in(list(NOTICES))).height,
         passing=0 if rejects is None else rejects.filter(pl.col("reason").is_in(list(PASSING))).height,
         reused_rows=made.reused_rows,
         took_s=round(time.monotonic() - started, 3),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from tasks.entries import (
+    CAPTION_NAME,
     MAX_TEXT_BYTES,
     Entry,
     Item,
@@ -86,6 +87,9 @@ def _read_members(source: Source, path: str, file: BinaryIO, samples: dict[str, 
             photo = source.files.part(path, name, path, member.offset_data, member.size)
             sample.photos[rest.lower()] = photo.path
             yield photo
+        elif rest.lower() in sample.texts:
+            detail = f"the sample has two texts whose names end in '.{rest.lower()}'; the first is taken"
+            yield malformed(f"{path}/{name}", detail)
         else:
             sample.texts[rest.lower()] = decode(os.pread(file.fileno(), member.size, member.offset_data))
 
@@ -184,5 +188,7 @@ def _captions_in_json(at: str, text: str) -> tuple[list[tuple[str, str]], list[P
         return [], [malformed(at, f"not JSON: {cause(error)}")]
     if not isinstance(data, dict):
         return captions_at(at, data)
-    key = next((key for key in ("captions", "caption", "sentences", "texts", "text") if key in data), None)
-    return captions_at(at, data[key]) if key else ([], [])
+    known = ("captions", "caption", "sentences", "texts", "text")
+    names = [*known, *(name for name in data if name not in known and CAPTION_NAME.fullmatch(name))]
+    found = next((data[name] for name in names if data.get(name) is not None), None)
+    return captions_at(at, found)

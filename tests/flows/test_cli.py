@@ -140,7 +140,11 @@ def test_photographs_are_found_in_whatever_way_they_are_named(
 ) -> None:
     monkeypatch.chdir(folder / "sub")
     names = [Path("two.png"), Path("../000000000139.png"), Path("../sub/../copy.png")]
-    assert common_folder(names) == (folder, ["000000000139.png", "copy.png", "sub/two.png"])
+    expected = folder, ["000000000139.png", "copy.png", "sub/two.png"]
+    assert common_folder(names) == expected
+    link = folder.with_name("link")
+    link.symlink_to(folder / "sub", target_is_directory=True)
+    assert common_folder([link / "two.png", *names[1:]]) == expected
 
 
 def test_captions_are_as_short_and_as_many_as_asked_with_where_the_model_looked(

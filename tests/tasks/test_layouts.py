@@ -36,7 +36,7 @@ def test_where_several_layouts_fit_the_most_specific_is_taken_and_the_others_are
     put(root, **{"captions_all.json": '{"images": [], "annotations": []}'})
     found = read(root)
     assert found.layout == "coco"
-    assert found.reasons == [("captions.txt", "other_layout"), ("x.tar", "other_layout")]
+    assert found.reasons == [("captions.txt", "not_read"), ("x.tar", "not_read")]
     assert "ingest.layout=kaggle" in found.problems[0].detail
     assert read(root, "kaggle").captions == {"a.jpg": ["One"]}
 
