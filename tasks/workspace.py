@@ -438,12 +438,14 @@ class Workspace:
         if self.store:
             listed = (item for kind in MADE for item in self.store.listing(kind).items())
             return {path: found.size for path, found in listed}
-        files = (path for kind in MADE for path in sorted((self.root / kind).rglob("*")))
-        return {
-            path.relative_to(self.root).as_posix(): path.stat().st_size
-            for path in files
-            if path.is_file() and not path.is_symlink()
-        }
+        sizes: dict[str, int] = {}
+        for kind in MADE:
+            for folder, _, names in os.walk(self.root / kind):
+                for path in (Path(folder, name) for name in names):
+                    with suppress(FileNotFoundError):  # a run at work was done with it
+                        if not path.is_symlink():
+                            sizes[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        return sizes
 
     def remove(self, paths: Sequence[str]) -> None:
         """Delete files, records first: a shard without its record is not there."""
@@ -455,10 +457,11 @@ class Workspace:
             self._listed.clear()
         for path in ordered:
             (self.root / path).unlink(missing_ok=True)
-        for folder in sorted((self.root / kind for kind in MADE), reverse=True):
-            for inner in sorted(folder.rglob("*"), reverse=True):
-                if inner.is_dir() and not any(inner.iterdir()):
-                    inner.rmdir()
+        for kind in MADE:
+            for folder, inner, _ in os.walk(self.root / kind, topdown=False):
+                for name in inner:
+                    with suppress(OSError):  # it holds something
+                        Path(folder, name).rmdir()
 
     # -- who is at work ---------------------------------------------------------------------------
 

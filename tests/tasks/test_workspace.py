@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,34 @@ def test_a_run_that_ends_after_they_were_listed_is_read_by_its_name(with_runs: W
     Workspace(with_runs.where).write_text("runs/20260105-000000-000005.json", text)
     assert with_runs.read_run("20260105-000000-000005") == text.encode()
     assert with_runs.read_run("20260106-000000-000006") is None
+
+
+def test_what_was_made_is_told_while_a_run_puts_files_aside_and_takes_them_away(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.write_text("shards/images/k.json", "{}")
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            with workspace.scratch() as folder:
+                for number in range(50):
+                    (folder / str(number)).write_bytes(b"x")
+
+    at_work = threading.Thread(target=work)
+    at_work.start()
+    try:
+        for _ in range(300):
+            assert workspace.made()["shards/images/k.json"] == 2
+    finally:
+        ended.set()
+        at_work.join()
+    assert workspace.made() == {"shards/images/k.json": 2}
+
+
+def test_folders_that_pruning_leaves_empty_go_too_and_others_stay(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for path in ("reports/old/report.html", "reports/new/report.html", "partial/fusion-k/checkpoint"):
+        workspace.write_text(path, "x")
+    workspace.remove(["reports/old/report.html", "partial/fusion-k/checkpoint"])
+    assert [path.name for path in (tmp_path / "reports").iterdir()] == ["new"]
+    assert list((tmp_path / "partial").iterdir()) == []
