@@ -803,9 +803,11 @@ def _gallery(work: Work, paired: pl.LazyFrame) -> list[GalleryItem]:
 
 def _gallery_shards(work: Work, source: str) -> tuple[str, pl.DataFrame]:
     """The first shards of the best held-out split that there is, enough of them for the gallery."""
+    from tasks.samples import BEST_FIRST
+
     wanted = work.settings.report.gallery
     by_place: dict[str, str] = work.shard.sources[source]
-    for split in ("test", "dev", UNLABELLED, "train"):
+    for split in BEST_FIRST:
         frames: list[pl.DataFrame] = []
         for place, path in sorted(by_place.items()):
             if place.partition("/")[0] == split and sum(frame.height for frame in frames) < wanted:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from schemas.records import Record, RunRecord, StageSummary
-from tasks.shards import Overlaps, Shard, Stage, why_made
+from tasks.shards import Overlaps, Shard, Stage, place_that_holds, why_made
 from tasks.workspace import Workspace
 
 EXPLAINED_SHARDS = 50  # why is told for so many shards of a stage, then only counted
@@ -165,12 +165,8 @@ class _Earlier:
             keys = self.last.shards.get(self.stage.name, []) if self.last else []
             read = (self.workspace.read_record(self.stage.name, key) for key in keys)
             self._by_place = {record.place: record for record in read if record}
-        family, _, bits = shard.place.partition("/")
-        for end in range(len(bits), -1, -1):
-            found = self._by_place.get(f"{family}/{bits[:end]}" if "/" in shard.place else shard.place)
-            if found:
-                return found
-        return None
+        place = place_that_holds(shard.place, self._by_place)
+        return self._by_place[place] if place is not None else None
 
     def with_donors(self, shards: list[Shard]) -> list[Shard]:
         """The same shards, each knowing the shards of its lineage that may hold some of its rows."""

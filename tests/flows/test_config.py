@@ -49,6 +49,8 @@ def test_the_beam_is_wide_enough_for_the_alternatives_unless_its_width_was_said(
         ("images.crop=round", "'centre', 'pad' or 'squash'"),
         ("caption.beam=many", "caption.beam"),
         ("caption.beam=0", "greater than or equal to 1"),
+        ("fusion.seed=-1", "greater than or equal to 0"),
+        ("fusion.learning_rate=.inf", "finite"),
         ("crop=pad", "expected STAGE.KEY=VALUE"),
         ("images.crop", "expected STAGE.KEY=VALUE"),
     ],
@@ -69,3 +71,10 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None
 def test_settings_cannot_change_under_a_run() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().images.crop = "pad"  # type: ignore[misc]
+
+
+def test_a_stage_that_comes_twice_in_a_file_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "cutline.yaml"
+    config.write_text("images: {crop: pad}\nimages: {side_px: 64}\n")
+    with pytest.raises(UsageError, match="'images' comes twice"):
+        read_settings(config, [])

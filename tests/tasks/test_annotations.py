@@ -307,12 +307,16 @@ def test_a_bare_folder_with_and_without_captions_beside(root: Path) -> None:
     )
     found = read(root)
     assert found.captions == {
-        "a.JPG": ["One\r", "Two\x0bstill two"],
+        "a.JPG": ["One", "Two\x0bstill two"],
         "sub/b.png": [],
         "e.webp": [""],
         None: ["Three"],
     }
-    assert found.reasons == [("gone", "missing_photo")]
+    assert found.reasons == [
+        ("README.txt", "not_read"),
+        ("gone", "missing_photo"),
+        ("sub/notes.txt", "not_read"),
+    ]
 
 
 def test_a_text_beside_two_photographs_is_the_firsts(root: Path) -> None:
@@ -330,3 +334,36 @@ def test_a_text_as_large_as_no_caption_is_refused_unread(root: Path) -> None:
     found = read(root)
     assert found.reasons == [("a.txt", "unreadable")]
     assert found.captions == {"a.jpg": []}
+
+
+def test_lines_may_end_as_on_an_old_mac(root: Path) -> None:
+    put(root, **{"a.jpg": photo(), "b.jpg": photo(1), "Flickr8k.token.txt": "a.jpg#0\tOne\rb.jpg#0\tTwo\r"})
+    assert read(root).captions == {"a.jpg": ["One"], "b.jpg": ["Two"]}
+    put(root, **{"Flickr8k.token.txt": b"image,caption\ra.jpg,Three\r", "sub/c.jpg": photo(2)})
+    (root / "Flickr8k.token.txt").rename(root / "captions.txt")
+    assert read(root).captions == {"a.jpg": ["Three"]}
+    (root / "captions.txt").unlink()
+    put(root, **{"sub/c.txt": "Four\rFive"})
+    assert read(root).captions["sub/c.jpg"] == ["Four", "Five"]
+
+
+def test_a_split_that_is_none_costs_its_row_and_is_never_taken_for_training(root: Path) -> None:
+    put(root, **{f"{name}.jpg": photo(number) for number, name in enumerate("abc")})
+    rows = ["file_name,split,caption", "a.jpg, test,One", "b.jpg,holdout,Two", "c.jpg,,Three"]
+    put(root, **{"metadata.csv": "\n".join(rows)})
+    found = read(root)
+    assert found.captions == {"a.jpg": ["One"], "c.jpg": ["Three"]}
+    assert found.splits == {"a.jpg": {"test"}, "c.jpg": {None}}
+    assert found.reasons == [("metadata.csv:3", "malformed")]
+    assert "found 'holdout'" in found.problems[0].detail
+
+
+def test_two_columns_of_one_name_are_both_read(root: Path) -> None:
+    put(root, **{"a.jpg": photo(), "metadata.csv": "file_name,caption,caption\na.jpg,One,Two"})
+    assert read(root).captions == {"a.jpg": ["One", "Two"]}
+
+
+def test_an_image_id_of_true_is_not_that_of_image_1(root: Path) -> None:
+    images, one = [{"id": 1, "file_name": "a.jpg"}], {"image_id": True, "caption": "One"}
+    put(root, **{"a.jpg": photo(), "captions_x.json": json.dumps({"images": images, "annotations": [one]})})
+    assert read(root).reasons == [("captions_x.json: annotations[0]", "malformed")]

@@ -104,3 +104,11 @@ def test_in_no_layout_does_a_name_lead_out_of_the_data_set(root: Path, layout: s
     assert (found.layout, list(found.photos)) == (layout, ["a.jpg"])
     assert found.captions.items() >= {None: ["One"], "a.jpg": ["Two"]}.items()
     assert found.reasons == [(OUTSIDE, "outside_dataset")]
+
+
+def test_texts_that_nothing_was_read_from_are_told_by_folder_and_ending(root: Path) -> None:
+    put(root, **{"a.jpg": photo(), "captions_all.json": '{"images": [], "annotations": []}'})
+    put(root, **{f"labels/{number}.txt": "0 .5 .5 1 1" for number in range(3)} | {"list.csv": "a;b"})
+    found = read(root)
+    assert found.reasons == [("labels/*.txt", "not_read"), ("list.csv", "not_read")]
+    assert "3 such files; the data set is read as coco" in found.problems[0].detail

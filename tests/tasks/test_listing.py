@@ -143,3 +143,11 @@ def test_a_data_set_that_is_a_workspace_itself_is_refused(root: Path) -> None:
     with pytest.raises(UnknownDataset, match=r"is a workspace.*--workspace"):
         read(root)
     assert list(read(root, only=["a.jpg"]).photos) == ["a.jpg"]
+
+
+def test_what_is_named_and_not_come_upon_is_a_reject(root: Path, tmp_path: Path) -> None:
+    put(root, **{"a.jpg": photo(), "sub/b.jpg": photo(1), "real/c.jpg": photo(2)})
+    (root / "link").symlink_to("real", target_is_directory=True)
+    found = read(root, only=["a.jpg", "sub", "link", "gone.jpg"])
+    assert sorted(found.photos) == ["a.jpg", "sub/b.jpg"]
+    assert found.reasons == [("gone.jpg", "vanished"), ("link", "vanished")]

@@ -121,3 +121,17 @@ def test_a_damaged_parquet_file_or_row_group_leaves_the_others_whole(root: Path)
     assert found.reasons == [
         (name, "malformed") for name in ("a.parquet", "b.parquet/row-0", "b.parquet/row-1")
     ]
+
+
+def test_captions_as_bytes_are_read_and_columns_of_one_name_are_told(root: Path) -> None:
+    put(root, **{"a.jpg": photo()})
+    columns = {"path": ["a.jpg"], "caption": [b"One"], "split": ["holdout"]}
+    pq.write_table(pa.table({**columns, "split": ["test"]}), root / "a.parquet")
+    assert read(root).captions == {"a.jpg": ["One"]}
+    pq.write_table(pa.table(columns), root / "a.parquet")
+    found = read(root)
+    assert not any(found.captions.values())
+    assert found.reasons == [("a.parquet/row-0", "malformed")]
+    twice = pa.Table.from_arrays([["a.jpg"], ["One"], ["Two"]], ["path", "caption", "caption"])
+    pq.write_table(twice, root / "a.parquet")
+    assert ("a.parquet", "malformed") in read(root, "parquet", only=["a.parquet"]).reasons

@@ -157,3 +157,13 @@ def test_a_tar_whose_members_lead_back_ends(root: Path) -> None:
     found = read(put(root, **{"0.tar": bytes(tar)}))
     assert list(found.photos) == ["0.tar/1.jpg"]
     assert ("0.tar", "malformed") in found.reasons
+
+
+def test_captions_in_json_are_found_by_any_of_their_names_and_two_texts_of_a_name_are_told(
+    root: Path,
+) -> None:
+    texts = {"a.json": b'{"captions": null, "TEXT": "One"}', "b.txt": b"Two", "b.TXT": b"Three"}
+    put(root, **{"x.tar": tar_of(("a.jpg", photo()), ("b.jpg", photo(1)), *texts.items())})
+    found = read(root)
+    assert found.captions == {"x.tar/a.jpg": ["One"], "x.tar/b.jpg": ["Two"]}
+    assert found.reasons == [("x.tar/b.TXT", "malformed")]
