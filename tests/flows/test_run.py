@@ -134,9 +134,9 @@ def test_a_workspace_that_was_moved_says_where_its_results_are_now(ran: Ran, tmp
 
 def test_captions_are_held_against_every_caption_that_was_learned_from(ran: Ran) -> None:
     """For the share that was copied, those without a photograph count too."""
-    history = History(Workspace(ran.workspace))
-    run = history.run(ran.record["run"])
-    (language_model,), (scores,) = (history.records(run, stage) for stage in ("language_model", "evaluate"))
+    store = Workspace(ran.workspace)
+    run = History(store).run(ran.record["run"])
+    (language_model,), (scores,) = (store.records_of(run, stage) for stage in ("language_model", "evaluate"))
     learned = {name for name in language_model.inputs if name.startswith("tokens train")}
     assert {name.partition("/")[0] for name in learned} == {"tokens train", "tokens train-text"}
     assert learned <= scores.inputs.keys()
