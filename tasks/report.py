@@ -62,6 +62,11 @@ COLLAPSE: dict[str, Metric] = {
 }
 
 
+def metric_of(name: str) -> Metric:
+    """How a metric is shown; one that nobody knows by its own name."""
+    return (QUALITY | COLLAPSE).get(name, Metric(name, ""))
+
+
 @dataclass(frozen=True)
 class Counts:
     """What a data set holds; `photos` and `captions` by split."""
@@ -232,7 +237,7 @@ def _score_tables(scores: pl.DataFrame) -> dict[str, Any]:
     values = _by_metric(scores)
     held = {split for by_split in values.values() for split in by_split}
     splits = [split for split in reversed(SPLITS) if split in held]
-    other = {name: Metric(name, "") for name in values if name not in QUALITY and name not in COLLAPSE}
+    other = {name: metric_of(name) for name in values if name not in QUALITY and name not in COLLAPSE}
 
     def rows(metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
         return [
@@ -255,6 +260,11 @@ def in_form(value: float | None, form: str) -> str:
     if form == "share":
         return f"{value:.1%}".replace("%", " %").replace("-", "−")
     return decimal(value, {"count": 0, "mean": 1, "score": 3}[form])
+
+
+def change_in_form(change: float, form: str) -> str:
+    """How much a metric moved, as `in_form`, with its sign."""
+    return f"{'+' if change > 0 else ''}{in_form(change, form)}"
 
 
 def _curve(name: str, curve: pl.DataFrame) -> dict[str, Any]:

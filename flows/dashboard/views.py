@@ -25,7 +25,7 @@ from tasks import gallery, health
 from tasks.compare import Comparison, compare
 from tasks.history import History, reading, settings_of
 from tasks.pictures import Pictures, is_photo_id
-from tasks.report import COLLAPSE, HEADLINE_METRICS, QUALITY, Metric, in_form
+from tasks.report import COLLAPSE, HEADLINE_METRICS, QUALITY, Metric, change_in_form, in_form, metric_of
 
 T = TypeVar("T")
 
@@ -515,13 +515,12 @@ def _score_rows(tables: list[pl.DataFrame]) -> list[ScoreRow]:
         {(split, metric): value for split, metric, value in table.iter_rows()}
         for table in (frame.select("split", "metric", "value") for frame in tables)
     ]
-    metrics = QUALITY | COLLAPSE
     keys = list(dict.fromkeys(key for values in found for key in values))
-    order = list(metrics)
+    order = list(QUALITY | COLLAPSE)
     keys.sort(key=lambda key: (key[0] != "test", key[0], order.index(key[1]) if key[1] in order else 99))
     rows = []
     for split, name in keys:
-        metric = metrics.get(name, Metric(name, ""))
+        metric = metric_of(name)
         values = [of_run.get((split, name)) for of_run in found]
         known = [value for value in values if value is not None]
         better = name in QUALITY and metric.form == "score" and len(set(known)) > 1
@@ -533,7 +532,7 @@ def _score_rows(tables: list[pl.DataFrame]) -> list[ScoreRow]:
                 metric.reading,
                 [in_form(value, metric.form) for value in values],
                 [better and value == max(known) for value in values],
-                "" if change is None else f"{'+' if change > 0 else ''}{in_form(change, metric.form)}",
+                "" if change is None else change_in_form(change, metric.form),
             )
         )
     return rows
