@@ -11,7 +11,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from schemas.records import RunRecord
 from tasks.compare import Comparison
 from tasks.pages import count_of
-from tasks.report import thumbnail
+from tasks.report import change_in_form, in_form, metric_of, thumbnail
 from tasks.samples import Sample, samples
 from tasks.workspace import Workspace
 
@@ -29,7 +29,10 @@ def leave_artifacts(record: RunRecord, shown: Sequence[str] = ()) -> None:
     rows = [{column: getattr(stage, column) for column in columns} for stage in record.stages]
     create_table_artifact(rows, key="stages", description=f"Stages of run {record.run}")
     if record.scores:
-        scores = [{"metric": name, "value": round(value, 4)} for name, value in record.scores.items()]
+        scores = [
+            {"metric": metric_of(name).label, "value": in_form(value, metric_of(name).form)}
+            for name, value in record.scores.items()
+        ]
         create_table_artifact(scores, key="scores", description="Scores on the held-out split")
     leave_rejects(record)
     store = Workspace(record.workspace)
@@ -106,10 +109,11 @@ def comparison_page(comparison: Comparison, pictures: dict[str, Sample]) -> str:
         "| split | metric | before | after | change |",
         "| --- | --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| {split} | {metric} | {before:.3f} | {after:.3f} | {change:+.3f} |"
-        for split, metric, before, after, change in comparison.scores.iter_rows()
-    ]
+    for split, name, before, after, change in comparison.scores.iter_rows():
+        metric = metric_of(name)
+        values = (in_form(before, metric.form), in_form(after, metric.form))
+        moved = change_in_form(change, metric.form)
+        lines.append(f"| {' | '.join((split, _text(metric.label), *values, moved))} |")
     lines += ["", "| photo | before | after | CIDEr |", "| --- | --- | --- | --- |"]
     for row in changed.head(CHANGES).iter_rows(named=True):
         picture = _picture(pictures[row["path"]]) if row["path"] in pictures else ""

@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from schemas.records import RunRecord
-from schemas.tables import REASONS
+from schemas.tables import NOTICES, REASONS
+from tasks.pages import count_of, visible
+from tasks.report import change_in_form, in_form, metric_of
 from tasks.tables import read_table
 from tasks.workspace import Workspace
 
@@ -21,12 +23,15 @@ WIDTH_OF_FILES = 160  # of a line, where the output is no terminal
 
 
 def _console(stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH_OF_FILES)
+    console = Console(stderr=stderr, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = WIDTH_OF_FILES
+    return console
 
 
 console = _console(stderr=True)
 LEAKS_SHOWN = 3
+BREAKS = str.maketrans({"\n": r"\n", "\t": r"\t"})
 SCORES_SHOWN = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 
 
@@ -35,12 +40,14 @@ def show_run(record: RunRecord) -> None:
     table = _stage_table("made", "reused", "rows in", "rows out", "rejected", "seconds", "why")
     for stage in record.stages:
         counts = (stage.made, stage.reused, stage.rows_in, stage.rows_out, stage.rejected)
-        table.add_row(stage.name, *(f"{n:,}" for n in counts), f"{stage.took_s:,.1f}", escape(stage.why))
+        table.add_row(stage.name, *(f"{n:,}" for n in counts), f"{stage.took_s:,.1f}", _text(stage.why))
     console.print(table)
     for name in ("captions", "rejects", "report", "bundle"):
         if path := getattr(record, name):
-            console.print(f"{name:<9} {escape(path)}", soft_wrap=True)
-    shown = [f"{name} {record.scores[name]:.3f}" for name in SCORES_SHOWN if name in record.scores]
+            console.print(f"{name:<9} {_text(path)}", soft_wrap=True)
+    shown = [
+        f"{metric_of(name).label} {record.scores[name]:.3f}" for name in SCORES_SHOWN if name in record.scores
+    ]
     if shown:
         console.print(f"scores    {'  '.join(shown)}", soft_wrap=True)
     if not any(stage.made for stage in record.stages):
@@ -52,7 +59,7 @@ def show_status(record: RunRecord) -> None:
     table = _stage_table("to make", "reused", "about seconds", "why")
     for stage in record.stages:
         seconds = "?" if stage.estimate_s is None else f"{stage.estimate_s:,.1f}" if stage.made else ""
-        table.add_row(stage.name, f"{stage.made:,}", f"{stage.reused:,}", seconds, escape(stage.why))
+        table.add_row(stage.name, f"{stage.made:,}", f"{stage.reused:,}", seconds, _text(stage.why))
     console.print(table)
     show_leaks(record)
     if not any(stage.made for stage in record.stages):
@@ -64,22 +71,26 @@ def show_status(record: RunRecord) -> None:
 
 
 def show_leaks(record: RunRecord) -> None:
-    """Photographs and captions that are in two splits, as the last run found them."""
+    """Photographs that are nearly, captions that are quite the same in two splits, as the last run found."""
     path = Workspace(record.workspace).file(record.leaks) if record.leaks else None
     if path is None or not path.exists():
         return
     leaks = read_table(path, "leaks")
-    for kind, what in (("photo", "photographs all but the same"), ("caption", "captions the same")):
+    told = {
+        "photo": ("near-duplicates between splits", "photographs"),
+        "caption": ("the same words in two splits", "captions"),
+    }
+    for kind, (what, of) in told.items():
         some = leaks.filter(pl.col("kind") == kind)
         if not some.height:
             continue
-        console.print(f"leaks: {some.height:,} {what} in two splits, for example")
+        console.print(f"{what}: {count_of(some.height, 'pair')} of {of}, for example")
         for row in some.head(LEAKS_SHOWN).iter_rows(named=True):
-            one, other = (escape(row[name][:80]) for name in ("name", "other_name"))
+            one, other = (_text(row[name][:80]) for name in ("name", "other_name"))
             likeness = f" ({row['likeness']:.3f})" if kind == "photo" else ""
             console.print(f"  {row['split']} {one} = {row['other_split']} {other}{likeness}", soft_wrap=True)
     if leaks.height:
-        console.print(f"  all of them: {escape(record.leaks or '')}", soft_wrap=True)
+        console.print(f"  all of them: {_text(record.leaks)}", soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
@@ -95,22 +106,24 @@ def show_comparison(comparison: Comparison, most: int, stderr: bool) -> None:
     captions = comparison.captions
     out.print(f"{comparison.after} beside {comparison.before}")
     for name, before, after in comparison.settings:
-        out.print(f"{name}: {escape(str(before))} → {escape(str(after))}")
+        out.print(f"{_text(name)}: {_text(before)} → {_text(after)}")
     out.print(
-        f"{captions.height:,} captions changed, {comparison.same:,} stayed the same, "
+        f"{count_of(captions.height, 'caption')} changed, {comparison.same:,} stayed the same, "
         f"{comparison.new:,} of new photographs, {comparison.gone:,} gone"
     )
     if comparison.scores.height:
         table = _table("split", "metric", "before", "after", "change")
         for split, metric, before, after, change in comparison.scores.iter_rows():
-            table.add_row(split, metric, f"{before:.3f}", f"{after:.3f}", f"{change:+.3f}")
+            shown = metric_of(metric)
+            values = (in_form(before, shown.form), in_form(after, shown.form))
+            table.add_row(split, _text(shown.label), *values, change_in_form(change, shown.form))
         out.print(table)
     if most and captions.height:
         table = _table("photo", "before", "after", "CIDEr")
         for row in captions.head(most).iter_rows(named=True):
             no_cider = row["cider_after"] is None
             cider = "" if no_cider else f"{row['cider_before']:.2f} → {row['cider_after']:.2f}"
-            table.add_row(*(escape(row[name]) for name in ("path", "before", "after")), cider)
+            table.add_row(*(_text(row[name]) for name in ("path", "before", "after")), cider)
         out.print(table)
 
 
@@ -122,10 +135,23 @@ def _table(*columns: str) -> Table:
 
 
 def show_rejects(rejects: pl.DataFrame) -> None:
-    """Rejects by reason, with what the reason means and the first few names."""
+    """Rejects by reason, with what the reason means and the first name; notices after the losses."""
     if not rejects.height:
         console.print("nothing was rejected")
         return
+    out = _console(stderr=False)
+    is_notice = pl.col("reason").is_in(list(NOTICES))
+    losses, notices = rejects.filter(~is_notice), rejects.filter(is_notice)
+    if losses.height:
+        out.print(f"{count_of(losses.height, 'row')} could not be used")
+        out.print(_reasons(losses))
+    if notices.height:
+        are = "describes the data set and is" if notices.height == 1 else "describe the data set and are"
+        out.print(f"{count_of(notices.height, 'notice')}, which {are} no loss")
+        out.print(_reasons(notices))
+
+
+def _reasons(rejects: pl.DataFrame) -> Table:
     table = Table(box=None, header_style="bold")
     for column in ("stage", "reason", "rows", "what it means", "for example"):
         table.add_column(column, justify="right" if column == "rows" else "left", overflow="fold")
@@ -133,8 +159,13 @@ def show_rejects(rejects: pl.DataFrame) -> None:
         pl.len(), pl.col("name", "detail").first()
     )
     for stage, reason, rows, name, detail in groups.iter_rows():
-        table.add_row(stage, reason, f"{rows:,}", REASONS[reason], escape(f"{name}: {detail}"[:200]))
-    _console(stderr=False).print(table)
+        table.add_row(stage, reason, f"{rows:,}", REASONS[reason], _text(f"{name}: {detail}"[:200]))
+    return table
+
+
+def _text(value: object) -> str:
+    """Any text, none of it read as markup; what would steer the terminal or break the line is written out."""
+    return escape(visible(str(value)).translate(BREAKS))
 
 
 def _stage_table(*columns: str) -> Table:

@@ -50,7 +50,7 @@ STYLE = {
 
 
 def draw_curve(curve: pl.DataFrame, title: str) -> str:
-    """Draw a `curve` table as SVG: training and dev loss, below them dev CIDEr, the best epoch marked.
+    """Draw a `curve` table as SVG: training and dev loss, below dev CIDEr; the epoch that was kept is marked.
 
     Values that are null or not finite are left out, and so is a panel without any. The picture
     changes its colours where the reader prefers dark. The same curve gives the same text.
@@ -98,7 +98,7 @@ def draw_matching_curve(curve: pl.DataFrame, title: str) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
             points = _points(curve, column)
             axes.plot(points["epoch"], points[column], color=colour, marker=marker)
-            _mark_best(axes, curve)
+            _mark_kept(axes, curve)
         panels[1].set_xlabel("epoch")
         target = io.StringIO()
         figure.savefig(target, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
@@ -124,7 +124,7 @@ def _draw_losses(axes: Axes, curve: pl.DataFrame) -> None:
     axes.plot(train["epoch"], train["train_loss"], color=TRAIN, marker="o", label="training")
     if not dev.is_empty():
         axes.plot(dev["epoch"], dev["dev_loss"], color=DEV, marker="s", linestyle="--", label="dev")
-    _mark_best(axes, curve)
+    _mark_kept(axes, curve)
     columns = len(axes.get_legend_handles_labels()[0])
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2)
 
@@ -132,14 +132,14 @@ def _draw_losses(axes: Axes, curve: pl.DataFrame) -> None:
 def _draw_cider(axes: Axes, curve: pl.DataFrame) -> None:
     axes.set_facecolor(PAPER)
     axes.set_ylabel("dev CIDEr")
-    _mark_best(axes, curve)
+    _mark_kept(axes, curve)
     points = _points(curve, "dev_cider")
     axes.plot(points["epoch"], points["dev_cider"], color=CIDER, marker="D")
 
 
-def _mark_best(axes: Axes, curve: pl.DataFrame) -> None:
+def _mark_kept(axes: Axes, curve: pl.DataFrame) -> None:
     for epoch in curve.filter("best")["epoch"].head(1):
-        axes.axvline(epoch, color=INK, linewidth=1.0, linestyle=":", label=f"best: epoch {epoch}")
+        axes.axvline(epoch, color=INK, linewidth=1.0, linestyle=":", label=f"kept: epoch {epoch}")
 
 
 def _points(curve: pl.DataFrame, column: str) -> pl.DataFrame:

@@ -33,6 +33,7 @@ def captioned(photos: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
 def write_captions(frame: pl.DataFrame, path: Path) -> None:
     """Write the `captioned` table to `path`, whole or not at all, in the form of its ending.
 
+    `.csv`, which knows no lists, has the texts of the alternatives in columns, without their scores.
     `.json` is COCO results: a list of {image_id, caption}, where image_id is the data set's own
     number of the photograph, else the number that is its file's name, else the path.
     Raises UsageError for another ending.
@@ -46,7 +47,7 @@ def write_captions(frame: pl.DataFrame, path: Path) -> None:
         elif path.suffix == ".jsonl":
             frame.write_ndjson(beside)
         elif path.suffix == ".csv":
-            frame.drop("alternatives").write_csv(beside)
+            _with_alternatives_in_columns(frame).write_csv(beside)
         else:
             beside.write_text(_coco_results(frame), encoding="utf-8")
         beside.replace(path)
@@ -77,6 +78,28 @@ def check_ending(path: Path) -> None:
         raise UsageError(
             f"'{path}': expected a name that ends in {', '.join(ENDINGS)}, found '{path.suffix}'"
         )
+
+
+def _with_alternatives_in_columns(frame: pl.DataFrame) -> pl.DataFrame:
+    """The table with `alternative_2`, `alternative_3`, … in place of the list, best first.
+
+    The first of all is the caption itself, which has its own column. As many columns as the most that a
+    row has; null where it has fewer.
+    """
+    texts = pl.col("alternatives").list.eval(pl.element().struct.field("caption"))
+    others = (
+        frame.select("path", "caption", other=texts)
+        .explode("other")
+        .filter(pl.col("other") != pl.col("caption"))
+        .group_by("path", maintain_order=True)
+        .agg("other")
+    )
+    most = others.select(pl.col("other").list.len().max()).item() or 0
+    columns = [
+        pl.col("other").list.get(i, null_on_oob=True).alias(f"alternative_{i + 2}") for i in range(most)
+    ]
+    joined = frame.drop("alternatives").join(others, on="path", how="left", maintain_order="left")
+    return joined.with_columns(columns).drop("other")
 
 
 def _coco_results(frame: pl.DataFrame) -> str:

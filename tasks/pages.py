@@ -14,6 +14,14 @@ import jinja2
 import numpy as np
 
 LONGEST_TEXT = 400  # letters; keeps a page small, whatever comes in
+A_GUESS = 1.0  # a photograph that is farther away is unlike all that the model has learned from
+ABOUT_SCORES = (
+    "A score is the mean log-probability of a token, likelier the nearer to zero; a caption is what people "
+    "are expected to agree with most, so what was also considered may have a higher score."
+)
+ABOUT_DISTANCES = (
+    "A photograph at a distance above 1 is unlike all that the model learned from: its caption is a guess."
+)
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff\ufffe\uffff]")
 
 
@@ -30,7 +38,14 @@ def environment(folder: Path) -> jinja2.Environment:
     )
     found.filters |= {"clip": clip, "number": number, "count_of": count_of}
     found.filters |= {"decimal": decimal, "sha256": sha256}
+    found.tests |= {"a_guess": is_a_guess}
+    found.globals |= {"about_scores": ABOUT_SCORES, "about_distances": ABOUT_DISTANCES}
     return found
+
+
+def is_a_guess(distance: float | None) -> bool:
+    """Whether a caption is a guess, by the distance of its photograph; not where that cannot be told."""
+    return distance is not None and distance > A_GUESS
 
 
 def visible(value: Any) -> Any:

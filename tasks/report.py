@@ -62,6 +62,11 @@ COLLAPSE: dict[str, Metric] = {
 }
 
 
+def metric_of(name: str) -> Metric:
+    """How a metric is shown; one that nobody knows by its own name."""
+    return (QUALITY | COLLAPSE).get(name, Metric(name, ""))
+
+
 @dataclass(frozen=True)
 class Counts:
     """What a data set holds; `photos` and `captions` by split."""
@@ -79,8 +84,8 @@ class Counts:
 class GalleryItem:
     """A photograph with what was written under it.
 
-    `square` is (H, W, 3) RGB uint8. `alternatives` are rows of `predictions`: mappings with
-    `caption` and `score`. `attention` pairs each word with the weights of the regions, (rows, columns).
+    `square` is (H, W, 3) RGB uint8. `distance` and `alternatives` (mappings with `caption` and `score`)
+    are those of `predictions`. `attention` pairs each word with the weights of the regions, (rows, columns).
     """
 
     path: str
@@ -88,6 +93,7 @@ class GalleryItem:
     square: np.ndarray
     caption: str
     score: float
+    distance: float | None = None
     alternatives: Sequence[Mapping[str, Any]] = ()
     references: Sequence[str] = ()
     attention: Sequence[tuple[str, np.ndarray]] | None = None
@@ -110,7 +116,8 @@ class ReportInput:
 
     `scores` and `rejects` are the tables of those names, `curves` tables of the kind `curve` by the
     name of what was trained. A row of `stages` has name, made, reused, rows_in, rows_out, rejected,
-    took_s and why. `retrieval` is the table of that name.
+    took_s and why. `retrieval` is the table of that name. `near_duplicates` are pairs of photographs of
+    different splits that are all but the same, None where nobody looked.
     `thumbnails` are RGB uint8 pictures of rejected files by their name in `rejects`.
     """
 
@@ -123,6 +130,7 @@ class ReportInput:
     rejects: pl.DataFrame
     gallery: Sequence[GalleryItem]
     thumbnails: Mapping[str, np.ndarray] = field(default_factory=dict)
+    near_duplicates: int | None = None
     retrieval: pl.DataFrame | None = None
     searches: Sequence[SearchExample] = ()
     searched: int = 0  # photographs that the examples were found among
@@ -143,6 +151,7 @@ def write_report(report: ReportInput, path: Path) -> None:
         .render(
             dataset=report.dataset,
             counts=report.counts,
+            near_duplicates=report.near_duplicates,
             network=report.settings.image_features.network,
             attention=report.settings.fusion.kind == "attention",
             splits=_splits(report.counts),
@@ -228,7 +237,7 @@ def _score_tables(scores: pl.DataFrame) -> dict[str, Any]:
     values = _by_metric(scores)
     held = {split for by_split in values.values() for split in by_split}
     splits = [split for split in reversed(SPLITS) if split in held]
-    other = {name: Metric(name, "") for name in values if name not in QUALITY and name not in COLLAPSE}
+    other = {name: metric_of(name) for name in values if name not in QUALITY and name not in COLLAPSE}
 
     def rows(metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
         return [
@@ -253,14 +262,19 @@ def in_form(value: float | None, form: str) -> str:
     return decimal(value, {"count": 0, "mean": 1, "score": 3}[form])
 
 
+def change_in_form(change: float, form: str) -> str:
+    """How much a metric moved, as `in_form`, with its sign."""
+    return f"{'+' if change > 0 else ''}{in_form(change, form)}"
+
+
 def _curve(name: str, curve: pl.DataFrame) -> dict[str, Any]:
     title = name.replace("_", " ")
-    best = curve.filter("best")["epoch"].to_list()
+    kept = curve.filter("best")["epoch"].to_list()
     return {
         "title": title,
         "picture": _data_uri("image/svg+xml", draw_curve(curve, title).encode()),
         "epochs": curve.height,
-        "best": best[0] if best else None,
+        "kept": kept[0] if kept else None,
         "rows": curve.head(MOST_EPOCHS).to_dicts(),
     }
 
@@ -313,6 +327,7 @@ def _gallery_entry(item: GalleryItem, thumbnail_px: int) -> dict[str, Any]:
         "picture": thumbnail(item.square, thumbnail_px),
         "caption": item.caption,
         "score": item.score,
+        "distance": item.distance,
         "alternatives": [row for row in item.alternatives if row["caption"] != item.caption],
         "references": item.references[:MOST_REFERENCES],
         "more_references": max(0, len(item.references) - MOST_REFERENCES),

@@ -52,6 +52,7 @@ def make_app(workspace: Path) -> Starlette:
     pictures = Pictures(history)
     templates = environment(HERE / "templates")
     templates.filters |= views.FILTERS
+    templates.tests |= views.TESTS
     templates.globals["workspace"] = history.workspace.where
     pages, shown = Pages(templates), Views(history, pictures)
     files = {"/style.css": "text/css", "/icon.svg": "image/svg+xml"}

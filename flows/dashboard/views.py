@@ -16,16 +16,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from flows.dashboard.disk import held_by_kind
+from flows.dashboard.guesses import with_distances, without_guesses
 from flows.run import status
-from flows.searching import Collection, search
+from flows.searching import Collection
 from schemas.errors import CutlineError, UsageError
 from schemas.records import RunRecord
 from schemas.settings import Settings
 from tasks import gallery, health
 from tasks.compare import Comparison, compare
-from tasks.history import History, reading, settings_of
+from tasks.history import CURVES, History, reading, settings_of
 from tasks.pictures import Pictures, is_photo_id
-from tasks.report import COLLAPSE, HEADLINE_METRICS, QUALITY, Metric, in_form
+from tasks.report import COLLAPSE, HEADLINE_METRICS, QUALITY, Metric, change_in_form, in_form, metric_of
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ MOST_DATASETS = 20  # on the overview
 MOST_COMPARED = 4
 COMPARISONS_KEPT = 2
 FOUND_BY_SEARCH = 24
+SEARCHED = ("ingest", "caption", "index", "caption_index", "matching", "language_model", "vocabulary")
 LEAKS_SHOWN = 12
 MOST_CHOICES = 200  # runs to choose from
 LONGEST_WORDS = 100  # letters
@@ -47,6 +49,22 @@ MOST_PAGES = 10**7
 
 class WrongQuery(CutlineError):
     """The query of an address is none that the page knows."""
+
+
+Fits = Callable[[RunRecord], bool]
+
+
+def _any(_: RunRecord) -> bool:
+    return True
+
+
+def _has_trained(run: RunRecord) -> bool:
+    """A run that captions with a bundle trains nothing."""
+    return any(stage.name in CURVES for stage in run.stages)
+
+
+def _can_be_searched(run: RunRecord) -> bool:
+    return any(stage.name == "index" for stage in run.stages)
 
 
 @dataclass(frozen=True)
@@ -84,8 +102,9 @@ class Views:
         newest, runs = self.history.newest_by_dataset(), self.history.runs()
 
         def sample() -> gallery.Page:
-            captions = self.history.captions(self.history.run(runs[0].run))
-            return gallery.captions_page(captions, gallery.Wish(), CAPTIONS_ON_OVERVIEW)
+            captions = without_guesses(self.history.captions(self.history.run(runs[0].run)))
+            page = gallery.captions_page(captions, gallery.Wish(), CAPTIONS_ON_OVERVIEW)
+            return with_distances(captions, page)
 
         return {
             "here": "overview",
@@ -157,7 +176,6 @@ class Views:
             "page": page,
             "damaged": self.history.damaged(),
             "metrics": _metrics(HEADLINE_METRICS),
-            "most": MOST_COMPARED,
             "link": _link("/runs"),
         }
 
@@ -225,6 +243,11 @@ class Views:
             page=_page(request),
         )
         query = {"run": run.run, "words": wish.words, "sort": wish.sort, "split": wish.split}
+
+        def page() -> gallery.Page:
+            captions = self.history.captions(run)
+            return with_distances(captions, gallery.captions_page(captions, wish, CAPTIONS_A_PAGE))
+
         return {
             "here": "captions",
             "run": run,
@@ -232,26 +255,24 @@ class Views:
             "wish": wish,
             "sorts": gallery.SORTS,
             "splits": SPLIT_CHOICES,
-            "page": Part.of(lambda: gallery.captions_page(self.history.captions(run), wish, CAPTIONS_A_PAGE)),
+            "page": Part.of(page),
             "link": _link("/captions", **query),
         }
 
     def search(self, request: Request) -> dict[str, Any]:
-        """Photographs that a sentence fits, in the newest run that has an index."""
-        words = _text(request, "words")
-
-        def look() -> dict[str, Any]:
-            with self._one_search, reading():
-                return search(words, None, FOUND_BY_SEARCH, workspace=self._where)
-
-        def run() -> RunRecord:
-            return self._named(Collection.of(self._where, None).run.run)
-
+        """Photographs that fit a sentence, in a run that has an index."""
+        words, choices = _text(request, "words"), self._choices(_can_be_searched)
+        run = self._chosen(request, _can_be_searched)
+        if run is None or not choices:
+            return {"here": "search", "run": None}
+        if not _can_be_searched(run):
+            raise UsageError(f"run {run.run} has no index, so it cannot be searched; choose another")
         return {
             "here": "search",
             "words": words,
-            "run": Part.of(run),
-            "found": Part.of(look) if words else None,
+            "run": run,
+            "choices": choices,
+            "found": Part.of(lambda: self._found(run, words)) if words else None,
         }
 
     def photo(self, request: Request) -> dict[str, Any]:
@@ -285,13 +306,13 @@ class Views:
 
     def curves(self, request: Request) -> dict[str, Any]:
         """The curves of a run's trainings, with their numbers."""
-        run = self._chosen(request)
+        run = self._chosen(request, _has_trained)
         if run is None:
             return {"here": "curves", "run": None}
         return {
             "here": "curves",
             "run": run,
-            "choices": self._choices(),
+            "choices": self._choices(_has_trained),
             "curves": Part.of(
                 lambda: {stage: curve.to_dicts() for stage, curve in self.history.curves(run).items()}
             ),
@@ -348,15 +369,15 @@ class Views:
             raise HTTPException(404, "there is no run in this workspace")
         return run
 
-    def _chosen(self, request: Request) -> RunRecord | None:
-        """The run that the query names, else the newest; None where there is none at all."""
+    def _chosen(self, request: Request, fits: Fits = _any) -> RunRecord | None:
+        """The run that the query names, else the newest that fits, or else the newest; None without any."""
         if name := request.query_params.get("run"):
             return self._named(name)
-        newest = self.history.runs()
+        newest = self._choices(fits) or self.history.runs()
         return self._named(newest[0].run) if newest else None
 
-    def _choices(self) -> list[RunRecord]:
-        return self.history.runs()[:MOST_CHOICES]
+    def _choices(self, fits: Fits = _any) -> list[RunRecord]:
+        return [run for run in self.history.runs() if fits(run)][:MOST_CHOICES]
 
     def _before(self, run: RunRecord) -> RunRecord | None:
         """The run before, of the same command on the same data set."""
@@ -381,11 +402,28 @@ class Views:
         """Pairs that look the same and are in two splits, the likest first, with the ids of photographs."""
         leaks = self.history.table(run, "leaks", "leaks").sort("likeness", descending=True)
         page = gallery.page_of(leaks, 1, LEAKS_SHOWN)
+        with reading():
+            pairs = dict(leaks.group_by("kind").len().collect().iter_rows())
         names = [row[name] for row in page.rows for name in ("name", "other_name") if row["kind"] == "photo"]
         with reading():
             photos = self.history.table(run, "ingest", "photos").filter(pl.col("path").is_in(names))
             ids = dict(photos.select("path", "photo_id").collect().iter_rows())
-        return {"page": page, "ids": ids}
+        return {
+            "page": page,
+            "ids": ids,
+            "photos": pairs.get("photo", 0),
+            "captions": pairs.get("caption", 0),
+        }
+
+    def _found(self, run: RunRecord, words: str) -> dict[str, Any]:
+        """The photographs of a run that a sentence fits best, and those of its words that nobody knows."""
+        with self._one_search, reading():
+            store = self.history.workspace
+            records = {stage: store.records_of(run, stage) for stage in SEARCHED}
+            collection = Collection(store, run, records)
+            vector, unknown = collection.text_vector(words)
+            nearest = collection.photos.nearest(vector, FOUND_BY_SEARCH)
+            return {"photos": collection.described(nearest), "unknown_words": unknown}
 
     def _comparison(self, before: RunRecord, after: RunRecord) -> Comparison:
         """The comparison of two runs; the last few are kept, for their further pages."""
@@ -483,6 +521,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "share": _share,
     "in_form": in_form,
 }
+TESTS: dict[str, Callable[..., bool]] = {"trained": _has_trained}
 
 
 def _metrics(names: tuple[str, ...]) -> dict[str, Metric]:
@@ -515,13 +554,12 @@ def _score_rows(tables: list[pl.DataFrame]) -> list[ScoreRow]:
         {(split, metric): value for split, metric, value in table.iter_rows()}
         for table in (frame.select("split", "metric", "value") for frame in tables)
     ]
-    metrics = QUALITY | COLLAPSE
     keys = list(dict.fromkeys(key for values in found for key in values))
-    order = list(metrics)
+    order = list(QUALITY | COLLAPSE)
     keys.sort(key=lambda key: (key[0] != "test", key[0], order.index(key[1]) if key[1] in order else 99))
     rows = []
     for split, name in keys:
-        metric = metrics.get(name, Metric(name, ""))
+        metric = metric_of(name)
         values = [of_run.get((split, name)) for of_run in found]
         known = [value for value in values if value is not None]
         better = name in QUALITY and metric.form == "score" and len(set(known)) > 1
@@ -533,7 +571,7 @@ def _score_rows(tables: list[pl.DataFrame]) -> list[ScoreRow]:
                 metric.reading,
                 [in_form(value, metric.form) for value in values],
                 [better and value == max(known) for value in values],
-                "" if change is None else f"{'+' if change > 0 else ''}{in_form(change, metric.form)}",
+                "" if change is None else change_in_form(change, metric.form),
             )
         )
     return rows

@@ -13,15 +13,21 @@ from typing import Any
 from xml.etree import ElementTree
 
 import httpx
+import polars as pl
 import pytest
 from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from flows.cli import main
 from flows.dashboard.app import HERE, make_app
+from flows.dashboard.guesses import with_distances, without_guesses
+from tasks.gallery import Wish, captions_page
+from tasks.history import Captions
+from tasks.pages import ABOUT_DISTANCES, ABOUT_SCORES
+from tasks.tables import empty_table
 from tests.conftest import REPOSITORY
 from tests.flows.conftest import Ran
-from tests.tasks.histories import LATER, RUN, SCRIPT, many_captions, small_history
+from tests.tasks.histories import LATER, RUN, SCRIPT, an_id, many_captions, small_history
 
 PAGES = ["/", "/datasets", "/runs", "/captions", "/curves", "/stale", "/disk", f"/runs/{RUN}", "/compare"]
 NO_ID = "0" * 32
@@ -237,6 +243,108 @@ def test_runs_side_by_side_mark_what_differs_and_how_the_scores_moved(client: Te
     assert "1 of 6 photographs that both runs captioned have another caption now" in changes
     assert "before: c++ is no dog's life" in changes
     assert "after: a dog's life" in changes
+
+
+def words_of(answer: httpx.Response) -> str:
+    return " ".join(seen(answer).text.split())
+
+
+def test_a_caption_of_a_photograph_unlike_all_that_was_learned_from_is_marked_as_a_guess(
+    client: TestClient,
+) -> None:
+    captions = words_of(client.get("/captions"))
+    assert "a dog on the beach −0.20 · distance 1.30 a guess · train" in captions
+    assert "A hotdog, please −0.30 · distance 0.80 · train" in captions
+    assert ABOUT_DISTANCES in captions
+    page = seen(client.get("/captions?words=beach"))
+    (photo,) = {path for path in page.all("a", "href") if path.startswith("/photos/")}
+    assert "score −0.20 · distance 1.30 a guess, by the run" in words_of(client.get(photo))
+
+
+def test_the_surest_captions_on_the_overview_are_no_guesses(client: TestClient) -> None:
+    surest = words_of(client.get("/")).partition("Surest captions")[2].partition("Newest runs")[0]
+    assert "A hotdog, please" in surest
+    assert "a cat" in surest, "five others are shown all the same"
+    assert "a dog on the beach" not in surest
+    assert "All captions" in surest
+
+
+def test_captions_of_a_version_that_told_no_distance_are_shown_without_one() -> None:
+    rows = pl.LazyFrame({"photo_id": [an_id(1)], "path": "a", "split": "dev", "caption": "b", "score": -1.0})
+    captions = without_guesses(Captions(rows))
+    page = with_distances(captions, captions_page(captions, Wish(), 10))
+    assert [(row["caption"], row["distance"]) for row in page.rows] == [("b", None)]
+
+
+def test_wherever_a_score_stands_it_is_told_what_it_is(client: TestClient) -> None:
+    photo = next(path for path in links(seen(client.get("/captions"))) if path.startswith("/photos/"))
+    for path in ("/", "/captions", f"/changes?before={RUN}&after={LATER}", photo):
+        text = words_of(client.get(path))
+        assert text.count(ABOUT_SCORES) == 1, path
+        assert "the surer" not in text
+
+
+def test_the_epoch_that_was_kept_is_named_as_such(client: TestClient) -> None:
+    text = words_of(client.get("/curves"))
+    assert "fusion: 2 epochs in numbers, kept: epoch 2" in text
+    assert "best" not in text
+
+
+CAPTIONED = "20260103-000000-000003"
+
+
+@pytest.fixture
+def captioned(tmp_path: Path) -> TestClient:
+    """A browser before a workspace whose newest run captioned with a bundle; it and another have an index."""
+    written = small_history(tmp_path / "workspace", tmp_path / "dataset")
+    index = [written.shard("index", an_id(70), {})]
+    leaks = [("photo", "test", "b.jpg", "train", "a.jpg", 0.95)] * 2
+    leaks += [("caption", "test", "A dog", "train", "a dog", 1.0)]
+    table = pl.DataFrame(leaks, schema=empty_table("leaks").schema, orient="row")
+    found = [written.shard("leaks", an_id(71), {"leaks": table})]
+    shards = {"ingest": [an_id(10)], "caption": [an_id(40)], "index": index}
+    curves = {"fusion": [an_id(31)], "language_model": [an_id(30)]}
+    written.run("20260102-000000-00000a", shards | curves | {"leaks": found})
+    written.run(CAPTIONED, shards)
+    return browse(written.workspace.root)
+
+
+def test_curves_are_offered_of_runs_alone_that_trained_something(captioned: TestClient) -> None:
+    assert f"/curves?run={CAPTIONED}" not in links(seen(captioned.get(f"/runs/{CAPTIONED}")))
+    assert f"/curves?run={RUN}" in links(seen(captioned.get(f"/runs/{RUN}")))
+    assert f"/curves?run={CAPTIONED}" not in links(seen(captioned.get("/")))
+    page = seen(captioned.get("/curves"))
+    assert "fusion: 2 epochs" in page.text, "of the newest run that trained, not of the newest"
+    assert CAPTIONED not in page.all("option", "value")
+    assert "This run trained nothing" in seen(captioned.get(f"/curves?run={CAPTIONED}")).text
+
+
+def test_the_run_to_search_in_can_be_chosen_among_those_with_an_index(captioned: TestClient) -> None:
+    page = seen(captioned.get("/search"))
+    assert page.all("option", "value") == [CAPTIONED, "20260102-000000-00000a"]
+    assert chosen(page) == [CAPTIONED]
+    newest = "Photographs that fit a sentence, in dataset (the newest run that can be searched)."
+    assert newest in " ".join(page.text.split())
+    other = seen(captioned.get("/search?run=20260102-000000-00000a"))
+    assert chosen(other) == ["20260102-000000-00000a"]
+    assert "Photographs that fit a sentence, in dataset." in " ".join(other.text.split())
+    assert "has no index" in seen(captioned.get(f"/search?run={RUN}")).text
+    assert captioned.get("/search?run=20990101-000000-abcdef").status_code == 404
+
+
+def chosen(page: Parsed) -> list[str | None]:
+    return [found["value"] for tag, found in page.tags if tag == "option" and "selected" in found]
+
+
+def test_what_two_splits_share_by_likeness_is_called_near_duplicates(captioned: TestClient) -> None:
+    text = words_of(captioned.get("/datasets?run=20260102-000000-00000a"))
+    assert "Near-duplicates between splits 2 pairs of photographs, by their features" in text
+    assert "and 1 pair of captions, by their words" in text
+    assert "leaks between splits" not in text
+
+
+def test_how_many_runs_fit_side_by_side_is_told_in_one_way(client: TestClient) -> None:
+    assert "Choose two to four runs" in words_of(client.get("/runs"))
 
 
 def test_a_gallery_is_as_large_over_many_captions_as_over_few(tmp_path: Path) -> None:

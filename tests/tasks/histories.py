@@ -100,11 +100,11 @@ def photos_of(files: Mapping[str, bytes], splits: Mapping[str, str]) -> pl.DataF
     return pl.DataFrame(rows, schema=empty_table("photos").schema).sort("split", "photo_id")
 
 
-def predictions_of(captions: Mapping[str, tuple[str, float]]) -> pl.DataFrame:
-    """The `predictions` table: id → caption and score."""
+def predictions_of(captions: Mapping[str, tuple[str, float]], far: str = "") -> pl.DataFrame:
+    """The `predictions` table: id → caption and score; `far` is unlike what the model learned from."""
     rows = [
         {
-            "photo_id": id_, "caption": caption, "score": score, "distance": 0.8,
+            "photo_id": id_, "caption": caption, "score": score, "distance": 1.3 if id_ == far else 0.8,
             "alternatives": [{"caption": caption, "score": score}, {"caption": "another", "score": -9.0}],
         }
         for id_, (caption, score) in captions.items()
@@ -165,9 +165,9 @@ def small_history(root: Path, dataset: Path) -> Written:
     ]
     shards["language_model"] = [written.shard("language_model", an_id(30), {"curve": curve})]
     shards["fusion"] = [written.shard("fusion", an_id(31), {"curve": curve})]
-    before = predictions_of({by_path[path]: said for path, said in texts.items()})
+    before = predictions_of({by_path[path]: said for path, said in texts.items()}, by_path["photo1.jpg"])
     changed = {**texts, "photo5.jpg": ("a dog's life", -0.15)}
-    after = predictions_of({by_path[path]: said for path, said in changed.items()})
+    after = predictions_of({by_path[path]: said for path, said in changed.items()}, by_path["photo1.jpg"])
     for number, (name, predictions, cider) in enumerate([(RUN, before, 0.3), (LATER, after, 0.9)]):
         scores = pl.DataFrame({"split": ["test"], "metric": ["CIDEr"], "value": [cider]})
         own = {

@@ -88,10 +88,10 @@ def test_the_recall_of_the_matching_is_drawn_below_its_loss_to_scale():
     assert "prefers-color-scheme" in svg
 
 
-def test_the_best_epoch_is_marked():
-    assert "best: epoch 3" in texts(draw_curve(a_curve(), "fusion"))
+def test_the_epoch_that_was_kept_is_marked():
+    assert "kept: epoch 3" in texts(draw_curve(a_curve(), "fusion"))
     assert not [
-        text for text in texts(draw_curve(a_curve(best=[False] * 4), "fusion")) if text.startswith("best")
+        text for text in texts(draw_curve(a_curve(best=[False] * 4), "fusion")) if text.startswith("kept")
     ]
 
 

@@ -18,12 +18,14 @@ from PIL import Image
 
 from schemas.settings import CaptionsSettings, ImagesSettings, ReportSettings, Settings
 from schemas.tables import REASONS, REJECTS_DTYPES, check
+from tasks.pages import ABOUT_DISTANCES, ABOUT_SCORES
 from tasks.report import (
     COLLAPSE,
     QUALITY,
     Counts,
     GalleryItem,
     ReportInput,
+    SearchExample,
     heat_map,
     thumbnail,
     write_report,
@@ -210,7 +212,20 @@ def test_photographs_and_captions_are_counted_by_split(read):
     assert "unlabelled 7 0" in head
     assert "9 photographs captioned" in head
     assert "alone: 1,234." in head
-    assert "Duplicates: 3. Leaks between splits: 2." in head
+    assert "Duplicates: 3." in head
+    assert "The same bytes in two splits: 2 photographs, kept out of training." in head
+
+
+def test_beside_the_scores_stands_what_the_splits_share_by_bytes_and_by_likeness(read):
+    head = read(a_report(near_duplicates=1)).section("")
+    claim = head.index("which the model never learned from")
+    shared = head.index("The same bytes in two splits: 0 photographs")
+    assert claim < shared < head.index("split photographs captions"), "before the table of splits"
+    assert "Near-duplicates between splits: 1 pair of photographs, left where they are." in head
+    assert "Near-duplicates between splits: 0 pairs of photographs." in read(
+        a_report(near_duplicates=0)
+    ).section("")
+    assert "Near-duplicates" not in read(a_report()).text, "nobody looked"
 
 
 def test_each_curve_is_a_picture_with_its_numbers_beside_it(read):
@@ -219,7 +234,9 @@ def test_each_curve_is_a_picture_with_its_numbers_beside_it(read):
         source for source in page.all("img", "src") if source.startswith("data:image/svg+xml;base64,")
     ]
     assert len(pictures) == 2
-    assert b"best: epoch 2" in base64.b64decode(pictures[0].split(",")[1])
+    assert b"kept: epoch 2" in base64.b64decode(pictures[0].split(",")[1])
+    assert "2 epochs in numbers, kept: epoch 2" in page.section("curves")
+    assert "best" not in page.section("curves")
     assert "1 4.000 4.500 0.125" in page.section("curves")
     assert "2 3.000 – 0.250" in page.section("curves")
 
@@ -259,6 +276,52 @@ def test_the_gallery_shows_captions_beside_references_and_alternatives_with_scor
     assert "two dogs play −0.75" in text
     assert "People wrote A brown dog runs . The dog is running ." in text
     assert text.count("a dog runs") == 1, "the caption itself is no alternative to itself"
+
+
+def test_a_caption_of_a_photograph_unlike_all_that_was_learned_from_is_marked_as_a_guess(read):
+    near, far, untold = (an_item(f"caption {i}", distance=d) for i, d in enumerate([1.0, 1.01, None]))
+    text = read(a_report(gallery=[near, far, untold])).section("gallery")
+    assert "caption 0 images/1.jpg · test · −0.50 · distance 1.00 It also" in text
+    assert "caption 1 images/1.jpg · test · −0.50 · distance 1.01 a guess It also" in text
+    assert "caption 2 images/1.jpg · test · −0.50 It also" in text
+    assert text.count(ABOUT_DISTANCES) == 1
+    assert ABOUT_DISTANCES not in read(a_report(gallery=[untold])).text
+
+
+def test_it_is_told_why_the_caption_may_have_a_lower_score_than_what_was_also_considered(read):
+    others = [{"caption": "a dog runs", "score": -1.57}, {"caption": "two dogs", "score": -0.93}]
+    text = read(a_report(gallery=[an_item(score=-1.57, alternatives=others)])).section("gallery")
+    assert text.index(ABOUT_SCORES) < text.index("−1.57") < text.index("two dogs −0.93")
+    assert "the surer" not in text
+
+
+RETRIEVED = {"R@1": 0.25, "R@5": 0.5, "R@10": 0.75, "median rank": 3.0, "queries": 1234.0}
+
+
+def test_how_well_search_finds_is_a_table_whose_words_are_not_broken(read):
+    rows = [("test", "image to text", metric, value) for metric, value in RETRIEVED.items()]
+    schema = {"split": pl.String, "direction": pl.String, "metric": pl.String, "value": pl.Float64}
+    page = read(a_report(retrieval=pl.DataFrame(rows, schema=schema, orient="row")))
+    assert "test image to text 0.250 0.500 0.750 3.0 1,234" in page.section("search")
+    assert "stack retrieval" in page.all("table", "class")
+    # The page breaks words anywhere, so a column may be squeezed to a letter where nothing forbids it.
+    assert ".retrieval th, .retrieval td { white-space: nowrap }" in page.style
+
+
+def test_of_what_a_caption_finds_its_own_photograph_is_framed(read):
+    found = [(a_photo(1), 0.5, False), (a_photo(2), 0.25, True)]
+    page = read(a_report(searches=[SearchExample("a dog", found)], searched=9))
+    assert "among 9 photographs; the caption’s own photograph is framed." in page.section("search")
+    assert page.all("li", "class").count("own") == 1
+
+
+def test_lines_of_the_language_model_are_no_part_of_search(read):
+    page = read(a_report(lines=["a man in a hat"]))
+    assert page.section("lines").startswith("Lines that the language model writes by itself")
+    assert "a man in a hat" in page.section("lines")
+    assert "a man in a hat" not in page.section("search")
+    assert "#lines" in page.all("a", "href")
+    assert "#lines" not in read(a_report()).all("a", "href")
 
 
 def test_for_attention_each_word_has_a_picture(read):
@@ -353,8 +416,9 @@ def test_the_page_asks_the_network_for_nothing(read):
     only_data_and_anchors(read(a_report(curves={"fusion": CURVE})))
 
 
-def test_every_link_leads_to_a_section_of_the_page(read):
-    page = read(a_report())
+@pytest.mark.parametrize("lines", [[], ["a line"]])
+def test_every_link_leads_to_a_section_of_the_page(read, lines):
+    page = read(a_report(lines=lines))
     assert {link.removeprefix("#") for link in page.all("a", "href")} == set(page.all("section", "id"))
 
 
