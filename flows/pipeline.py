@@ -419,9 +419,8 @@ class Wiring:
     def _of_bundle(self, bundle: Bundle, *names: str) -> Reads:
         files = {name: bundle.folder / MODEL_FILES[name] for name in names}
         digests = {name: digest_of_file(file) for name, file in files.items()}
-        if self.walk.maker is None:  # one that only looks puts nothing into a store
-            return Reads(digests, {name: str(file) for name, file in files.items()})
-        share = self.walk.workspace.shared
+        store = self.walk.workspace
+        share = store.shared if self.walk.maker else store.shared_path  # who only looks puts nothing there
         return Reads(digests, {name: share(file, digests[name]) for name, file in files.items()})
 
     def evaluate(self, ingest: Walked, tokens: Walked, captioned: Walked) -> Walked:

@@ -342,12 +342,14 @@ class Workspace:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(pool.map(self.file, paths))
 
+    def shared_path(self, file: Path, digest: str) -> str:
+        """What a worker of this workspace finds a file by: its path, or that of its copy in the store."""
+        return f"models/{digest}/{file.name}" if self.store else str(file.absolute())
+
     def shared(self, file: Path, digest: str) -> str:
-        """What a worker of this workspace finds a file by: its path, or its copy in the store."""
-        if self.store is None:
-            return str(file.absolute())
-        path = f"models/{digest}/{file.name}"
-        if self.store.size(path) is None:
+        """As `shared_path`, and the copy is there."""
+        path = self.shared_path(file, digest)
+        if self.store and self.store.size(path) is None:
             self.store.upload(file, path)
         return path
 
