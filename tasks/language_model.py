@@ -71,9 +71,9 @@ class LanguageModel:
 
         def step(tokens: tf.Tensor, state: tf.Tensor, cell: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             gates = tf.gather(of_tokens, tokens) + tf.matmul(state, lstm.recurrent_kernel)
-            take, keep, new, tell = tf.split(gates, 4, -1)
-            cell = tf.sigmoid(keep) * cell + tf.sigmoid(take) * tf.tanh(new)
-            return tf.sigmoid(tell) * tf.tanh(cell), cell
+            input_, forget, candidate, output = tf.split(gates, 4, -1)
+            cell = tf.sigmoid(forget) * cell + tf.sigmoid(input_) * tf.tanh(candidate)
+            return tf.sigmoid(output) * tf.tanh(cell), cell
 
         return step
 
@@ -188,7 +188,7 @@ def _batches(
     """
     lengths = np.minimum(captions.lengths, max_tokens)
     for rows in alike_in_length(lengths, batch_size, WINDOW, rng):
-        yield _Batch(*captions.to_foretell(rows, batch_size, max_tokens), len(rows))
+        yield _Batch(*captions.inputs_and_targets(rows, batch_size, max_tokens), len(rows))
 
 
 def _token_losses(logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -98,9 +98,9 @@ def _read(inputs: tf.Tensor, kernel: tf.Tensor, recurrent: tf.Tensor, bias: tf.T
 def _forwards(
     inputs: tf.Tensor, kernel: tf.Tensor, recurrent: tf.Tensor, bias: tf.Tensor, kept: int = 3
 ) -> list[tf.Tensor]:
-    """States and cells (T, B, H), and the four gates (T, B, 4 H) in Keras's order: take, keep, new, tell.
+    """States and cells (T, B, H), and the gates (T, B, 4 H); only the first `kept` of these.
 
-    Only the first `kept` of these.
+    The order of the gates is Keras's: input, forget, candidate, output.
     """
     import tensorflow as tf
 
@@ -110,11 +110,16 @@ def _forwards(
 
     def step(token: tf.Tensor, state: tf.Tensor, cell: tf.Tensor, *told: tf.TensorArray) -> tuple[Any, ...]:
         raw = of_inputs.read(token) + product(state, recurrent)
-        take, keep, new, tell = tf.split(raw, 4, -1)
-        take, keep, new, tell = tf.sigmoid(take), tf.sigmoid(keep), tf.tanh(new), tf.sigmoid(tell)
-        cell = keep * cell + take * new
-        state = tell * tf.tanh(cell)
-        values = state, cell, tf.concat([take, keep, new, tell], -1)
+        input_, forget, candidate, output = tf.split(raw, 4, -1)
+        input_, forget, candidate, output = (
+            tf.sigmoid(input_),
+            tf.sigmoid(forget),
+            tf.tanh(candidate),
+            tf.sigmoid(output),
+        )
+        cell = forget * cell + input_ * candidate
+        state = output * tf.tanh(cell)
+        values = state, cell, tf.concat([input_, forget, candidate, output], -1)
         told = tuple(x.write(token, y) for x, y in zip(told, values[:kept], strict=True))
         return token + 1, state, cell, *told
 
@@ -134,18 +139,18 @@ def _backwards(of_states: tf.Tensor, cells: tf.Tensor, gates: tf.Tensor, recurre
 
     def step(token: tf.Tensor, of_state: tf.Tensor, of_cell: tf.Tensor, told: tf.TensorArray) -> Any:
         of_state += states_.read(token)
-        take, keep, new, tell = tf.split(gates_.read(token), 4, -1)
+        input_, forget, candidate, output = tf.split(gates_.read(token), 4, -1)
         shown = tf.tanh(cells_.read(token))
-        of_cell += of_state * tell * (1 - shown * shown)
+        of_cell += of_state * output * (1 - shown * shown)
         raw = [
-            of_cell * new * take * (1 - take),
-            of_cell * before_.read(token) * keep * (1 - keep),
-            of_cell * take * (1 - new * new),
-            of_state * shown * tell * (1 - tell),
+            of_cell * candidate * input_ * (1 - input_),
+            of_cell * before_.read(token) * forget * (1 - forget),
+            of_cell * input_ * (1 - candidate * candidate),
+            of_state * shown * output * (1 - output),
         ]
         of_gates = tf.concat(raw, -1)
         to_state = product(of_gates, recurrent, transpose_b=True)
-        return token - 1, to_state, of_cell * keep, told.write(token, of_gates)
+        return token - 1, to_state, of_cell * forget, told.write(token, of_gates)
 
     nothing = tf.zeros((captions, size))
     told = _rows(tokens, captions, 4 * size)

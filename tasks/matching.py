@@ -152,7 +152,7 @@ def _bags(content_tokens: pl.Series, words: Sequence[str], weights: np.ndarray) 
     return Bags(counts["word"].to_numpy(), values, starts.astype(np.int64), len(words))
 
 
-def telling_words(content_tokens: pl.Series, most: int) -> tuple[tuple[str, ...], np.ndarray]:
+def inverse_document_frequencies(content_tokens: pl.Series, most: int) -> tuple[tuple[str, ...], np.ndarray]:
     """The most frequent words that two captions have, with how telling each is: ln((1+n)/(1+df)) + 1."""
     counts: Counter[str] = Counter()
     for tokens in content_tokens:
@@ -200,7 +200,7 @@ class Examples:
                 "no caption of the train split has both its photograph's features and its own: "
                 "nothing to match photographs and texts by"
             )
-        words, weights = telling_words(train["content_tokens"], max_words)
+        words, weights = inverse_document_frequencies(train["content_tokens"], max_words)
         kept = ScratchRows(scratch, states.shape)
         for first in range(0, pairs.height, CAPTIONS_A_BLOCK):
             some = pairs["row"].slice(first, CAPTIONS_A_BLOCK).to_numpy()

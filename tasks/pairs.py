@@ -183,7 +183,7 @@ class Texts:
             yield self._batch(rows, size, max_tokens, rng), len(rows)
 
     def _batch(self, rows: np.ndarray, size: int, max_tokens: int, rng: np.random.Generator) -> TextBatch:
-        inputs, targets = self.captions.to_foretell(rows, size, max_tokens)
+        inputs, targets = self.captions.inputs_and_targets(rows, size, max_tokens)
         gists = np.zeros((size, self.gists.shape[1]), np.float32)
         scatter = rng.standard_normal((len(rows), self.gists.shape[1])) @ self.noise.T
         gists[: len(rows)] = self.gists[rows] + scatter

@@ -68,7 +68,9 @@ class Ragged:
             return np.full(inside.shape, PAD, np.int32)
         return np.where(inside, self.ids[np.minimum(places, len(self.ids) - 1)], PAD).astype(np.int32)
 
-    def to_foretell(self, rows: np.ndarray, size: int, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    def inputs_and_targets(
+        self, rows: np.ndarray, size: int, max_tokens: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What is read of the sequences `rows` and what each token is to foretell, (size, T) int32 each.
 
         Each is cut at `max_tokens`; missing rows and positions are <pad>.
@@ -156,14 +158,19 @@ class Progress:
         )
 
     def add(
-        self, epoch: int, train_loss: float, badness: float, model: keras.Model, **values: float | str | None
+        self,
+        epoch: int,
+        train_loss: float,
+        criterion: float,
+        model: keras.Model,
+        **values: float | str | None,
     ) -> None:
-        """Note the end of an epoch; the model's weights are kept if `badness` is the least so far."""
-        best = all(badness < row["badness"] for row in self.curve)
+        """Note the end of an epoch; the model's weights are kept if `criterion` is the lowest so far."""
+        best = all(criterion < row["criterion"] for row in self.curve)
         if best:
             self.best = [np.array(v) for v in model.variables]
         self.curve.append(
-            {"epoch": epoch, "train_loss": train_loss, "badness": badness, "best": best, **values}
+            {"epoch": epoch, "train_loss": train_loss, "criterion": criterion, "best": best, **values}
         )
 
     def epochs_since_best(self) -> int:

@@ -25,7 +25,7 @@ from schemas.errors import UsageError
 from schemas.records import RunRecord
 from schemas.settings import MatchingSettings, Settings
 from tasks.captions import load_stopwords
-from tasks.matching import MATCHING, Matching, telling_words, train_matching
+from tasks.matching import MATCHING, Matching, inverse_document_frequencies, train_matching
 from tasks.retrieval import Likeness, mean_recall, ranks, recalls, vector_likeness
 from tasks.tables import tensor
 from tasks.workspace import Workspace
@@ -84,7 +84,7 @@ Ranks = tuple[np.ndarray, np.ndarray]
 def ridge(tables: Tables, column: str = "content_tokens") -> Ranks:
     """Pooled features → TF-IDF of the words that two training captions have, by cosine."""
     train_photos, train, train_of = tables.split("train")
-    words, weights = telling_words(train[column], 100_000)
+    words, weights = inverse_document_frequencies(train[column], 100_000)
 
     def tf_idf(captions: pl.DataFrame) -> np.ndarray:
         places = {word: place for place, word in enumerate(words)}

@@ -11,7 +11,7 @@ import pytest
 
 from schemas.errors import StaleModel, UsageError
 from schemas.settings import MatchingSettings
-from tasks.matching import ARRAYS, Matching, telling_words, train_matching
+from tasks.matching import ARRAYS, Matching, inverse_document_frequencies, train_matching
 from tasks.retrieval import mean_recall, ranks, vector_likeness
 from tasks.tables import tensor
 from tests.tasks.toys import an_id, toy_image_features, toy_pairs, write_toy_features
@@ -104,10 +104,10 @@ def test_without_a_training_caption_that_has_features_it_says_so(features: Path,
 
 def test_words_are_weighted_by_how_few_captions_have_them() -> None:
     captions = pl.Series([["dog", "dog", "beach"], ["dog"], ["dog", "beach"], ["once"]])
-    words, weights = telling_words(captions, 10)
+    words, weights = inverse_document_frequencies(captions, 10)
     assert words == ("dog", "beach")
     assert weights == pytest.approx([np.log(5 / 4) + 1, np.log(5 / 3) + 1])
-    assert telling_words(captions, 1)[0] == ("dog",)
+    assert inverse_document_frequencies(captions, 1)[0] == ("dog",)
 
 
 def test_a_text_is_its_state_and_its_bag_of_words() -> None:
