@@ -9,8 +9,9 @@ import polars as pl
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from schemas.records import RunRecord
+from schemas.tables import NOTICES
 from tasks.compare import Comparison
-from tasks.pages import count_of
+from tasks.pages import count_of, decimal, is_a_guess
 from tasks.report import change_in_form, in_form, metric_of, thumbnail
 from tasks.samples import Sample, samples
 from tasks.workspace import Workspace
@@ -64,7 +65,11 @@ def leave_rejects(record: RunRecord) -> None:
     rejects = (
         pl.read_parquet(paths)
         .group_by("stage", "reason", maintain_order=True)
-        .agg(rows=pl.len(), for_example=pl.col("name").head(3).str.join(", "))
+        .agg(
+            notice=pl.col("reason").first().is_in(list(NOTICES)),
+            rows=pl.len(),
+            for_example=pl.col("name").head(3).str.join(", "),
+        )
     )
     create_table_artifact(rejects.to_dicts(), key="rejects", description="Rejects by reason")
 
@@ -125,14 +130,18 @@ def comparison_page(comparison: Comparison, pictures: dict[str, Sample]) -> str:
 
 
 def sample_table(found: Sequence[Sample]) -> str:
-    """Photographs with their captions and scores, in Markdown."""
-    lines = ["| photo | caption | score | split |", "| --- | --- | --- | --- |"]
+    """Photographs with their captions, scores and distances, in Markdown."""
+    lines = ["| photo | caption | score | distance | split |", "| --- | --- | --- | --- | --- |"]
     lines += [
         f"| {_picture(sample)} {_text(sample.path)} | {_text(sample.caption)} "
-        f"| {sample.score:.2f} | {sample.split} |"
+        f"| {decimal(sample.score)} | {_distance(sample.distance)} | {sample.split} |"
         for sample in found
     ]
     return "\n".join(lines)
+
+
+def _distance(distance: float | None) -> str:
+    return f"{decimal(distance)}{': a guess' if is_a_guess(distance) else ''}"
 
 
 def _picture(sample: Sample) -> str:

@@ -26,6 +26,7 @@ class Sample:
     square: np.ndarray
     caption: str
     score: float
+    distance: float | None = None
 
 
 def samples(workspace: Workspace, run: RunRecord, count: int, of: Sequence[str] = ()) -> list[Sample]:
@@ -46,7 +47,7 @@ def samples(workspace: Workspace, run: RunRecord, count: int, of: Sequence[str] 
     if captions is None or images is None:
         return []
     found = rows.join(captions, on="photo_id").join(images, on="photo_id", maintain_order="left")
-    names = found.select("path", "split", "caption", "score").rows(named=True)
+    names = found.select("path", "split", "caption", "score", "distance").rows(named=True)
     return [
         Sample(square=picture, **row) for picture, row in zip(squares(found["square"]), names, strict=True)
     ]

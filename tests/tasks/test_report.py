@@ -219,9 +219,9 @@ def test_photographs_and_captions_are_counted_by_split(read):
 def test_beside_the_scores_stands_what_the_splits_share_by_bytes_and_by_likeness(read):
     head = read(a_report(near_duplicates=1)).section("")
     claim = head.index("which the model never learned from")
-    shared = head.index("The same bytes in two splits: 0 photographs")
+    shared = head.index("The same bytes in two splits: 0 photographs.")
     assert claim < shared < head.index("split photographs captions"), "before the table of splits"
-    assert "Near-duplicates between splits: 1 pair of photographs, left where they are." in head
+    assert "Near-duplicates between splits: 1 pair of photographs, left in both." in head
     assert "Near-duplicates between splits: 0 pairs of photographs." in read(
         a_report(near_duplicates=0)
     ).section("")

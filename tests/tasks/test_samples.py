@@ -51,6 +51,7 @@ def test_photographs_that_nothing_was_learned_from_come_first_each_with_its_own_
     assert [sample.split for sample in found] == ["dev"] * 8 + ["train"] * 2
     assert {sample.path for sample in found[:8]} == set(SPLITS)
     assert all(sample.caption == f"of {sample.path}" for sample in found)
+    assert all(sample.distance == pytest.approx(0.8) for sample in found)
 
 
 def test_those_that_are_asked_for_are_shown_and_no_shard_of_others_is_read(
