@@ -203,12 +203,14 @@ def _digest(path: Path) -> str:
 
 
 def _score_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    from tasks.report import in_form, metric_of
+
     if not scores:
         return ["None: no photograph was held out."]
     rows = [
-        f"| {split} | {metric} | {value:.3f} |"
+        f"| {split} | {metric_of(name).label} | {in_form(value, metric_of(name).form)} |"
         for split, values in scores.items()
-        for metric, value in values.items()
+        for name, value in values.items()
     ]
     return ["| split | metric | value |", "| --- | --- | --- |", *rows]
 

@@ -10,7 +10,12 @@ import polars as pl
 
 from tasks.history import Captions, reading
 
-SORTS = {"best": "surest first", "worst": "least sure first", "path": "by file name"}
+SORTS = {
+    "best": "surest first",
+    "worst": "least sure first",
+    "far": "likest a guess first",
+    "path": "by file name",
+}
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,10 @@ class Page:
 
 
 def captions_page(captions: Captions, wish: Wish, size: int) -> Page:
-    """The captions of a wish: photo_id, path, split, caption, score. Raises DamagedFile.
+    """The captions of a wish: photo_id, path, split, caption, score, distance. Raises DamagedFile.
 
-    A page behind the last one is the last one. Words are compared without case, as whole words.
+    A page behind the last one is the last one. Words are compared without case, as whole words. Runs of
+    older versions told no distance: it is null there.
     """
     by_name = bool(wish.split) or wish.sort == "path"
     found = captions.named() if by_name else captions.rows
@@ -49,8 +55,12 @@ def captions_page(captions: Captions, wish: Wish, size: int) -> Page:
         found = found.filter(pl.col("split") == wish.split)
     for word in wish.words.split():
         found = found.filter(pl.col("caption").str.contains(whole_word(word)))
-    order = {"path": False} if wish.sort == "path" else {"score": wish.sort == "best", "photo_id": False}
-    wanted = pl.col("photo_id", "caption", "score", "^path$", "^split$")
+    with reading():
+        if "distance" not in found.collect_schema():
+            found = found.with_columns(distance=pl.lit(None, pl.Float32))
+    orders = {"path": {"path": False}, "far": {"distance": True, "photo_id": False}}
+    order = orders.get(wish.sort, {"score": wish.sort == "best", "photo_id": False})
+    wanted = pl.col("photo_id", "caption", "score", "distance", "^path$", "^split$")
     page = page_of(found.select(wanted), wish.page, size, order)
     if by_name or captions.photos is None:
         return page

@@ -706,6 +706,7 @@ def _report_input(work: Work, captioned: int, rejects: pl.DataFrame, scores: pl.
         rejects=rejects,
         gallery=_gallery(work, paired),
         thumbnails=_reject_thumbnails(work, rejects),
+        near_duplicates=_rows_of_kind(work.path("leaks"), "photo"),
         retrieval=read_table(work.path("retrieval"), "retrieval"),
         lines=_drawn_lines(work),
         **_searches(work, paired),
@@ -753,6 +754,10 @@ def _drawn_lines(work: Work) -> list[str]:
     return [line.text for line in drawn]
 
 
+def _rows_of_kind(leaks: Path, kind: str) -> int:
+    return int(pl.scan_parquet(leaks).filter(pl.col("kind") == kind).select(pl.len()).collect().item())
+
+
 def _by_split(frame: pl.LazyFrame) -> dict[str, int]:
     return dict(frame.group_by("split").len().collect().iter_rows())
 
@@ -791,6 +796,7 @@ def _gallery(work: Work, paired: pl.LazyFrame) -> list[GalleryItem]:
                 square=square,
                 caption=row["caption"],
                 score=row["score"],
+                distance=row["distance"],
                 alternatives=row["alternatives"],
                 references=references.get(row["photo_id"], []),
                 attention=None

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from flows.dashboard.disk import held_by_kind
-from flows.dashboard.guesses import with_distances, without_guesses
+from flows.dashboard.guesses import without_guesses
 from flows.run import status
 from flows.searching import Collection
 from schemas.errors import CutlineError, UsageError
@@ -103,8 +103,7 @@ class Views:
 
         def sample() -> gallery.Page:
             captions = without_guesses(self.history.captions(self.history.run(runs[0].run)))
-            page = gallery.captions_page(captions, gallery.Wish(), CAPTIONS_ON_OVERVIEW)
-            return with_distances(captions, page)
+            return gallery.captions_page(captions, gallery.Wish(), CAPTIONS_ON_OVERVIEW)
 
         return {
             "here": "overview",
@@ -243,11 +242,6 @@ class Views:
             page=_page(request),
         )
         query = {"run": run.run, "words": wish.words, "sort": wish.sort, "split": wish.split}
-
-        def page() -> gallery.Page:
-            captions = self.history.captions(run)
-            return with_distances(captions, gallery.captions_page(captions, wish, CAPTIONS_A_PAGE))
-
         return {
             "here": "captions",
             "run": run,
@@ -255,7 +249,7 @@ class Views:
             "wish": wish,
             "sorts": gallery.SORTS,
             "splits": SPLIT_CHOICES,
-            "page": Part.of(page),
+            "page": Part.of(lambda: gallery.captions_page(self.history.captions(run), wish, CAPTIONS_A_PAGE)),
             "link": _link("/captions", **query),
         }
 

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 
 from flows.cli import main
 from flows.dashboard.app import HERE, make_app
-from flows.dashboard.guesses import with_distances, without_guesses
+from flows.dashboard.guesses import without_guesses
 from tasks.gallery import Wish, captions_page
 from tasks.history import Captions
 from tasks.pages import ABOUT_DISTANCES, ABOUT_SCORES
@@ -271,8 +271,7 @@ def test_the_surest_captions_on_the_overview_are_no_guesses(client: TestClient) 
 
 def test_captions_of_a_version_that_told_no_distance_are_shown_without_one() -> None:
     rows = pl.LazyFrame({"photo_id": [an_id(1)], "path": "a", "split": "dev", "caption": "b", "score": -1.0})
-    captions = without_guesses(Captions(rows))
-    page = with_distances(captions, captions_page(captions, Wish(), 10))
+    page = captions_page(without_guesses(Captions(rows)), Wish(sort="far"), 10)
     assert [(row["caption"], row["distance"]) for row in page.rows] == [("b", None)]
 
 

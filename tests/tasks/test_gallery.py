@@ -36,6 +36,12 @@ def test_pages_by_score_hold_each_caption_once_in_order(tmp_path: Path, sort: st
     assert len({row["photo_id"] for page in pages for row in page.rows}) == 500
 
 
+def test_what_is_likest_a_guess_comes_first_where_that_is_asked_for(captions: Captions) -> None:
+    rows = captions_page(captions, Wish(sort="far"), 10).rows
+    assert rows[0]["caption"] == "a dog on the beach"
+    assert [round(row["distance"], 1) for row in rows] == [1.3, 0.8, 0.8, 0.8, 0.8, 0.8]
+
+
 def test_a_page_behind_the_last_is_the_last(captions: Captions) -> None:
     page = captions_page(captions, Wish(sort="path", page=10**7), 4)
     assert (page.page, page.pages, len(page.rows)) == (2, 2, 2)
