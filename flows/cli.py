@@ -17,6 +17,7 @@ import click
 from schemas.errors import CutlineError, UnknownDataset, UsageError
 
 DONE, FAILED, WRONG_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
+GO_ON = ("run", "reprocess", "caption", "rejects")  # when they are called again after Ctrl-C
 DEFAULT_WORKSPACE = Path(__file__).resolve().parents[1] / "data" / "workspace"
 
 
@@ -31,6 +32,13 @@ class Commands(click.Group):
             ctx.exit(WRONG_USAGE)
         except CutlineError as error:
             click.echo(f"cutline: {error}", err=True)
+            ctx.exit(FAILED)
+        except KeyboardInterrupt:
+            if ctx.invoked_subcommand not in GO_ON:
+                raise
+            from flows.runners import STOPPED
+
+            click.echo(STOPPED, err=True)
             ctx.exit(FAILED)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
