@@ -254,11 +254,23 @@ def caption(
     help="What becomes of a photograph that has references but no prediction.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The scores as one JSON object on standard output.")
-def evaluate(predictions: Path, references: Path, meteor: bool, missing: str, as_json: bool) -> None:
+def evaluate(
+    predictions: Path, references: Path, meteor: bool, missing: str, split: str | None, as_json: bool
+) -> None:
     """Score PREDICTIONS against REFERENCES: BLEU, ROUGE-L, CIDEr."""
     from tasks.evaluate import read_pair, score
 
-    said, known = read_pair(predictions, references)
+    pair = read_pair(predictions, references)
+    if split:
+        pair = pair.of(split)
+    elif pair.learned:
+        scored = len(pair.said.keys() & pair.known.keys())
+        click.echo(
+            f"cutline: {pair.learned:,} of {scored:,} photographs are of the train split, "
+            "which the model learned from: --split test scores the others",
+            err=True,
+        )
+    said, known, _ = pair
     without = len(known.keys() - said.keys())
     if without and missing != "refuse":
         verb = "left out" if missing == "skip" else "scored as empty captions"
@@ -276,9 +288,15 @@ def evaluate(predictions: Path, references: Path, meteor: bool, missing: str, as
         'cutline generate "a man in a" --count 5 --temperature .8 --top-p .9 --seed 1',
         "cutline generate --photo a.jpg --model BUNDLE --retrieve 2",
         "cutline generate --perplexity captions.txt --model BUNDLE",
-    )
+        "cutline evaluate captions.parquet ~/flickr8k/Flickr8k.token.txt --split test",
+    ),
 )
 @click.argument("text", required=False)
+@click.option(
+    "--split",
+    metavar="SPLIT",
+    help="Score the photographs of one split alone, such as test, by PREDICTIONS' column of that name.",
+)
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
