@@ -573,7 +573,7 @@ def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -
 @workspace_option
 def prune(keep: int | None, yes: bool, workspace: Path) -> None:
     """Remove what no run refers to, after showing what and how much."""
-    from flows.prune import find_unused, remove
+    from flows.prune import demand_workspace, find_unused, remove
 
     unused = find_unused(workspace, keep)
     if not unused.sizes:
@@ -617,12 +617,15 @@ def _as_json(record: Any) -> str:
         "reject_rate",
         "stages",
     }
+    demand_workspace(workspace)
     return record.model_dump_json(include=names)
 
 
 def _exit(rate: float, limit: float) -> None:
     if rate > limit:
         click.echo(
+    for bundle in unused.bundles:
+        click.echo(f"bundle {bundle}")
             f"cutline: {rate:.1%} of the rows were rejected, more than ingest.max_reject_rate={limit:.1%}; "
             "see `cutline rejects`, or raise the rate",
             err=True,
