@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but more was rejected than t
 from __future__ import annotations
 
 import json
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from schemas.errors import CutlineError, UnknownDataset, UsageError
 DONE, FAILED, WRONG_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
 GO_ON = ("run", "reprocess", "caption", "rejects")  # when they are called again after Ctrl-C
 DEFAULT_WORKSPACE = Path(__file__).resolve().parents[1] / "data" / "workspace"
+NO_SPACE = os.strerror(errno.ENOSPC)  # in whatever a library makes of it
+WORKSPACE = "cutline.workspace"  # the command's, where a message needs it
 
 
 class Commands(click.Group):
@@ -34,15 +37,25 @@ class Commands(click.Group):
             click.echo(f"cutline: {error}", err=True)
             ctx.exit(FAILED)
         except KeyboardInterrupt:
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(DONE)
+        except Exception as error:
+            if NO_SPACE not in str(error):
+                raise
+            where = getattr(error, "filename", None) or ctx.meta.get(WORKSPACE, "where it works")
+            click.echo(
+                f"cutline: no space is left on the disk of '{where}': free some and run it again; "
+                "what was made is kept",
+                err=True,
+            )
+            ctx.exit(FAILED)
             if ctx.invoked_subcommand not in GO_ON:
                 raise
             from flows.runners import STOPPED
 
             click.echo(STOPPED, err=True)
             ctx.exit(FAILED)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(DONE)
 
 
 def examples(*lines: str) -> str:
@@ -56,6 +69,11 @@ def _set_cache(_ctx: click.Context, _option: click.Parameter, folder: Path | Non
 
 
 def workspace_option(command: Callable[..., Any]) -> Callable[..., Any]:
+def _set_workspace(context: click.Context, _option: click.Parameter, workspace: Path) -> Path:
+    context.meta[WORKSPACE] = workspace
+    return workspace
+
+
     """The option of every command that reads or writes a workspace, and where a store's cache lies."""
     cache = click.option(
         "--cache",
@@ -68,7 +86,8 @@ def workspace_option(command: Callable[..., Any]) -> Callable[..., Any]:
         "--workspace",
         type=click.Path(file_okay=False, path_type=Path),
         default=DEFAULT_WORKSPACE,
-        show_default="data/workspace",
+        callback=_set_workspace,
+        show_default="data/workspace in the clone",
         help="Folder for everything that is made, or an object store: s3://BUCKET/PREFIX.",
     )
     return workspace(cache(command))
