@@ -10,8 +10,10 @@ import click
 import polars as pl
 
 from flows.config import Tree, settings_with
+from flows.generating import say_model
 from flows.outcome import WORKSPACE, existing, finish, last_run
 from flows.pipeline import caption_stages
+from schemas.errors import UsageError
 from schemas.records import Record, RunRecord
 from schemas.settings import Settings
 from tasks.bundle import IN_THE_BOX, Bundle, load_bundle
@@ -45,6 +47,7 @@ def caption(
     if attention:
         bundle.check_attention()
     settings = settings_with(bundle, tree)
+    say_model(bundle.folder)
     walk = walk_captions(store, dataset, settings, bundle, only)
     if walk.complete:
         record = finish(walk, "caption", dataset, settings)
@@ -100,15 +103,28 @@ def walk_captions(
 def common_folder(photos: Sequence[Path]) -> tuple[Path, list[str]]:
     """The folder that holds all of `photos`, and what of it is meant; all of it if that is empty.
 
-    A single folder is a data set by itself.
+    A single folder is a data set by itself. Raises UsageError where there is nothing, and for addresses.
     """
-    paths = [existing(path) for path in photos]
+    paths = [_photographs_at(path) for path in photos]
     if len(paths) == 1 and paths[0].is_dir():
         return paths[0], []
     # Links to folders are not followed below a data set.
     paths = [path.resolve() if path.is_dir() else path.parent.resolve() / path.name for path in paths]
     folder = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths]))
     return folder, sorted({path.relative_to(folder).as_posix() for path in paths})
+
+
+def _photographs_at(path: Path) -> Path:
+    """The absolute path of a photograph or folder."""
+    scheme, slash, place = str(path).partition(":/")  # a pathlib.Path drops the second one
+    if slash and scheme.isalnum() and len(scheme) > 1:
+        address = f"{scheme}://{place}"
+        raise UsageError(
+            f"'{address}': addresses are not read; download the photographs, and name their folder"
+        )
+    if not path.exists():
+        raise UsageError(f"'{path}': expected a photograph or a folder, found nothing there")
+    return existing(path)
 
 
 def captions_of(workspace: Workspace, record: RunRecord) -> pl.DataFrame:

@@ -1,10 +1,12 @@
 """The command line: thin doors to the flows.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but more was rejected than the set rate.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished, but a larger share was rejected than
+ingest.max_reject_rate allows.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -17,6 +19,9 @@ import click
 from schemas.errors import CutlineError, UnknownDataset, UsageError
 
 DONE, FAILED, WRONG_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
+GO_ON = ("run", "reprocess", "caption", "rejects")  # when they are called again after Ctrl-C
+NO_SPACE = os.strerror(errno.ENOSPC)  # in whatever a library makes of it
+WORKSPACE = "cutline.workspace"  # the command's, where a message needs it
 DEFAULT_WORKSPACE = Path(__file__).resolve().parents[1] / "data" / "workspace"
 
 
@@ -35,6 +40,23 @@ class Commands(click.Group):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(DONE)
+        except Exception as error:
+            if NO_SPACE not in str(error):
+                raise
+            where = getattr(error, "filename", None) or ctx.meta.get(WORKSPACE, "where it works")
+            click.echo(
+                f"cutline: no space is left on the disk of '{where}': free some and run it again; "
+                "what was made is kept",
+                err=True,
+            )
+            ctx.exit(FAILED)
+        except KeyboardInterrupt:
+            if ctx.invoked_subcommand not in GO_ON:
+                raise
+            from flows.runners import STOPPED
+
+            click.echo(STOPPED, err=True)
+            ctx.exit(FAILED)
 
 
 def examples(*lines: str) -> str:
@@ -45,6 +67,11 @@ def examples(*lines: str) -> str:
 def _set_cache(_ctx: click.Context, _option: click.Parameter, folder: Path | None) -> None:
     if folder:
         os.environ["CUTLINE_CACHE"] = str(folder.absolute())  # workers of this machine read it too
+
+
+def _set_workspace(context: click.Context, _option: click.Parameter, workspace: Path) -> Path:
+    context.meta[WORKSPACE] = workspace
+    return workspace
 
 
 def workspace_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,7 +87,8 @@ def workspace_option(command: Callable[..., Any]) -> Callable[..., Any]:
         "--workspace",
         type=click.Path(file_okay=False, path_type=Path),
         default=DEFAULT_WORKSPACE,
-        show_default="data/workspace",
+        callback=_set_workspace,
+        show_default="data/workspace in the clone",
         help="Folder for everything that is made, or an object store: s3://BUCKET/PREFIX.",
     )
     return workspace(cache(command))
@@ -77,19 +105,21 @@ runner_option = click.option(
 config_option = click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="YAML file of settings: a mapping a stage.",
+    help="YAML file of settings: a mapping a stage; --set overrides it.",
 )
 set_option = click.option(
     "--set",
     "assignments",
     multiple=True,
     metavar="STAGE.KEY=VALUE",
-    help="One setting; overrides --config.",
+    help="One setting, such as caption.beam=5.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="The run's record on standard output, all else on standard error."
 )
-deep_option = click.option("--deep", is_flag=True, help="Hash every output again, not only those touched.")
+deep_option = click.option(
+    "--deep", is_flag=True, help="Read and check every file anew, also those unchanged since the last run."
+)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -99,11 +129,12 @@ def main() -> None:
 
     \b
     Exit codes: 0 done, 1 failed, 2 wrong usage,
-    3 done but more was rejected than ingest.max_reject_rate.
+    3 finished, but a larger share was rejected than ingest.max_reject_rate allows.
     """
 
 
 @main.command(
+    short_help="Train, caption, score and report: makes what is missing.",
     epilog=examples("cutline run data/sample", "cutline run ~/flickr8k --set fusion.kind=concat --json"),
 )
 @click.argument("dataset", type=click.Path(path_type=Path))
@@ -137,7 +168,8 @@ def run(
 
 
 @main.command(
-    epilog=examples("cutline status data/sample", "cutline status data/sample --set images.crop=pad")
+    short_help="What a run would make, and why.",
+    epilog=examples("cutline status data/sample", "cutline status data/sample --set images.crop=pad"),
 )
 @click.argument("dataset", type=click.Path(path_type=Path))
 @config_option
@@ -166,11 +198,12 @@ def status(
 
 
 @main.command(
+    short_help="Captions of photographs by a trained model.",
     epilog=examples(
         "cutline caption ~/Pictures --out captions.parquet",
         "cutline caption a.jpg b.jpg --model data/workspace/bundles/sample-1f2e3d4c --out captions.jsonl",
-        "cutline caption ~/Pictures --out captions.csv --max-words 12 --alternatives 5",
-    )
+        "cutline caption ~/Pictures --out captions.jsonl --max-words 12 --alternatives 5",
+    ),
 )
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -230,10 +263,12 @@ def caption(
 
 
 @main.command(
+    short_help="BLEU, ROUGE-L and CIDEr of captions.",
     epilog=examples(
         "cutline evaluate captions.jsonl ~/coco/annotations/captions_val2017.json",
         "cutline evaluate results.json refs.jsonl --json",
-    )
+        "cutline evaluate captions.parquet ~/flickr8k/Flickr8k.token.txt --split test",
+    ),
 )
 @click.argument("predictions", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("references", type=click.Path(exists=True, path_type=Path))
@@ -245,12 +280,29 @@ def caption(
     show_default=True,
     help="What becomes of a photograph that has references but no prediction.",
 )
+@click.option(
+    "--split",
+    metavar="SPLIT",
+    help="Score the photographs of one split alone, such as test, by PREDICTIONS' column of that name.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The scores as one JSON object on standard output.")
-def evaluate(predictions: Path, references: Path, meteor: bool, missing: str, as_json: bool) -> None:
+def evaluate(
+    predictions: Path, references: Path, meteor: bool, missing: str, split: str | None, as_json: bool
+) -> None:
     """Score PREDICTIONS against REFERENCES: BLEU, ROUGE-L, CIDEr."""
     from tasks.evaluate import read_pair, score
 
-    said, known = read_pair(predictions, references)
+    pair = read_pair(predictions, references)
+    if split:
+        pair = pair.of(split)
+    elif pair.learned:
+        scored = len(pair.said.keys() & pair.known.keys())
+        click.echo(
+            f"cutline: {pair.learned:,} of {scored:,} photographs are of the train split, "
+            "which the model learned from: --split test scores the others",
+            err=True,
+        )
+    said, known, _ = pair
     without = len(known.keys() - said.keys())
     if without and missing != "refuse":
         verb = "left out" if missing == "skip" else "scored as empty captions"
@@ -264,11 +316,12 @@ def evaluate(predictions: Path, references: Path, meteor: bool, missing: str, as
 
 
 @main.command(
+    short_help="Lines from a language model, or of a photograph.",
     epilog=examples(
         'cutline generate "a man in a" --count 5 --temperature .8 --top-p .9 --seed 1',
         "cutline generate --photo a.jpg --model BUNDLE --retrieve 2",
         "cutline generate --perplexity captions.txt --model BUNDLE",
-    )
+    ),
 )
 @click.argument("text", required=False)
 @click.option(
@@ -358,10 +411,11 @@ def generate(
 
 
 @main.command(
+    short_help="A run again, with settings changed by --set.",
     epilog=examples(
         "cutline reprocess --set caption.beam=5 --dry-run",
         "cutline reprocess data/sample --set images.crop=pad",
-    )
+    ),
 )
 @click.argument("dataset", required=False, type=click.Path(path_type=Path))
 @set_option
@@ -396,7 +450,10 @@ def reprocess(
     _exit(record.reject_rate, record.settings["ingest"]["max_reject_rate"])
 
 
-@main.command(epilog=examples("cutline compare", "cutline compare 20261101-02 20261102-02 --count 50"))
+@main.command(
+    short_help="Captions and scores of two runs, side by side.",
+    epilog=examples("cutline compare", "cutline compare 20261101-02 20261102-02 --count 50"),
+)
 @click.argument("before", required=False)
 @click.argument("after", required=False)
 @click.option(
@@ -419,7 +476,10 @@ def compare(before: str | None, after: str | None, count: int, workspace: Path, 
         show_comparison(comparison, count, stderr=False)
 
 
-@main.command(epilog=examples("cutline server", "cutline server --port 4300 --workspace /srv/cutline"))
+@main.command(
+    short_help="Start Prefect's server, whose page shows runs.",
+    epilog=examples("cutline server", "cutline server --port 4300 --workspace /srv/cutline"),
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", type=click.IntRange(1, 65535), default=4200, show_default=True)
 @workspace_option
@@ -431,10 +491,11 @@ def server(host: str, port: int, workspace: Path) -> None:
 
 
 @main.command(
+    short_help="Caption what is new, and more, on a schedule.",
     epilog=examples(
         "cutline serve ~/inbox",
         'cutline serve ~/inbox --dataset ~/flickr8k --schedule "train=0 4 * * 6" --timezone Europe/Vienna',
-    )
+    ),
 )
 @click.argument("photos", type=click.Path(path_type=Path))
 @click.option(
@@ -468,10 +529,11 @@ def serve(
 
 
 @main.command(
+    short_help="Find photographs by a text or a photograph.",
     epilog=examples(
         'cutline search "two dogs running on a beach" --top 12 --html found.html',
         "cutline search --photo a.jpg --json",
-    )
+    ),
 )
 @click.argument("text", required=False)
 @click.option(
@@ -510,7 +572,10 @@ def search(
     searching.show_found(found, as_json)
 
 
-@main.command(epilog=examples("cutline rejects", "cutline rejects data/sample --retry"))
+@main.command(
+    short_help="What the last run rejected, and why.",
+    epilog=examples("cutline rejects", "cutline rejects data/sample --retry"),
+)
 @click.argument("dataset", required=False, type=click.Path(path_type=Path))
 @click.option("--retry", is_flag=True, help="Read and make again what was rejected; the rest is taken over.")
 @workspace_option
@@ -539,7 +604,10 @@ def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -
         show_rejects(frame)
 
 
-@main.command(epilog=examples("cutline prune", "cutline prune --keep 1 --yes"))
+@main.command(
+    short_help="Remove what no run refers to.",
+    epilog=examples("cutline prune", "cutline prune --keep 1 --yes"),
+)
 @click.option(
     "--keep", type=click.IntRange(min=1), help="Forget all but the newest runs of each data set first."
 )
@@ -547,21 +615,27 @@ def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -
 @workspace_option
 def prune(keep: int | None, yes: bool, workspace: Path) -> None:
     """Remove what no run refers to, after showing what and how much."""
-    from flows.prune import find_unused, remove
+    from flows.prune import demand_workspace, find_unused, remove
 
+    demand_workspace(workspace)
     unused = find_unused(workspace, keep)
     if not unused.sizes:
         click.echo("nothing to remove: every file is one that a run refers to")
         return
     for kind, (count, size) in unused.by_kind().items():
         click.echo(f"{kind:<24} {count:>7,} files {size / 1e6:>12,.1f} MB")
+    for bundle in unused.bundles:
+        click.echo(f"bundle {bundle}")
     if not yes:
         click.confirm("Remove these files?", abort=True)
     removed = remove(unused)
     click.echo(f"removed {len(removed.sizes):,} files, {removed.size / 1e6:,.1f} MB")
 
 
-@main.command(epilog=examples("cutline dashboard", "cutline dashboard --workspace /data/cutline --port 0"))
+@main.command(
+    short_help="Show a workspace in the browser.",
+    epilog=examples("cutline dashboard", "cutline dashboard --workspace /data/cutline --port 0"),
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zoneinfo import available_timezones
 
 from flows.outcome import existing
 from flows.server import demand_server
@@ -31,6 +32,8 @@ def serve(
 ) -> None:
     """Serve the deployments until Ctrl-C or SIGTERM. Raises UsageError."""
     when = {NIGHTLY: EVERY_NIGHT, **parse_schedules(schedules)}
+    if timezone not in available_timezones():
+        raise UsageError(f"--timezone {timezone}: expected a time zone such as Europe/Vienna or UTC")
     root = {"workspace": Workspace(workspace).where}
     of_dataset: dict[str, Any] = {**root, "dataset": str(existing(dataset))} if dataset else root
     of_photos: dict[str, Any] = {**root, "photos": str(existing(photos))}

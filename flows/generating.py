@@ -62,6 +62,7 @@ def generate(
         raise UsageError("--set says how a photograph is prepared: add --photo, or leave it out")
     real = RealCaptions(real_captions(captions, folder, workspace)) if retrieve else None
     bundle = load_bundle(folder)
+    say_model(folder)
     sampler = sampler_of(bundle, photo, tree or {})
     lines = list(sampler.lines(prompt, count, sampling))
     return {
@@ -93,6 +94,7 @@ def _as_record(line: Line, real: RealCaptions | None, count: int) -> dict[str, A
 def perplexity(file: Path, model: Path | None, workspace: Path) -> Perplexity:
     """The perplexity of a text file, a caption a line, under a bundle's language model."""
     bundle = load_bundle(bundle_at(model) if model else newest_bundle(workspace))
+    say_model(bundle.folder)
     load_tensorflow()
     return perplexity_of(_language_model(bundle), _tokens(bundle), read_lines(file))
 
@@ -103,6 +105,16 @@ def newest_bundle(workspace: Path) -> Path:
         if record.bundle and (folder := bundle_at(record.bundle)).is_dir():
             return folder
     return IN_THE_BOX
+
+
+def name_of_model(bundle: Path) -> str:
+    """What people call the model of a bundle: its folder's name, or the model in the box."""
+    return "the model in the box" if bundle == IN_THE_BOX else bundle.name
+
+
+def say_model(bundle: Path) -> None:
+    """Say on standard error which model is used: commands without --model do not all take the same."""
+    click.echo(f"model: {name_of_model(bundle)}", err=True)
 
 
 def sampler_of(bundle: Bundle, photo: Path | None, tree: Tree) -> Sampler:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from httpx import TransportError
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed
@@ -22,7 +22,7 @@ from pydantic import Field
 from flows.artifacts import leave_artifacts, leave_comparison, leave_plan
 from flows.captioning import captions_of, photos_of, walk_captions
 from flows.config import Tree, settings_with
-from flows.generating import newest_bundle
+from flows.generating import name_of_model, newest_bundle
 from flows.lost_runs import claim_run
 from flows.outcome import WORKSPACE, existing, finish, last_run
 from flows.pipeline import run_stages
@@ -191,6 +191,8 @@ def caption_new(
     file = out or store.root / own
     check_ending(file)
     bundle = load_bundle(bundle_at(model) if model else newest_bundle(workspace))
+    called = name_of_model(bundle.folder)
+    get_run_logger().info("model: %s", called)
     settings = settings_with(bundle, {"ingest": ingest.model_dump(exclude_unset=True)})
     try:
         walk = walk_captions(store, photos, settings, bundle)
@@ -206,7 +208,7 @@ def caption_new(
         store.upload(own)
     leave_artifacts(record, fresh)
     new, where = count_of(captioned, "photograph"), out or store.reached_at(own)
-    message = f"{new} captioned, {record.reject_rate:.1%} of the files rejected; see {where}"
+    message = f"{new} captioned by {called}, {record.reject_rate:.1%} of the files rejected; see {where}"
     return Completed(name=None if captioned else NOTHING_NEW, message=message, data=record)
 
 

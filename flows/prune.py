@@ -9,6 +9,7 @@ from pathlib import Path
 
 from schemas.errors import StoreFailed, UsageError
 from schemas.records import RunRecord
+from tasks.listing import WORKSPACE_MARKER
 from tasks.packs import files_of
 from tasks.workspace import Workspace
 
@@ -28,6 +29,11 @@ class Unused:
     def size(self) -> int:
         return sum(self.sizes.values())
 
+    @property
+    def bundles(self) -> list[str]:
+        """The names of the bundles that would go."""
+        return sorted({path.split("/")[1] for path in self.sizes if path.startswith("bundles/")})
+
     def by_kind(self) -> dict[str, tuple[int, int]]:
         """Kind → (files, bytes), largest first."""
         kinds: dict[str, list[int]] = defaultdict(list)
@@ -40,6 +46,13 @@ class Unused:
                 key=lambda item: -item[1][1],
             )
         )
+
+
+def demand_workspace(where: Path) -> None:
+    """Raises UsageError where there is no workspace, as with a mistyped --workspace."""
+    workspace = Workspace(where)
+    if not workspace.store and not (workspace.root / WORKSPACE_MARKER).is_file():
+        raise UsageError(f"'{where}': expected what a run has made, found no workspace there")
 
 
 def find_unused(where: Path, keep: int | None = None) -> Unused:

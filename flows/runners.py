@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from flows.server import choose_server, is_loopback
@@ -16,6 +19,8 @@ from schemas.records import RunRecord
 from tasks.cluster import LOCAL, scheduler_of
 
 CORES_A_WORKER = 4  # of a cluster on this machine; TensorFlow gains little from more
+STOPPED = "cutline: stopped; the same command goes on from here"
+ENDS_WITHIN_S = 5.0  # of Ctrl-C
 
 
 def start(flow: str, *args: Any, root: Path, runner: str = LOCAL, **kwargs: Any) -> RunRecord:
@@ -26,13 +31,70 @@ def start(flow: str, *args: Any, root: Path, runner: str = LOCAL, **kwargs: Any)
     address = scheduler_of(runner)  # fails before Prefect is imported, if it must
     url = choose_server(root)
     _check_server(runner, address, url)
-    from flows import prefect_flows
+    with _ended_by_ctrl_c():
+        from flows import prefect_flows
 
-    called: Callable[..., RunRecord] = getattr(prefect_flows, flow)
-    if runner == LOCAL:
-        return prefect_flows.from_terminal(called, *args, **kwargs)
-    with _on_dask(called, address, url, root) as on_dask:
-        return prefect_flows.from_terminal(on_dask, *args, **kwargs)
+        embedded = None if url else _start_embedded()
+        called: Callable[..., RunRecord] = getattr(prefect_flows, flow)
+        if runner == LOCAL:
+            return prefect_flows.from_terminal(called, *args, **kwargs)
+        with _on_dask(called, address, embedded, root) as on_dask:
+            return prefect_flows.from_terminal(on_dask, *args, **kwargs)
+
+
+def _start_embedded() -> str:
+    """Start Prefect's embedded server, which ends with this process; its address.
+
+    A terminal sends Ctrl-C to this process and to the server. It must not end the server, at which
+    this process then writes down that the run has ended: what is blocked here stays so in its children.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        server = SubprocessASGIServer()  # the one of this process, which Prefect takes too
+        server.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return server.api_url
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Have Ctrl-C end the process in ENDS_WITHIN_S at most, and the second at once.
+
+    Left to itself Prefect waits for the shard in the making, which may be an hour of training. Until then
+    the terminal is put in order, and Prefect told that the run has ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # called by other code, to whom signals belong
+        return
+
+    def interrupt(_number: int, _frame: Any) -> NoReturn:
+        signal.signal(signal.SIGINT, lambda _number, _frame: _stop())
+        wait = threading.Timer(ENDS_WITHIN_S, _stop)
+        wait.daemon = True
+        wait.start()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _stop()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stop() -> NoReturn:
+    """End the process as a kill would, which costs the shard in the making and nothing else."""
+    print(STOPPED, file=sys.stderr, flush=True)
+    if "prefect.server.api.server" in sys.modules:
+        from prefect.server.api.server import SubprocessASGIServer
+
+        if process := SubprocessASGIServer().server_process:
+            process.kill()
+    os._exit(1)
 
 
 def _check_server(runner: str, address: str | None, url: str | None) -> None:
@@ -48,8 +110,11 @@ def _check_server(runner: str, address: str | None, url: str | None) -> None:
 
 
 @contextmanager
-def _on_dask(flow: Any, address: str | None, url: str | None, root: Path) -> Iterator[Any]:
-    """The flow on a Dask cluster, of this machine where there is no address, with one server for all."""
+def _on_dask(flow: Any, address: str | None, embedded: str | None, root: Path) -> Iterator[Any]:
+    """The flow on a Dask cluster, of this machine where there is no address, with one server for all.
+
+    `embedded` is the address of this process's own server: else each worker would start one of its own.
+    """
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
@@ -66,14 +131,8 @@ def _on_dask(flow: Any, address: str | None, url: str | None, root: Path) -> Ite
         logging.getLogger(name).setLevel(logging.ERROR)  # it tells of every connection that ends
 
     with ExitStack() as stack:
-        if url is None:
-            # Else each worker would start a server of its own.
-            from prefect.server.api.server import SubprocessASGIServer
-
-            server = SubprocessASGIServer()
-            server.start(timeout=120)
-            stack.callback(server.stop)
-            stack.enter_context(temporary_settings({PREFECT_API_URL: server.api_url}))
+        if embedded:
+            stack.enter_context(temporary_settings({PREFECT_API_URL: embedded}))
         if address:
             runner = DaskTaskRunner(address=address)
         else:

@@ -40,8 +40,8 @@ def search(
     """
     if bool(text.strip()) == bool(photo):
         raise UsageError('expected a TEXT or --photo FILE: cutline search "two dogs on a beach"')
-    if photo:
-        existing(photo)
+    if photo and not photo.exists():
+        raise UsageError(f"'{photo}': expected a photograph, found nothing there")
     collection = Collection.of(workspace, dataset)
     unknown: list[str] = []
     if photo:
@@ -60,6 +60,7 @@ def search(
         "captions": collection.texts(captions)[:top],
     }
     if html:
+        html.parent.mkdir(parents=True, exist_ok=True)
         write_search_page(found, collection.pictures(photos), html)
     return found
 
@@ -86,7 +87,7 @@ class Collection:
             what = f" of '{dataset}'" if dataset else ""
             raise UsageError(
                 f"expected an index{what} in {workspace}, found none; make one with `cutline run DATASET` "
-                "or `cutline caption PHOTOS --model BUNDLE --out FILE`"
+                "or `cutline caption PHOTOS --out FILE`"
             )
         stages = (
             "ingest",

@@ -209,6 +209,29 @@ def evaluate(
     return pl.DataFrame(rows, schema=SCORES_DTYPES, orient="row")
 
 
+def cider_of_each(predictions: pl.DataFrame, captions: pl.DataFrame) -> pl.DataFrame:
+    """photo_id and cider: what each caption of a photograph of the dev and test splits has.
+
+    `predictions` has photo_id and caption; `captions` is the captions table. The splits are weighed each
+    by itself, so that the mean of one is its score. A photograph without references has no row.
+    """
+    from pycocoevalcap.cider.cider import Cider
+
+    predicted = _by_photo(predictions)
+    found: dict[str, float] = {}
+    for name in HELD_OUT:
+        said = _said(_references_of(captions.filter(pl.col("split") == name)))
+        known = {photo: texts for photo, texts in said.items() if photo in predicted}
+        if known:
+            tokens = ptb_tokens(predicted[photo] for photo in known)
+            results = {photo: [text] for photo, text in zip(known, tokens, strict=True)}
+            found |= dict(zip(known, map(float, Cider().compute_score(known, results)[1]), strict=True))
+    return pl.DataFrame(
+        {"photo_id": list(found), "cider": list(found.values())},
+        schema={"photo_id": pl.String, "cider": pl.Float64},
+    )
+
+
 def _by_photo(predictions: pl.DataFrame) -> dict[str, str]:
     return dict(predictions.select("photo_id", "caption").iter_rows())
 
@@ -231,6 +254,35 @@ class Row(NamedTuple):
     image_id: str | None
     path: str | None
     caption: str
+    split: str | None = None
+
+
+class Pair(NamedTuple):
+    """Predictions and references as `score` takes them, and the splits of the photographs predicted.
+
+    `splits` is empty where the file of predictions tells none.
+    """
+
+    said: dict[str, str]
+    known: dict[str, list[str]]
+    splits: dict[str, str]
+
+    def of(self, split: str) -> Pair:
+        """The same of the photographs of one split. Raises UsageError where none is known to be of it."""
+        if split not in self.splits.values():
+            found = ", ".join(sorted(set(self.splits.values()))) or "no column 'split'"
+            raise UsageError(f"--split {split}: expected predictions of that split, found {found}")
+        others = {photo for photo, its in self.splits.items() if its != split}
+        return Pair(
+            {photo: text for photo, text in self.said.items() if self.splits.get(photo) == split},
+            {photo: texts for photo, texts in self.known.items() if photo not in others},
+            {photo: split for photo, its in self.splits.items() if its == split},
+        )
+
+    @property
+    def learned(self) -> int:
+        """How many of the photographs to score are of the train split."""
+        return sum(its == "train" for photo, its in self.splits.items() if photo in self.known)
 
 
 _KINDS = ("photo_id", "image_id", "path")  # of names
@@ -250,7 +302,7 @@ Reading = Callable[[str], "str | None"]
 Namer = Callable[[Row], "str | None"]
 
 
-def read_pair(predictions: Path, references: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
+def read_pair(predictions: Path, references: Path) -> Pair:
     """Two files of captions as `score` takes them, by a name of the photographs that both use.
 
     The files may be .parquet, .jsonl and .csv (columns photo_id, image_id, or path, file_name, image,
@@ -265,8 +317,11 @@ def read_pair(predictions: Path, references: Path) -> tuple[dict[str, str], dict
     said, known = read_captions(predictions), read_captions(references)
     name_said, name_known = _common_names(said, known, predictions, references)
     chosen: dict[str, str] = {}
+    splits: dict[str, str] = {}
     for row in said:
         name = name_said(row)
+        if name is not None and row.split:
+            splits[name] = row.split
         if name is not None and chosen.setdefault(name, row.caption) != row.caption:
             raise UsageError(
                 f"{predictions}: expected one caption a photograph, found two of '{name}': "
@@ -277,7 +332,7 @@ def read_pair(predictions: Path, references: Path) -> tuple[dict[str, str], dict
         name = name_known(row)
         if name is not None:
             by_photo.setdefault(name, []).append(row.caption)
-    return chosen, by_photo
+    return Pair(chosen, by_photo, splits)
 
 
 def _number(name: str) -> str | None:
@@ -378,7 +433,7 @@ def _text(path: Path) -> str:
 
 
 def _rows_of_parquet(path: Path) -> Iterator[Row]:
-    names = {key for keys in _NAME_KEYS.values() for key in keys}
+    names = {"split", *(key for keys in _NAME_KEYS.values() for key in keys)}
     wanted = [
         column
         for column, dtype in pl.read_parquet_schema(path).items()
@@ -401,7 +456,7 @@ def _rows_of_record(record: Any, path: str | None = None) -> Iterator[Row]:
         )
     captions = record[key] if isinstance(record[key], list) else [record[key]]
     for caption in captions:
-        yield Row(photo_id, image_id, path or own_path, _caption(caption))
+        yield Row(photo_id, image_id, path or own_path, _caption(caption), _name(record, ["split"]))
 
 
 def _name(record: dict[str, Any], keys: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -36,6 +37,14 @@ def test_every_command_has_help_with_examples(command: str) -> None:
     assert f"cutline {command}" in output.partition("Examples:")[2]
 
 
+def test_the_list_of_commands_cuts_no_sentence_off() -> None:
+    code, output = ask("--help")
+    commands = output.partition("Commands:")[2].strip().splitlines()
+    assert code == 0
+    assert len(commands) == len(main.commands)
+    assert all(line.endswith(".") and not line.endswith("..") for line in commands)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -44,6 +53,20 @@ def test_every_command_has_help_with_examples(command: str) -> None:
         (["run", ".", "--config", "/no/such/file"], "does not exist"),
         (["status"], "Missing argument"),
         (["frobnicate"], "No such command"),
+        (
+            ["caption", "no.jpg", "--out", "c.csv"],
+            "'no.jpg': expected a photograph or a folder, found nothing",
+        ),
+        (
+            ["caption", "https://a.org/b.jpg?w=9", "--out", "c.csv"],
+            "'https://a.org/b.jpg?w=9': addresses are not",
+        ),
+        (["prune", "--workspace", "/no/such/folder"], "found no workspace there"),
+        (["prune", "--workspace", "tests"], "found no workspace there"),
+        (
+            ["serve", ".", "--timezone", "Foo/Bar"],
+            "--timezone Foo/Bar: expected a time zone such as Europe/Vienna",
+        ),
         (["caption", ".", "--model", ".", "--out", "captions.txt"], "ends in .parquet, .jsonl, .csv, .json"),
         (["caption", ".", "--model", ".", "--out", "captions.csv"], "is no bundle"),
     ],
@@ -60,6 +83,28 @@ def test_a_folder_without_photographs_or_captions_is_no_data_set(tmp_path: Path)
     assert code == 2
     assert "looked for" in output
     assert "1 × .md" in output
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        pl.exceptions.ComputeError("parquet: underlying IO error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_of_in_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("flows.run.run", fail)
+    code, output = ask("run", "data/sample", "--workspace", tmp_path)
+    assert code == 1
+    assert output == (
+        f"cutline: no space is left on the disk of '{tmp_path}': free some and run it again; "
+        "what was made is kept\n"
+    )
 
 
 def test_more_rejects_than_the_set_rate_end_with_3(ran: Ran, tmp_path: Path) -> None:
@@ -177,6 +222,7 @@ def test_single_files_are_captioned_alone(ran: Ran, folder: Path, captioned: tup
         "--out", out / "two.csv", "--workspace", out / "workspace",
     )  # fmt: skip
     assert "rows" not in done.stdout
+    assert f"model: {Path(ran.record['bundle']).name}" in done.stderr.splitlines()
     few, all_ = pl.read_csv(out / "two.csv"), pl.read_parquet(out / "captions.parquet")
     assert few["path"].to_list() == ["000000000139.png", "sub/two.png"]
     assert few["caption"].to_list() == all_.filter(pl.col("path").is_in(few["path"]))["caption"].to_list()
@@ -208,6 +254,21 @@ def test_predictions_are_scored_against_references(tmp_path: Path) -> None:
     code, output = ask("evaluate", tmp_path / "said.jsonl", tmp_path / "known.jsonl", "--json")
     assert code == 0
     assert json.loads(output)["Bleu_4"] == pytest.approx(1, abs=1e-6)
+
+
+def test_photographs_that_the_model_learned_from_are_told_of_unless_a_split_is_chosen(
+    ran: Ran, tmp_path: Path
+) -> None:
+    references = ran.dataset / "Flickr8k.token.txt"
+    result = CliRunner().invoke(main, ["evaluate", ran.record["captions"], str(references)])
+    assert "20 of 30 photographs are of the train split" in result.stderr
+    assert "--split test scores the others" in result.stderr
+    result = CliRunner().invoke(
+        main, ["evaluate", ran.record["captions"], str(references), "--split", "test", "--json"]
+    )
+    assert "train split" not in result.stderr
+    scores = json.loads(result.stdout)
+    assert scores == pytest.approx({name: ran.record["scores"][name] for name in scores})
 
 
 def test_rejects_are_listed_by_reason(ran: Ran) -> None:

@@ -52,6 +52,7 @@ def test_lines_are_printed_one_each_and_are_the_same_next_time(ran: Ran, model: 
     # Another process, and the bundle found by itself.
     again = cutline("generate", *map(str, arguments), "--workspace", ran.workspace)
     assert again.stdout.splitlines() == lines
+    assert f"model: {Path(ran.record['bundle']).name}" in again.stderr.splitlines()
     assert generate("A small", "--count", 2, *arguments[3:], *model).stdout.splitlines() == lines[:2]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from flows.cli import main
 from flows.prune import find_unused, remove
 from schemas.errors import UsageError
 from schemas.records import RunRecord
@@ -48,6 +50,7 @@ def test_the_copies_of_a_model_that_a_store_keeps_stay_while_a_run_refers_to_the
 
 def test_a_bundle_that_captioned_photographs_stays_though_its_own_run_is_forgotten(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "workspace")
+    workspace.mark()
     for name in ("old-0123", "unused-4567"):
         (workspace.root / "bundles" / name).mkdir(parents=True)
         for file in ("bundle.json", "fusion.weights.h5"):
@@ -56,6 +59,9 @@ def test_a_bundle_that_captioned_photographs_stays_though_its_own_run_is_forgott
     elsewhere = tmp_path / "elsewhere" / "matching.npz"
     model = {"fusion": str(fusion), "matching": str(elsewhere)}
     workspace.write_run(captioned_with(model, workspace.where))
+    asked = CliRunner().invoke(main, ["prune", "--workspace", str(workspace.root)], input="n\n")
+    assert asked.output.count("bundle unused-4567\n") == 1
+    assert "old-0123" not in asked.output
     remove(find_unused(workspace.root))
     assert [path.name for path in (workspace.root / "bundles").iterdir()] == ["old-0123"]
     assert sorted(path.name for path in fusion.parent.iterdir()) == ["bundle.json", "fusion.weights.h5"]

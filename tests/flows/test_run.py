@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -252,6 +253,38 @@ def test_killed_in_the_middle_of_any_stage_a_rerun_ends_as_if_nothing_had_happen
     assert any(stage["reused"] for stage in record["stages"])
     assert tables(workspace) == tables(ran.workspace)
     assert not list((workspace / "partial").iterdir())
+
+
+def test_ctrl_c_ends_a_run_in_seconds_and_the_same_command_goes_on_from_there(
+    ran: Ran, tmp_path: Path
+) -> None:
+    copy = ran.copy(tmp_path)
+    known = set((copy.workspace / "shards" / "images").iterdir())
+    arguments = [
+        "run", str(copy.dataset), "--workspace", str(copy.workspace), *small(), "--set", "images.crop=pad"
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows", *arguments],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(
+            lambda: set((copy.workspace / "shards" / "images").glob("*.json")) - known, process, "images"
+        )
+        os.killpg(process.pid, signal.SIGINT)  # a terminal tells every process that runs in it
+        _, told = process.communicate(timeout=20)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert told.splitlines()[-1] == "cutline: stopped; the same command goes on from here"
+    assert process.returncode == 1
+    record = json.loads(cutline(*arguments, "--json").stdout)
+    images = next(stage for stage in record["stages"] if stage["name"] == "images")
+    assert images["reused"] > 0
+    assert record["scores"]
 
 
 def wait_for(happened, process: subprocess.Popen, what: str) -> None:

@@ -110,7 +110,7 @@ def test_the_page_shows_thumbnails_and_escapes_what_it_is_given(
     captioned: tuple[Path, Path], tmp_path: Path
 ) -> None:
     _, workspace = captioned
-    page = tmp_path / "found.html"
+    page = tmp_path / "pages of today" / "found.html"
     found_by(workspace, "red <script>square", top=4, html=page)
     text = page.read_text(encoding="utf-8")
     read = Page(text)
@@ -130,7 +130,7 @@ def test_the_page_shows_thumbnails_and_escapes_what_it_is_given(
         (["there is a"], "stop words only"),
         (["zzqx"], "no training caption has 'zzqx'"),
         (["red", "--photo", "README.md"], "expected a TEXT or --photo FILE"),
-        (["--photo", "gone.jpg"], "found nothing there"),
+        (["--photo", "gone.jpg"], "'gone.jpg': expected a photograph, found nothing there"),
         (["red", "--dataset", "tests"], "expected an index of 'tests'"),
     ],
 )

@@ -104,7 +104,8 @@ def test_a_schedule_captions_what_is_new_says_so_where_nothing_is_and_a_killed_r
         killed = wait_for(server, lambda run: run["id"] == running["id"] and run["state_name"] == "Crashed")
         assert "Its process was killed" in killed["state"]["message"]
         first = wait_for(server, lambda run: run["state_name"] == "Completed")
-        assert first["state"]["message"].startswith("1 photograph captioned")
+        model = Path(ran.record["bundle"]).name
+        assert first["state"]["message"].startswith(f"1 photograph captioned by {model}")
         check_deployments(server)
         # New in this folder, though its caption is known from another run.
         shutil.copyfile(copy.dataset / "images" / "photo01.png", photos / "second.png")

@@ -15,7 +15,16 @@ from schemas.errors import UsageError
 from schemas.settings import EvaluateSettings
 from schemas.tables import check
 from tasks.captions import tokenize
-from tasks.evaluate import collapse, evaluate, ptb_tokens, read_captions, read_pair, score
+from tasks.evaluate import (
+    Pair,
+    cider_of_each,
+    collapse,
+    evaluate,
+    ptb_tokens,
+    read_captions,
+    read_pair,
+    score,
+)
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no 'java' on the PATH")
 
@@ -282,6 +291,30 @@ def test_the_scores_table_has_the_splits_that_hold_references() -> None:
     assert {"Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "distinct", "shared"} < set(values)
 
 
+def test_the_mean_of_the_cider_of_each_photograph_is_the_score_of_its_split() -> None:
+    numbers = range(8)
+    texts = [
+        "A dog runs",
+        "A cat sleeps",
+        "Two men talk",
+        "A bus stops",
+        "A red ball",
+        "A dog",
+        "A boat",
+        "!",
+    ]
+    splits = ["dev"] * 3 + ["test"] * 3 + ["train", "test"]
+    ids = [photo(number) for number in numbers]
+    captions = pl.DataFrame({"photo_id": ids, "text": texts, "split": splits})
+    said = ["a dog runs", "a cat", "a man", "a bus stops", "a ball", "a cat", "a boat", "nothing"]
+    predictions = pl.DataFrame({"photo_id": ids, "split": splits, "caption": said})
+    each = cider_of_each(predictions, captions).join(predictions, on="photo_id")
+    scores = evaluate(predictions, captions, [], EvaluateSettings()).filter(pl.col("metric") == "CIDEr")
+    means = dict(each.group_by("split").agg(pl.col("cider").mean()).iter_rows())
+    assert means == pytest.approx(dict(scores.select("split", "value").iter_rows()))
+    assert sorted(each["split"]) == ["dev"] * 3 + ["test"] * 3  # of the last nobody said a word
+
+
 def test_without_references_the_scores_table_is_empty() -> None:
     nothing = pl.DataFrame(schema={"photo_id": pl.String, "split": pl.String, "caption": pl.String})
     captions = pl.DataFrame(schema={"photo_id": pl.String, "split": pl.String, "text": pl.String})
@@ -339,7 +372,7 @@ REFERENCES = {
 def test_predictions_meet_references_of_any_form(said: str, known: str, tmp_path: Path) -> None:
     (tmp_path / "said").mkdir()
     said_path = write(tmp_path / "said" / said, PREDICTIONS[said])
-    predictions, references = read_pair(said_path, write(tmp_path / known, REFERENCES[known]))
+    predictions, references, _ = read_pair(said_path, write(tmp_path / known, REFERENCES[known]))
     (name,) = predictions
     assert predictions[name] == CAPTION
     assert references[name] == [CAPTION, "Two"]
@@ -357,7 +390,8 @@ def test_a_quoted_kaggle_caption_loses_its_quotes(tmp_path: Path) -> None:
 def test_cocos_zero_padded_file_names_are_its_numbers(tmp_path: Path) -> None:
     said = write(tmp_path / "said.json", [{"image_id": 139, "caption": "a room"}])
     known = pl.DataFrame({"path": ["val2014/COCO_val2014_000000000139.jpg"], "caption": ["A room"]})
-    assert read_pair(said, write(tmp_path / "known.csv", known)) == ({"139": "a room"}, {"139": ["A room"]})
+    pair = read_pair(said, write(tmp_path / "known.csv", known))
+    assert pair == ({"139": "a room"}, {"139": ["A room"]}, {})
 
 
 def test_files_of_one_name_in_two_folders_are_never_mixed_up(tmp_path: Path) -> None:
@@ -378,6 +412,35 @@ def test_names_without_a_match_are_shown_from_both_files(tmp_path: Path) -> None
         read_pair(said, known)
 
 
+SPLITS = ["train", "train", "dev", "test", "test"]
+
+
+@pytest.fixture(params=["said.parquet", "said.jsonl", "said.csv"])
+def of_splits(tmp_path: Path, request: pytest.FixtureRequest) -> Pair:
+    """Captions of five photographs as a run writes them; one more has references and no caption."""
+    names = [f"{place}.jpg" for place in range(5)]
+    said = pl.DataFrame({"path": names, "split": SPLITS, "caption": [f"a dog {name}" for name in names]})
+    path = tmp_path / request.param
+    said.write_ndjson(path) if path.suffix == ".jsonl" else write(path, said)
+    known = pl.DataFrame({"path": [*names, "rejected.jpg"], "caption": "A dog"})
+    return read_pair(path, write(tmp_path / "known.csv", known))
+
+
+def test_photographs_of_one_split_are_scored_alone(of_splits: Pair) -> None:
+    pair = of_splits.of("test")
+    assert list(pair.said) == ["3.jpg", "4.jpg"]
+    assert list(pair.known) == ["3.jpg", "4.jpg", "rejected.jpg"]
+    assert (of_splits.learned, pair.learned) == (2, 0)
+
+
+def test_a_split_that_no_prediction_is_of_is_refused(of_splits: Pair, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--split tset: expected .* found dev, test, train"):
+        of_splits.of("tset")
+    plain = write(tmp_path / "plain.csv", pl.DataFrame({"path": ["1.jpg"], "caption": ["a dog"]}))
+    with pytest.raises(UsageError, match=r"--split test: expected .* found no column 'split'"):
+        read_pair(plain, plain).of("test")
+
+
 def test_two_predictions_for_one_photograph_are_refused(tmp_path: Path) -> None:
     known = write(tmp_path / "known.json", [{"image_id": 1, "caption": "one"}])
     twice = [{"image_id": 1, "caption": "one"}, {"image_id": 1, "caption": "two"}]
@@ -390,7 +453,7 @@ def test_two_predictions_for_one_photograph_are_refused(tmp_path: Path) -> None:
 def test_a_prediction_without_a_caption_is_an_empty_one(tmp_path: Path) -> None:
     said = pl.DataFrame({"image_id": [1, 2], "caption": ["a dog", None]})
     known = pl.DataFrame({"image_id": [1, 2], "caption": ["a dog", "a cat"]})
-    predictions, references = read_pair(
+    predictions, references, _ = read_pair(
         write(tmp_path / "said.parquet", said), write(tmp_path / "known.parquet", known)
     )
     assert predictions == {"1": "a dog", "2": ""}
