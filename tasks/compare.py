@@ -10,7 +10,7 @@ import polars as pl
 
 from schemas.errors import UsageError
 from schemas.records import RunRecord
-from tasks.evaluate import SCORES_DTYPES, ptb_tokens
+from tasks.evaluate import SCORES_DTYPES, cider_of_each
 from tasks.history import flat_settings
 from tasks.tables import read_table
 from tasks.workspace import Workspace
@@ -62,8 +62,8 @@ def compare(workspace: Workspace, before: RunRecord, after: RunRecord) -> Compar
     changed = both.filter(pl.col("caption") != pl.col("caption_before"))
     photos = _ingested(workspace, after, "photos").select("photo_id", "path", "split")
     rows = changed.join(photos, on="photo_id", maintain_order="left")
-    held_out = _held_out(workspace, after)
-    cider = _cider(old, held_out).join(_cider(new, held_out), on="photo_id", suffix="_after")
+    people = _ingested(workspace, after, "captions")
+    cider = cider_of_each(old, people).join(cider_of_each(new, people), on="photo_id", suffix="_after")
     moved = (pl.col("cider_after") - pl.col("cider_before")).abs()
     captions = (
         rows.join(cider, on="photo_id", how="left", maintain_order="left")
@@ -98,39 +98,6 @@ def _predictions(workspace: Workspace, run: RunRecord) -> pl.DataFrame:
 def _ingested(workspace: Workspace, run: RunRecord, table: str) -> pl.DataFrame:
     (file,) = workspace.outputs_of(run, "ingest", f"{table}.parquet")
     return read_table(file, table)
-
-
-def _held_out(workspace: Workspace, run: RunRecord) -> list[dict[str, list[str]]]:
-    """What people wrote under the photographs of the dev and of the test split."""
-    captions = _ingested(workspace, run, "captions").drop_nulls("photo_id")
-    return [
-        dict(
-            captions.filter(pl.col("split") == split)
-            .group_by("photo_id", maintain_order=True)
-            .agg("text")
-            .iter_rows()
-        )
-        for split in ("dev", "test")
-    ]
-
-
-def _cider(predictions: pl.DataFrame, held_out: Sequence[dict[str, list[str]]]) -> pl.DataFrame:
-    """photo_id and the CIDEr of its caption, of those that have references; their mean is the split's."""
-    from pycocoevalcap.cider.cider import Cider
-
-    said = dict(predictions.select("photo_id", "caption").iter_rows())
-    found: dict[str, float] = {}
-    for references in held_out:
-        known = {photo: [text for text in ptb_tokens(texts) if text] for photo, texts in references.items()}
-        known = {photo: texts for photo, texts in known.items() if texts and photo in said}
-        if known:
-            captions = ptb_tokens(said[photo] for photo in known)
-            results = {photo: [text] for photo, text in zip(known, captions, strict=True)}
-            found |= dict(zip(known, map(float, Cider().compute_score(known, results)[1]), strict=True))
-    return pl.DataFrame(
-        {"photo_id": list(found), "cider": list(found.values())},
-        schema={"photo_id": pl.String, "cider": pl.Float64},
-    )
 
 
 def _settings_that_differ(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
