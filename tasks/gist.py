@@ -36,6 +36,7 @@ SIGMA = 6.0  # CIDEr-D: tokens of difference in length that cost a share 1 - 1/â
 ROWS_AT_ONCE = 4096  # captions or photographs
 ITERATIONS = 12  # of the analysis
 LEAST_VARIANCE = 1e-8  # of what is foretold; that of captions is some hundred thousand times as much
+LEAST_RIDGE = 1e-12  # where nothing varies
 MOST_LEVERAGE = 0.999  # so that what is divided by is not nothing
 REACH = 0.35  # of the median squared distance between photographs
 LEAST_REACH = 1e-4  # a squared distance that is more than what float16 does to features
@@ -426,7 +427,7 @@ def _imagine(places: np.ndarray, foretold: np.ndarray, whiten: np.ndarray) -> tu
     if len(foretold) < FEWEST or not size:
         return np.zeros(places.shape, np.float16), np.zeros((size, size))
     together, spread = _covariance(foretold), _covariance(places)
-    least = max(1e-6 * np.trace(spread) / size, LEAST_VARIANCE)  # captions may be all the same
+    least = max(1e-6 * np.trace(spread) / size, LEAST_RIDGE)  # captions may be all the same
     link = np.linalg.solve(spread + least * np.eye(size), together)
     scatter = whiten.T @ (together - together @ link) @ whiten
     variances, axes = np.linalg.eigh((scatter + scatter.T) / 2)
