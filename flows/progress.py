@@ -31,6 +31,7 @@ def display() -> Iterator[Callable[[str, int], Advance]]:
 def lines_on(console: Console) -> Iterator[Callable[[str, int], Advance]]:
     """As `display`, on a terminal."""
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Told(ProgressColumn):
@@ -39,7 +40,9 @@ def lines_on(console: Console) -> Iterator[Callable[[str, int], Advance]]:
         def render(self, task: Task) -> Text:
             return Text(told(task))
 
-    with Progress(TextColumn("{task.description:<15}"), BarColumn(24), Told(), console=console) as progress:
+    # A line of thousands of rows fits a terminal of 80 columns, and is cut in a narrower one.
+    columns = (TextColumn("{task.description:<15}"), BarColumn(12), Told(Column(no_wrap=True)))
+    with Progress(*columns, console=console) as progress:
 
         def start(name: str, rows: int) -> Advance:
             # Stages come one after the other: where one starts, the one before has ended.

@@ -32,6 +32,17 @@ def test_a_line_counts_all_rows_since_its_start(done: int, rows: int | None, aft
     assert told(progress.tasks[0]) == line
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_line_stays_a_line_in_a_narrow_terminal(width: int) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    with lines_on(console) as start:
+        start("language_model", 90_000)(1_234)
+        time.sleep(0.3)
+    last = console.file.getvalue().rpartition("\r")[2]  # type: ignore[attr-defined]
+    assert last.count("\n") == 1
+    assert (" left" in last) == (width == 80)
+
+
 def test_the_clock_of_a_stage_stands_still_once_the_next_begins() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=110)
     with lines_on(console) as start:
