@@ -70,7 +70,10 @@ def _ended_by_ctrl_c() -> Iterator[None]:
         yield  # called by other code, to whom signals belong
         return
 
+    ends = threading.Event()
+
     def interrupt(_number: int, _frame: Any) -> NoReturn:
+        ends.set()
         signal.signal(signal.SIGINT, lambda _number, _frame: _stop())
         wait = threading.Timer(ENDS_WITHIN_S, _stop)
         wait.daemon = True
@@ -80,8 +83,10 @@ def _ended_by_ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
-    except KeyboardInterrupt:
-        _stop()
+    except BaseException:
+        if ends.is_set():  # whatever Prefect made of it
+            _stop()
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
 
