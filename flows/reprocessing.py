@@ -68,4 +68,14 @@ def moved(before: RunRecord | None, after: RunRecord, workspace: Path) -> Compar
 def compare(before: str | None, after: str | None, workspace: Path = WORKSPACE) -> Comparison:
     """Compare two runs by their ids; without them the newest with the one before. Raises UsageError."""
     store = Workspace(workspace)
-    return compare_runs(store, *choose_runs(list(store.runs()), before, after))
+    runs = list(store.runs())
+    newest = next((run for run in runs if run.command == "run"), None)
+    if newest and not before and not after:
+        # Those of other data sets, and those that only captioned, are none to compare it with.
+        runs = [run for run in runs if (run.command, run.dataset) == (newest.command, newest.dataset)]
+        if len(runs) == 1:
+            raise UsageError(
+                f"expected a run before {newest.run} on {newest.dataset}, found none; make one: "
+                "`cutline reprocess --set STAGE.KEY=VALUE`"
+            )
+    return compare_runs(store, *choose_runs(runs, before, after))

@@ -9,6 +9,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from flows.reprocessing import compare as compare_newest
+from schemas.errors import UsageError
+from schemas.records import RunRecord
 from tasks.compare import compare
 from tasks.workspace import Workspace
 from tests.flows.conftest import Ran, ask, cutline
@@ -119,3 +122,18 @@ def test_runs_are_named_by_the_beginning_of_their_ids(ran: Ran) -> None:
 def test_without_an_earlier_run_there_is_nothing_to_reprocess(tmp_path: Path) -> None:
     done = cutline("reprocess", "--workspace", tmp_path, check=False)
     assert (done.returncode, "start with `cutline run`" in done.stderr) == (2, True)
+
+
+def test_runs_of_other_data_sets_and_of_caption_are_not_offered_to_compare_with(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for number, (command, dataset) in enumerate([("caption", "/b"), ("run", "/a"), ("run", "/b")], start=1):
+        workspace.write_run(
+            RunRecord(
+                run=f"2026010{number}-000000-000000", command=command, dataset=dataset,
+                workspace=workspace.where, settings={}, shards={}, stages=[], finished_at="",
+            )
+        )  # fmt: skip
+    with pytest.raises(UsageError, match="expected a run before 20260103-000000-000000 on /b") as told:
+        compare_newest(None, None, tmp_path)
+    assert "20260101" not in str(told.value)
+    assert "20260102" not in str(told.value)
