@@ -249,7 +249,7 @@ class Wiring:
         if not train:
             raise UsageError(
                 f"'{self.dataset}' has no training captions, so there is nothing to learn from; "
-                "caption its photographs with a trained bundle: cutline caption … --model BUNDLE --out FILE"
+                "caption its photographs with the model in the box: cutline caption … --out FILE"
             )
         return self._whole(
             stages.VOCABULARY,
