@@ -11,9 +11,9 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from schemas.records import RunRecord
 from schemas.tables import NOTICES
 from tasks.compare import Comparison
-from tasks.pages import count_of, decimal, is_a_guess
-from tasks.report import change_in_form, in_form, metric_of, thumbnail
+from tasks.report import thumbnail
 from tasks.samples import Sample, samples
+from tasks.shown import change_in_form, count_of, decimal, in_form, is_a_guess, metric_of
 from tasks.workspace import Workspace
 
 SAMPLES = 12

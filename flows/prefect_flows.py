@@ -34,8 +34,8 @@ from schemas.records import RunRecord
 from schemas.settings import IngestSettings, Settings
 from tasks.bundle import Bundle, load_bundle
 from tasks.export import check_ending, write_captions
-from tasks.pages import count_of
 from tasks.prefect_tasks import PrefectMaker
+from tasks.shown import count_of
 from tasks.walk import Walk
 from tasks.workspace import Workspace, bundle_at, digest_of
 

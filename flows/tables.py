@@ -11,8 +11,7 @@ from rich.table import Table
 
 from schemas.records import RunRecord
 from schemas.tables import NOTICES, REASONS
-from tasks.pages import count_of, visible
-from tasks.report import change_in_form, in_form, metric_of
+from tasks.shown import change_in_form, count_of, in_form, metric_of, visible
 from tasks.tables import read_table
 from tasks.workspace import Workspace
 

@@ -22,6 +22,7 @@ from schemas.settings import (
     LanguageModelSettings,
 )
 from tasks.caption import MODEL_FILES, Captioner, ModelFiles
+from tasks.shown import in_form, metric_of
 from tasks.tables import read_table
 
 DESCRIPTION, CARD = "bundle.json", "CARD.md"
@@ -203,8 +204,6 @@ def _digest(path: Path) -> str:
 
 
 def _score_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
-    from tasks.report import in_form, metric_of
-
     if not scores:
         return ["None: no photograph was held out."]
     rows = [

@@ -158,9 +158,10 @@ def learn_gist(
         .with_row_index("row")
         .join(pairs, on="caption_id", how="left", maintain_order="left")
     )
-    with_features = [read_table(shard, "image_features", ["photo_id"]) for shard in image_features]
+    none = pl.DataFrame(schema={"photo_id": pl.String})
+    seen = pl.concat([none, *(read_table(shard, "image_features", ["photo_id"]) for shard in image_features)])
     photos = (
-        rows.join(pl.concat(with_features), on="photo_id", how="semi", maintain_order="left")
+        rows.join(seen, on="photo_id", how="semi", maintain_order="left")
         .group_by("photo_id", maintain_order=True)
         .agg("row")
         .sort("photo_id")

@@ -26,8 +26,8 @@ from schemas.errors import ClusterFailed
 from schemas.records import Record
 from tasks.cluster import check_workers, photo_to_see, wait_for
 from tasks.memory import give_back
-from tasks.pages import count_of
 from tasks.shards import Advance, Shard, Stage
+from tasks.shown import count_of
 from tasks.stages import make_shard
 from tasks.workspace import Workspace
 

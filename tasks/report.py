@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,8 @@ from markupsafe import Markup
 from schemas.settings import Settings
 from schemas.tables import NOTICES, REASONS, SPLITS, UNLABELLED
 from tasks.curves import draw_curve
-from tasks.pages import decimal, environment, small_jpeg
+from tasks.pages import environment, small_jpeg
+from tasks.shown import COLLAPSE, QUALITY, Metric, decimal, in_form, metric_of
 
 # What keeps the page small, whatever comes in.
 EXAMPLES_A_REASON = 10
@@ -27,44 +27,6 @@ MOST_EPOCHS = 100  # rows of a curve's table
 WORD_PX = 96
 
 HEADLINE_METRICS = ("Bleu_4", "ROUGE_L", "CIDEr")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown: `form` is score (0.123), mean (1.2), share (of 1, in percent) or count."""
-
-    label: str
-    reading: str
-    form: str = "score"
-
-
-QUALITY: dict[str, Metric] = {
-    "photos": Metric("photographs scored", "Those of the split that have references and a caption.", "count"),
-    "unpredicted": Metric("left out", "Photographs with references that were rejected before.", "count"),
-    "Bleu_1": Metric("BLEU-1", "Words that a reference has too, as a share of the words written."),
-    "Bleu_2": Metric("BLEU-2", "The same for words and pairs of words."),
-    "Bleu_3": Metric("BLEU-3", "The same for up to three words in a row."),
-    "Bleu_4": Metric("BLEU-4", "The same for up to four in a row: 0 is no such run, 1 a reference itself."),
-    "METEOR": Metric("METEOR", "Words matched by form, stem and synonym, in order."),
-    "ROUGE_L": Metric("ROUGE-L", "The longest run of words in common with a reference, gaps allowed."),
-    "CIDEr": Metric("CIDEr", "Agreement in telling words, from 0 to 10; common words count little."),
-}
-COLLAPSE: dict[str, Metric] = {
-    "distinct": Metric("distinct captions", "Near 0 % a model says the same few things to all.", "share"),
-    "vocabulary_used": Metric(
-        "vocabulary used", "Different words written; a few dozen mean that it plays safe.", "count"
-    ),
-    "copied": Metric("copied", "Word for word from the training captions; near 100 % it recalls.", "share"),
-    "shared": Metric(
-        "shared", "Photographs whose caption another has too; if most, it hardly looks.", "count"
-    ),
-    "mean_length": Metric("words a caption", "Much shorter than the references is a way out.", "mean"),
-}
-
-
-def metric_of(name: str) -> Metric:
-    """How a metric is shown; one that nobody knows by its own name."""
-    return (QUALITY | COLLAPSE).get(name, Metric(name, ""))
 
 
 @dataclass(frozen=True)
@@ -251,20 +213,6 @@ def _score_tables(scores: pl.DataFrame) -> dict[str, Any]:
         ]
 
     return {"splits": splits, "quality": rows(QUALITY), "collapse": rows(COLLAPSE | other)}
-
-
-def in_form(value: float | None, form: str) -> str:
-    """A value of a metric as its `Metric.form` wants it; a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if form == "share":
-        return f"{value:.1%}".replace("%", " %").replace("-", "−")
-    return decimal(value, {"count": 0, "mean": 1, "score": 3}[form])
-
-
-def change_in_form(change: float, form: str) -> str:
-    """How much a metric moved, as `in_form`, with its sign."""
-    return f"{'+' if change > 0 else ''}{in_form(change, form)}"
 
 
 def _curve(name: str, curve: pl.DataFrame) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import polars as pl
 
 from tasks.history import Captions, reading
-from tasks.pages import A_GUESS
+from tasks.shown import A_GUESS
 
 
 def without_guesses(captions: Captions) -> Captions:

@@ -13,8 +13,8 @@ from starlette.responses import Response
 from schemas.errors import BadPhoto, CutlineError, DamagedFile
 from tasks.curves import draw_matching_curve
 from tasks.history import CURVES, History
-from tasks.pages import visible
 from tasks.pictures import Pictures, is_photo_id
+from tasks.shown import visible
 
 SIZES_PX = {"small": 320, "large": 1024}
 REJECT_PX = 200

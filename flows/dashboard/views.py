@@ -26,7 +26,8 @@ from tasks import gallery, health
 from tasks.compare import Comparison, compare
 from tasks.history import CURVES, History, reading, settings_of
 from tasks.pictures import Pictures, is_photo_id
-from tasks.report import COLLAPSE, HEADLINE_METRICS, QUALITY, Metric, change_in_form, in_form, metric_of
+from tasks.report import HEADLINE_METRICS
+from tasks.shown import COLLAPSE, QUALITY, Metric, change_in_form, in_form, metric_of
 
 T = TypeVar("T")
 

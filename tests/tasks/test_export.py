@@ -52,6 +52,6 @@ def test_a_csv_without_any_alternative_has_no_column_for_one(tmp_path: Path) -> 
 def test_of_a_csv_with_alternatives_the_caption_is_what_is_scored(written: Path, tmp_path: Path) -> None:
     references = tmp_path / "references.csv"
     references.write_text("path,caption\n0.jpg,One cat\n1.jpg,One man\n2.jpg,One bird\n")
-    said, known = read_pair(written, references)
+    said, known, _ = read_pair(written, references)
     assert set(said.values()) == {"a cat", "a man", "a bird"}
     assert said.keys() == known.keys()

@@ -20,8 +20,6 @@ from schemas.settings import CaptionsSettings, ImagesSettings, ReportSettings, S
 from schemas.tables import REASONS, REJECTS_DTYPES, check
 from tasks.pages import ABOUT_DISTANCES, ABOUT_SCORES
 from tasks.report import (
-    COLLAPSE,
-    QUALITY,
     Counts,
     GalleryItem,
     ReportInput,
@@ -30,6 +28,7 @@ from tasks.report import (
     thumbnail,
     write_report,
 )
+from tasks.shown import COLLAPSE, QUALITY
 
 VOID = {"meta", "link", "img", "br"}
 
