@@ -8,6 +8,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,14 +132,19 @@ class Checkpoint:
         return arrays if str(arrays.pop("made_from", "")) == self.made_from else None
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace the file; when this returns the new one is on the disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Replace the file; when this returns the new one is on the disk.
+
+        Where a run beside this one has ended the same training, it takes the folder away, and with it what
+        nobody goes on from any more.
+        """
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        with beside.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{"made_from": np.array(self.made_from), **arrays})
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.path)
+        with suppress(FileNotFoundError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                np.savez(file, allow_pickle=False, **{"made_from": np.array(self.made_from), **arrays})
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self.path)
 
 
 @dataclass
