@@ -180,7 +180,7 @@ def read_karpathy(source: Source) -> Iterator[Item]:
         for index, image in enumerate(data.get("images", ())):
             place = f"{path}: images[{index}]"
             name = image.get("filename") if isinstance(image, dict) else None
-            split = SPLIT_WORDS.get(str(image.get("split")).strip().lower()) if name else None
+            split = told_split(image.get("split"), place)[0] if name else None
             if not isinstance(name, str) or not name or split is None:
                 yield malformed(
                     place, "expected `filename` and a `split` of train, restval, val or test", "photo"

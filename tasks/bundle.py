@@ -133,8 +133,8 @@ def write_bundle(
     `scores` are by split and metric, `sizes` counts such as {"training photographs": 600};
     `about` says in Markdown where the data came from. The same model gives the same bytes.
     """
-    for path, name in zip(files, MODEL_FILES.values(), strict=True):
-        shutil.copyfile(path, folder / name)
+    for name, path in files._asdict().items():
+        shutil.copyfile(path, folder / MODEL_FILES[name])
     description = Description(
         features=features,
         language_model=lm_settings,

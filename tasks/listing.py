@@ -200,7 +200,8 @@ def scan(dataset: Path, only: Sequence[str] = ()) -> Files:
         elif not meant.has_manifest or listed[0] in meant.paths or ending_of(listed[0]) in PHOTO_ENDINGS:
             rows.append(listed)
     rows.sort()
-    problems += _not_met(meant, [*(row[0] for row in rows), *(problem.name for problem in problems)])
+    if meant.paths:  # else every path of a whole data set would be gone through for nothing
+        problems += _not_met(meant, [*(row[0] for row in rows), *(problem.name for problem in problems)])
     problems.sort()
     sizes = array("q", [row[1] for row in rows])
     mtimes_ns = array("q", [row[2] for row in rows])
