@@ -199,17 +199,22 @@ def caption_new(
     except UnknownDataset as empty:
         found = str(empty).splitlines()[-1]
         return Completed(name=NOTHING_NEW, message=f"no photographs in {photos}: {found}")
-    if walk.complete and (out.is_file() if out else store.has(own)):
-        known = count_of(sum(record.rows_out for record in walk.of("caption").present), "photograph")
-        return Completed(name=NOTHING_NEW, message=f"{known} of {photos} captioned before, none is new")
-    record, fresh, captioned = _caption(photos, bundle, settings, [], workspace)
-    write_captions(captions_of(Workspace(workspace), record), file)
+    captioned = 0
+    if walk.complete:
+        record = finish(walk, "caption", photos, settings)
+    else:
+        record, fresh, captioned = _caption(photos, bundle, settings, [], workspace)
+        leave_artifacts(record, fresh)
+    # Also where nothing is new: the night before may have been cut off, or the file was taken away.
+    captions = captions_of(Workspace(workspace), record)
+    write_captions(captions, file)
     if out is None:
         store.upload(own)
-    leave_artifacts(record, fresh)
-    new, where = count_of(captioned, "photograph"), out or store.reached_at(own)
-    message = f"{new} captioned by {called}, {record.reject_rate:.1%} of the files rejected; see {where}"
-    return Completed(name=None if captioned else NOTHING_NEW, message=message, data=record)
+    new = f"{count_of(captioned, 'photograph')} captioned by {called}"
+    known = f"{count_of(captions['photo_id'].n_unique(), 'photograph')} captioned before, none is new"
+    see = f"{record.reject_rate:.1%} of the files rejected; see {out or store.reached_at(own)}"
+    name, said = (None, new) if captioned else (NOTHING_NEW, known)
+    return Completed(name=name, message=f"{said}, {see}", data=record)
 
 
 def own_captions(photos: Path) -> str:

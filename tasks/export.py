@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import uuid
 from collections.abc import Iterable
@@ -33,6 +34,8 @@ def captioned(photos: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
 def write_captions(frame: pl.DataFrame, path: Path) -> None:
     """Write the `captioned` table to `path`, whole or not at all, in the form of its ending.
 
+    A file that holds the same already is left as it is.
+
     `.csv`, which knows no lists, has the texts of the alternatives in columns, without their scores.
     `.json` is COCO results: a list of {image_id, caption}, where image_id is the data set's own
     number of the photograph, else the number that is its file's name, else the path.
@@ -50,7 +53,8 @@ def write_captions(frame: pl.DataFrame, path: Path) -> None:
             _with_alternatives_in_columns(frame).write_csv(beside)
         else:
             beside.write_text(_coco_results(frame), encoding="utf-8")
-        beside.replace(path)
+        if not (path.is_file() and filecmp.cmp(beside, path, shallow=False)):
+            beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 

@@ -149,6 +149,38 @@ print(json.dumps([ended, {path: frame["path"].to_list() for path, frame in files
 """
 
 
+CUT_OFF = """
+import sys
+from pathlib import Path
+import flows.prefect_flows as nights
+from flows.server import choose_server
+workspace, photos = Path(sys.argv[1]), Path(sys.argv[2])
+choose_server(workspace)
+if sys.argv[3] == "dies":
+    nights.write_captions = lambda *asked: sys.exit("cut off")
+print(nights.caption_new(photos, workspace=workspace, return_state=True).name)
+"""
+
+
+def test_a_night_cut_off_before_its_file_was_written_is_made_good_by_the_next(tmp_path: Path) -> None:
+    """Also where someone has captioned the folder by hand meanwhile: the file lacks nothing that is known."""
+    inbox, workspace = tmp_path / "inbox", tmp_path / "workspace"
+    inbox.mkdir()
+    for number, ending in enumerate(["ends", "dies", "ends"]):
+        if ending == "dies" or number == 0:
+            draw(inbox / f"photo{number}.png", 60 + number)
+        done = subprocess.run(
+            [sys.executable, "-c", CUT_OFF, str(workspace), str(inbox), ending],
+            cwd=REPOSITORY, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+    assert done.stdout.split()[-2:] == ["Nothing", "new"], done.stderr
+    (file,) = (workspace / "captions").iterdir()
+    assert pl.read_parquet(file)["path"].to_list() == ["photo0.png", "photo1.png"]
+    written = file.stat().st_mtime_ns
+    cutline("caption", inbox, "--workspace", workspace, "--out", file)
+    assert file.stat().st_mtime_ns == written  # it holds the same already
+
+
 def test_folders_of_one_name_have_captions_of_their_own_and_a_store_holds_them(tmp_path: Path) -> None:
     """Two inboxes, and one of them again, also on a machine whose cache is empty."""
     inboxes = [tmp_path / "a" / "inbox", tmp_path / "b" / "inbox"]
