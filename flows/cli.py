@@ -291,6 +291,7 @@ def evaluate(
 ) -> None:
     """Score PREDICTIONS against REFERENCES: BLEU, ROUGE-L, CIDEr."""
     from tasks.evaluate import read_pair, score
+    from tasks.shown import metric_of
 
     pair = read_pair(predictions, references)
     if split:
@@ -312,7 +313,8 @@ def evaluate(
         click.echo(json.dumps(scores))
     else:
         for name, value in scores.items():
-            click.echo(f"{name:<8} {value:.4f}")
+            counts = metric_of(name).form == "count"
+            click.echo(f"{name:<15} {value:,.0f}" if counts else f"{name:<15} {value:.4f}")
 
 
 @main.command(

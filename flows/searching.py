@@ -19,6 +19,7 @@ from tasks.index import Found, Part, VectorIndex
 from tasks.matching import MATCHING, Matching
 from tasks.quiet import load_tensorflow
 from tasks.search import TextEncoder, write_search_page
+from tasks.shown import visible
 from tasks.tables import read_table, squares
 from tasks.workspace import Workspace, digest_of_file
 
@@ -231,8 +232,8 @@ def show_found(found: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(found, ensure_ascii=False))
         return
     for photo in found["photos"]:
-        click.echo(f"{photo['score']:6.3f}  {photo['path']}  {photo['caption'] or ''}".rstrip())
+        click.echo(visible(f"{photo['score']:6.3f}  {photo['path']}  {photo['caption'] or ''}".rstrip()))
     if found["captions"]:
         click.echo("\ncaptions that fit")
     for caption in found["captions"]:
-        click.echo(f"{caption['score']:6.3f}  {caption['caption']}")
+        click.echo(visible(f"{caption['score']:6.3f}  {caption['caption']}"))
