@@ -7,7 +7,9 @@ takes five times as long to write an array of them.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -50,224 +52,241 @@ NOTICES = frozenset({"duplicate", "leak", "missing_photo", "not_read"})
 # These may be gone the next time, so a shard that holds one is tried again by the next run.
 PASSING = frozenset({"vanished", "changed", "unreadable"})
 
-REJECTS_DTYPES: dict[str, Any] = {
-    "stage": pl.String,
-    "kind": pl.String,  # file, photo or caption
-    "name": pl.String,  # path of the file, or the caption's text or place
-    "reason": pl.String,  # a code of REASONS
-    "detail": pl.String,
+
+# ---- what a column is ----
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A check of pandera's by its name and arguments: pandera is imported when a table is first checked."""
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Arrays of one shape, its lengths by name; `many` is a list of them in each row."""
+
+    dtype: type[pl.DataType]
+    lengths: tuple[str, ...]
+    many: bool = False
+
+    def of(self, sizes: Mapping[str, int]) -> pl.DataType:
+        """The dtype for lengths of these sizes."""
+        array = pl.Array(self.dtype, tuple(sizes[name] for name in self.lengths))
+        return pl.List(array) if self.many else array
+
+
+@dataclass(frozen=True)
+class Column:
+    """The dtype of a column, and what holds for its values."""
+
+    dtype: pl.DataType | type[pl.DataType] | Tensor
+    rules: tuple[Rule, ...]
+    nullable: bool
+    unique: bool
+
+
+def column(dtype: Any, *rules: Rule, nullable: bool = False, unique: bool = False) -> Column:
+    """A column without nulls that may hold a value twice, unless told otherwise."""
+    return Column(dtype, rules, nullable, unique)
+
+
+def among(*values: str) -> Rule:
+    """No other value than these."""
+    return Rule("isin", (values,))
+
+
+AN_ID = Rule("str_matches", (ID_PATTERN,))
+A_SPLIT = among(*SPLITS)
+A_SPLIT_OR_NONE = among(*SPLITS, UNLABELLED)
+SOME_TEXT = Rule("str_length", (1, None))
+POSITIVE, NOT_NEGATIVE, NOT_POSITIVE = Rule("gt", (0,)), Rule("ge", (0,)), Rule("le", (0,))
+A_SQUARE = Rule("side_px² · 3 bytes")  # not pandera's: `_square` checks it
+STRINGS = pl.List(pl.String)
+ALTERNATIVES = pl.List(pl.Struct({"caption": pl.String, "score": pl.Float32}))
+
+
+# ---- the tables ----
+
+TABLES: dict[str, dict[str, Column]] = {
+    "photos": {
+        "photo_id": column(pl.String, AN_ID, unique=True),
+        "path": column(pl.String, SOME_TEXT),
+        "other_paths": column(STRINGS),
+        "source_id": column(pl.String, nullable=True),
+        "container": column(pl.String, nullable=True),
+        "offset": column(pl.Int64, NOT_NEGATIVE, nullable=True),
+        "size": column(pl.Int64, POSITIVE),
+        "width": column(pl.Int32, POSITIVE),
+        "height": column(pl.Int32, POSITIVE),
+        "format": column(pl.String, SOME_TEXT),
+        "split": column(pl.String, A_SPLIT_OR_NONE),
+    },
+    "captions": {
+        "caption_id": column(pl.String, AN_ID, unique=True),
+        "photo_id": column(pl.String, AN_ID, nullable=True),
+        "text": column(pl.String, SOME_TEXT),
+        "split": column(pl.String, A_SPLIT),
+    },
+    "files": {
+        "path": column(pl.String, SOME_TEXT),
+        "container": column(pl.String, nullable=True),
+        "size": column(pl.Int64, NOT_NEGATIVE),
+        "mtime_ns": column(pl.Int64),
+        "inode": column(pl.Int64),
+        "photo_id": column(pl.String, AN_ID, nullable=True),
+        "width": column(pl.Int32, POSITIVE, nullable=True),
+        "height": column(pl.Int32, POSITIVE, nullable=True),
+        "format": column(pl.String, nullable=True),
+        "reason": column(pl.String, among(*REASONS), nullable=True),
+        "detail": column(pl.String, nullable=True),
+    },
+    "rejects": {
+        "stage": column(pl.String, SOME_TEXT),
+        "kind": column(pl.String, among("file", "photo", "caption")),
+        "name": column(pl.String),
+        "reason": column(pl.String, among(*REASONS)),
+        "detail": column(pl.String, SOME_TEXT),
+    },
+    "images": {
+        "photo_id": column(pl.String, AN_ID, unique=True),
+        # (side_px, side_px, 3) uint8: RGB, row by row from the top left
+        "square": column(pl.Binary, A_SQUARE),
+    },
+    "tokens": {
+        "caption_id": column(pl.String, AN_ID, unique=True),
+        "tokens": column(STRINGS),
+        "content_tokens": column(STRINGS),
+    },
+    "vocabulary": {
+        "token": column(pl.String, SOME_TEXT, unique=True),
+        "id": column(pl.Int32, NOT_NEGATIVE, unique=True),
+        "count": column(pl.Int64, NOT_NEGATIVE),
+    },
+    "image_features": {
+        "photo_id": column(pl.String, AN_ID, unique=True),
+        "regions": column(Tensor(pl.Float16, ("regions", "channels"))),
+        "pooled": column(Tensor(pl.Float16, ("channels",))),
+    },
+    "text_features": {
+        "caption_id": column(pl.String, AN_ID, unique=True),
+        "states": column(Tensor(pl.Float16, ("state_size",), many=True)),
+        "vector": column(Tensor(pl.Float16, ("state_size",))),
+    },
+    "curve": {
+        "epoch": column(pl.Int32, POSITIVE, unique=True),
+        "train_loss": column(pl.Float64, NOT_NEGATIVE),
+        "dev_loss": column(pl.Float64, NOT_NEGATIVE, nullable=True),
+        "dev_cider": column(pl.Float64, NOT_NEGATIVE, nullable=True),
+        "best": column(pl.Boolean),
+    },
+    "matching_curve": {
+        "epoch": column(pl.Int32, NOT_NEGATIVE, unique=True),
+        "train_loss": column(pl.Float64, NOT_NEGATIVE, nullable=True),
+        "dev_recall": column(pl.Float64, Rule("in_range", (0, 1)), nullable=True),
+        "best": column(pl.Boolean),
+    },
+    "familiar": {
+        "photo_id": column(pl.String, AN_ID, unique=True),
+        "pooled": column(Tensor(pl.Float16, ("channels",))),
+    },
+    "gists": {
+        "photo_id": column(pl.String, AN_ID, unique=True),
+        "gist": column(Tensor(pl.Float16, ("size",))),
+    },
+    "imagined": {
+        "caption_id": column(pl.String, AN_ID, unique=True),
+        "gist": column(Tensor(pl.Float16, ("size",))),
+    },
+    "predictions": {
+        "photo_id": column(pl.String, AN_ID, unique=True),
+        "caption": column(pl.String, SOME_TEXT),
+        "score": column(pl.Float32, NOT_POSITIVE),
+        "distance": column(pl.Float32, NOT_NEGATIVE, nullable=True),
+        "alternatives": column(ALTERNATIVES),
+    },
+    "captioned": {
+        "path": column(pl.String, SOME_TEXT, unique=True),
+        "photo_id": column(pl.String, AN_ID),
+        "source_id": column(pl.String, nullable=True),
+        "split": column(pl.String, A_SPLIT_OR_NONE),
+        "caption": column(pl.String, SOME_TEXT),
+        "score": column(pl.Float32, NOT_POSITIVE),
+        "distance": column(pl.Float32, NOT_NEGATIVE, nullable=True),
+        "alternatives": column(ALTERNATIVES),
+    },
+    "attention": {
+        "photo_id": column(pl.String, AN_ID, unique=True),
+        "words": column(STRINGS),
+        "weights": column(Tensor(pl.Float32, ("regions",), many=True)),
+    },
+    "scores": {
+        "split": column(pl.String, A_SPLIT),
+        "metric": column(pl.String, SOME_TEXT),
+        "value": column(pl.Float64),
+    },
+    "vectors": {
+        "photo_id": column(pl.String, AN_ID, unique=True),
+        "vector": column(Tensor(pl.Float32, ("size",))),
+    },
+    "caption_vectors": {
+        "caption_id": column(pl.String, AN_ID, unique=True),
+        "vector": column(Tensor(pl.Float32, ("size",))),
+    },
+    "retrieval": {
+        "split": column(pl.String, A_SPLIT),
+        "direction": column(pl.String, among("image to text", "text to image")),
+        "metric": column(pl.String, SOME_TEXT),
+        "value": column(pl.Float64, NOT_NEGATIVE),
+    },
+    "leaks": {
+        "kind": column(pl.String, among("photo", "caption")),
+        "split": column(pl.String, A_SPLIT),
+        "name": column(pl.String, SOME_TEXT),
+        "other_split": column(pl.String, A_SPLIT),
+        "other_name": column(pl.String, SOME_TEXT),
+        "likeness": column(pl.Float32, Rule("le", (1.001,))),
+    },
 }
+
+
+def dtypes_of(table: str, **sizes: int) -> pl.Schema:
+    """The dtypes of a table's columns, shapes included; `sizes` are the lengths that its tensors name."""
+    return pl.Schema(
+        {
+            name: column.dtype.of(sizes) if isinstance(column.dtype, Tensor) else column.dtype
+            for name, column in TABLES[table].items()
+        }
+    )
 
 
 @cache
 def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
-    """The schema of `table`; `sizes` are the lengths of its tensors.
-
-    images needs `side_px`; image_features `regions` and `channels`; familiar `channels`; attention `regions`;
-    text_features `state_size`; vectors, caption_vectors, gists and imagined `size`.
-    """
+    """The schema of `table`; `sizes` are the lengths that its tensors name, and `side_px` of images."""
     import pandera.polars as pa
 
-    def column(dtype: Any, *checks: pa.Check, nullable: bool = False, unique: bool = False) -> pa.Column:
-        return pa.Column(dtype, list(checks), nullable=nullable, unique=unique)
+    def check_of(rule: Rule) -> pa.Check:
+        if rule is A_SQUARE:
+            return pa.Check(partial(_square, side_px=sizes["side_px"]), name=rule.name)
+        return getattr(pa.Check, rule.name)(*rule.arguments)
 
-    a_photo_id = pa.Check.str_matches(ID_PATTERN)
-    a_split = pa.Check.isin([*SPLITS, UNLABELLED])
-    some_text = pa.Check.str_length(min_value=1)
-    positive, not_negative = pa.Check.gt(0), pa.Check.ge(0)
-
-    def a_square(data: pa.PolarsData) -> pl.LazyFrame:
-        return data.lazyframe.select(pl.col(data.key).bin.size() == sizes["side_px"] ** 2 * 3)
-
-    tensors = tensor_dtypes(table, **sizes)
-    columns: dict[str, pa.Column]
-    match table:
-        case "files":
-            columns = {
-                "path": column(pl.String, some_text),
-                "container": column(pl.String, nullable=True),
-                "size": column(pl.Int64, not_negative),
-                "mtime_ns": column(pl.Int64),
-                "inode": column(pl.Int64),
-                "photo_id": column(pl.String, a_photo_id, nullable=True),
-                "width": column(pl.Int32, positive, nullable=True),
-                "height": column(pl.Int32, positive, nullable=True),
-                "format": column(pl.String, nullable=True),
-                "reason": column(pl.String, pa.Check.isin(list(REASONS)), nullable=True),
-                "detail": column(pl.String, nullable=True),
-            }
-        case "photos":
-            columns = {
-                "photo_id": column(pl.String, a_photo_id, unique=True),
-                "path": column(pl.String, some_text),
-                "other_paths": column(pl.List(pl.String)),
-                "source_id": column(pl.String, nullable=True),
-                "container": column(pl.String, nullable=True),
-                "offset": column(pl.Int64, not_negative, nullable=True),
-                "size": column(pl.Int64, positive),
-                "width": column(pl.Int32, positive),
-                "height": column(pl.Int32, positive),
-                "format": column(pl.String, some_text),
-                "split": column(pl.String, a_split),
-            }
-        case "captions":
-            columns = {
-                "caption_id": column(pl.String, a_photo_id, unique=True),
-                "photo_id": column(pl.String, a_photo_id, nullable=True),
-                "text": column(pl.String, some_text),
-                "split": column(pl.String, pa.Check.isin(list(SPLITS))),
-            }
-        case "rejects":
-            columns = {
-                "stage": column(pl.String, some_text),
-                "kind": column(pl.String, pa.Check.isin(["file", "photo", "caption"])),
-                "name": column(pl.String),
-                "reason": column(pl.String, pa.Check.isin(list(REASONS))),
-                "detail": column(pl.String, some_text),
-            }
-        case "images":
-            columns = {
-                "photo_id": column(pl.String, a_photo_id, unique=True),
-                # (side_px, side_px, 3) uint8: RGB, row by row from the top left
-                "square": column(pl.Binary, pa.Check(a_square, name="side_px² · 3 bytes")),
-            }
-        case "tokens":
-            columns = {
-                "caption_id": column(pl.String, a_photo_id, unique=True),
-                "tokens": column(pl.List(pl.String)),
-                "content_tokens": column(pl.List(pl.String)),
-            }
-        case "vocabulary":
-            columns = {
-                "token": column(pl.String, some_text, unique=True),
-                "id": column(pl.Int32, not_negative, unique=True),
-                "count": column(pl.Int64, not_negative),
-            }
-        case "image_features":
-            columns = {
-                "photo_id": column(pl.String, a_photo_id, unique=True),
-                "regions": column(tensors["regions"]),
-                "pooled": column(tensors["pooled"]),
-            }
-        case "text_features":
-            columns = {
-                "caption_id": column(pl.String, a_photo_id, unique=True),
-                "states": column(tensors["states"]),
-                "vector": column(tensors["vector"]),
-            }
-        case "curve":
-            columns = {
-                "epoch": column(pl.Int32, positive, unique=True),
-                "train_loss": column(pl.Float64, not_negative),
-                "dev_loss": column(pl.Float64, not_negative, nullable=True),
-                "dev_cider": column(pl.Float64, not_negative, nullable=True),
-                "best": column(pl.Boolean),
-            }
-        case "predictions":
-            columns = {
-                "photo_id": column(pl.String, a_photo_id, unique=True),
-                "caption": column(pl.String, some_text),
-                "score": column(pl.Float32, pa.Check.le(0)),
-                "distance": column(pl.Float32, not_negative, nullable=True),
-                "alternatives": column(pl.List(pl.Struct({"caption": pl.String, "score": pl.Float32}))),
-            }
-        case "captioned":
-            columns = {
-                "path": column(pl.String, some_text, unique=True),
-                "photo_id": column(pl.String, a_photo_id),
-                "source_id": column(pl.String, nullable=True),
-                "split": column(pl.String, a_split),
-                "caption": column(pl.String, some_text),
-                "score": column(pl.Float32, pa.Check.le(0)),
-                "distance": column(pl.Float32, not_negative, nullable=True),
-                "alternatives": column(pl.List(pl.Struct({"caption": pl.String, "score": pl.Float32}))),
-            }
-        case "matching_curve":
-            columns = {
-                "epoch": column(pl.Int32, not_negative, unique=True),
-                "train_loss": column(pl.Float64, not_negative, nullable=True),
-                "dev_recall": column(pl.Float64, pa.Check.in_range(0, 1), nullable=True),
-                "best": column(pl.Boolean),
-            }
-        case "vectors":
-            columns = {
-                "photo_id": column(pl.String, a_photo_id, unique=True),
-                "vector": column(tensors["vector"]),
-            }
-        case "caption_vectors":
-            columns = {
-                "caption_id": column(pl.String, a_photo_id, unique=True),
-                "vector": column(tensors["vector"]),
-            }
-        case "retrieval":
-            columns = {
-                "split": column(pl.String, pa.Check.isin(list(SPLITS))),
-                "direction": column(pl.String, pa.Check.isin(["image to text", "text to image"])),
-                "metric": column(pl.String, some_text),
-                "value": column(pl.Float64, not_negative),
-            }
-        case "leaks":
-            columns = {
-                "kind": column(pl.String, pa.Check.isin(["photo", "caption"])),
-                "split": column(pl.String, pa.Check.isin(list(SPLITS))),
-                "name": column(pl.String, some_text),
-                "other_split": column(pl.String, pa.Check.isin(list(SPLITS))),
-                "other_name": column(pl.String, some_text),
-                "likeness": column(pl.Float32, pa.Check.le(1.001)),
-            }
-        case "familiar":
-            columns = {
-                "photo_id": column(pl.String, a_photo_id, unique=True),
-                "pooled": column(tensors["pooled"]),
-            }
-        case "gists":
-            columns = {
-                "photo_id": column(pl.String, a_photo_id, unique=True),
-                "gist": column(tensors["gist"]),
-            }
-        case "imagined":
-            columns = {
-                "caption_id": column(pl.String, a_photo_id, unique=True),
-                "gist": column(tensors["gist"]),
-            }
-        case "attention":
-            columns = {
-                "photo_id": column(pl.String, a_photo_id, unique=True),
-                "words": column(pl.List(pl.String)),
-                "weights": column(tensors["weights"]),
-            }
-        case "scores":
-            columns = {
-                "split": column(pl.String, pa.Check.isin(list(SPLITS))),
-                "metric": column(pl.String, some_text),
-                "value": column(pl.Float64),
-            }
-        case _:
-            raise KeyError(f"no schema for table '{table}'")
+    dtypes = dtypes_of(table, **sizes)
+    columns = {
+        name: pa.Column(
+            dtypes[name],
+            [check_of(rule) for rule in column.rules],
+            nullable=column.nullable,
+            unique=column.unique,
+        )
+        for name, column in TABLES[table].items()
+    }
     return pa.DataFrameSchema(columns, strict=True, name=table)
 
 
-def tensor_dtypes(table: str, **sizes: int) -> dict[str, pl.DataType]:
-    """The dtypes of a table's tensors, shapes included."""
-    match table:
-        case "image_features":
-            regions, channels = sizes["regions"], sizes["channels"]
-            return {
-                "regions": pl.Array(pl.Float16, (regions, channels)),
-                "pooled": pl.Array(pl.Float16, channels),
-            }
-        case "familiar":
-            return {"pooled": pl.Array(pl.Float16, sizes["channels"])}
-        case "gists" | "imagined":
-            return {"gist": pl.Array(pl.Float16, sizes["size"])}
-        case "attention":
-            return {"weights": pl.List(pl.Array(pl.Float32, sizes["regions"]))}
-        case "text_features":
-            vector = pl.Array(pl.Float16, sizes["state_size"])
-            return {"states": pl.List(vector), "vector": vector}
-        case "vectors" | "caption_vectors":
-            return {"vector": pl.Array(pl.Float32, sizes["size"])}
-    return {}
+def _square(data: pa.PolarsData, side_px: int) -> pl.LazyFrame:
+    return data.lazyframe.select(pl.col(data.key).bin.size() == side_px**2 * 3)
 
 
 def check(frame: pl.DataFrame, table: str, **sizes: int) -> pl.DataFrame:
@@ -279,8 +298,8 @@ def check(frame: pl.DataFrame, table: str, **sizes: int) -> pl.DataFrame:
     from pandera.config import ValidationDepth, config_context
 
     # Of nested arrays pandera 0.35 compares the innermost size only.
-    for name, dtype in tensor_dtypes(table, **sizes).items():
-        if name in frame.columns and frame.schema[name] != dtype:
+    for name, dtype in dtypes_of(table, **sizes).items():
+        if isinstance(dtype, pl.Array | pl.List) and frame.schema.get(name, dtype) != dtype:
             raise SchemaMismatch(
                 f"table '{table}' breaks its schema:\n  {name}: expected {dtype}, found {frame.schema[name]}"
             )

@@ -12,6 +12,7 @@ import polars as pl
 
 from schemas.errors import UsageError
 from schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
+from schemas.tables import dtypes_of
 from tasks.beam_search import IMPOSSIBLE, MOST, BeamSearch, Hypotheses, Words
 from tasks.captions import as_text, tokenize
 from tasks.familiarity import Familiarity
@@ -111,13 +112,7 @@ class Captioner:
                 "distance": self.familiarity.distances(features),
                 "alternatives": found,
             },
-            schema={
-                "photo_id": pl.String,
-                "caption": pl.String,
-                "score": pl.Float32,
-                "distance": pl.Float32,
-                "alternatives": pl.List(pl.Struct({"caption": pl.String, "score": pl.Float32})),
-            },
+            schema=dtypes_of("predictions"),
         )
 
     def search(self, photos: np.ndarray, settings: CaptionSettings) -> Hypotheses:

@@ -10,18 +10,13 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
 
 from schemas.errors import UsageError
-from schemas.tables import REJECTS_DTYPES
+from schemas.tables import dtypes_of
 
-TOKENS_DTYPES: dict[str, Any] = {
-    "caption_id": pl.String,
-    "tokens": pl.List(pl.String),
-    "content_tokens": pl.List(pl.String),
-}
 _ROWS_A_STEP = 1_000  # captions between two reports of progress
 _NAME_LENGTH = 200  # characters of a rejected caption that its row shows
 _REMEMBERED_LENGTH = 64  # a longer run of characters is no word that comes back
@@ -217,7 +212,7 @@ def tokenize_captions(
                 empty.append(text)
         advance(step.height)
     table = pl.DataFrame(
-        {"caption_id": ids, "tokens": tokens, "content_tokens": content}, schema=TOKENS_DTYPES
+        {"caption_id": ids, "tokens": tokens, "content_tokens": content}, schema=dtypes_of("tokens")
     )
     return table, _rejects(empty)
 
@@ -233,7 +228,7 @@ def _rejects(texts: Sequence[str]) -> pl.DataFrame:
         )
         for text in texts
     ]
-    return pl.DataFrame(rows, schema=REJECTS_DTYPES, orient="row")
+    return pl.DataFrame(rows, schema=dtypes_of("rejects"), orient="row")
 
 
 def load_stopwords(setting: str) -> frozenset[str]:

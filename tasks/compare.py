@@ -10,7 +10,8 @@ import polars as pl
 
 from schemas.errors import UsageError
 from schemas.records import RunRecord
-from tasks.evaluate import SCORES_DTYPES, cider_of_each
+from schemas.tables import dtypes_of
+from tasks.evaluate import cider_of_each
 from tasks.history import flat_settings
 from tasks.tables import read_table
 from tasks.workspace import Workspace
@@ -125,7 +126,7 @@ def _moved_scores(workspace: Workspace, before: RunRecord, after: RunRecord) -> 
 def _scores(workspace: Workspace, run: RunRecord) -> pl.DataFrame:
     files = workspace.outputs_of(run, "evaluate", "scores.parquet")
     tables = [read_table(file, "scores") for file in files]
-    return pl.concat(tables) if tables else pl.DataFrame(schema=SCORES_DTYPES)
+    return pl.concat(tables) if tables else pl.DataFrame(schema=dtypes_of("scores"))
 
 
 def choose_runs(

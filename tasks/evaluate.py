@@ -23,9 +23,9 @@ import polars as pl
 
 from schemas.errors import CutlineError, UsageError
 from schemas.settings import EvaluateSettings
+from schemas.tables import dtypes_of
 from tasks.captions import is_word, split, tokenize
 
-SCORES_DTYPES: dict[str, Any] = {"split": pl.String, "metric": pl.String, "value": pl.Float64}
 HELD_OUT = ("dev", "test")  # the splits that are scored
 Missing = Literal["refuse", "empty", "skip"]
 
@@ -191,7 +191,7 @@ def evaluate(
     """
     held_out = predictions.filter(pl.col("split").is_in(HELD_OUT))
     if held_out.is_empty():
-        return pl.DataFrame(schema=SCORES_DTYPES)
+        return pl.DataFrame(schema=dtypes_of("scores"))
     rows: list[tuple[str, str, float]] = []
     written = {tuple(tokenize(text)) for text in held_out["caption"]}
     tokens = (tuple(caption) for some in training for caption in some["tokens"].to_list())
@@ -206,7 +206,7 @@ def evaluate(
         values |= collapse(scored, known)
         values |= {"photos": float(len(scored)), "unpredicted": float(len(references) - len(scored))}
         rows += [(name, metric, value) for metric, value in values.items()]
-    return pl.DataFrame(rows, schema=SCORES_DTYPES, orient="row")
+    return pl.DataFrame(rows, schema=dtypes_of("scores"), orient="row")
 
 
 def cider_of_each(predictions: pl.DataFrame, captions: pl.DataFrame) -> pl.DataFrame:

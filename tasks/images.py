@@ -23,7 +23,7 @@ import polars as pl
 
 from schemas.errors import BadPhoto
 from schemas.settings import ImagesSettings
-from schemas.tables import REJECTS_DTYPES
+from schemas.tables import dtypes_of
 from tasks.photos import Header, is_cmyk_tiff, photo_id, read_bytes, read_header
 from tasks.tables import bytes_column
 
@@ -276,7 +276,7 @@ def make_images(
         squares = squares[usable]
     photo_ids = photos["photo_id"].filter(pl.Series(usable))
     images = pl.DataFrame([photo_ids, bytes_column("square", squares)])
-    return images, pl.DataFrame(rejects, schema=REJECTS_DTYPES, orient="row")
+    return images, pl.DataFrame(rejects, schema=dtypes_of("rejects"), orient="row")
 
 
 def _make_square(photo: dict[str, Any], dataset: Path, settings: ImagesSettings) -> np.ndarray:

@@ -21,7 +21,7 @@ import polars as pl
 
 from schemas.errors import BadCaption, BadPhoto, UnknownDataset
 from schemas.settings import IngestSettings
-from schemas.tables import PASSING, REJECTS_DTYPES, SPLITS, UNLABELLED
+from schemas.tables import PASSING, SPLITS, UNLABELLED, dtypes_of
 from tasks.entries import Entry, Item
 from tasks.layouts import detect, read_layout
 from tasks.listing import Photo, Problem, printable, scan
@@ -445,4 +445,4 @@ def _rejected(photos: pl.DataFrame) -> list[Problem]:
 
 def _rejects_frame(rejects: list[Problem]) -> pl.DataFrame:
     rows = [("ingest", *reject) for reject in sorted(rejects)]
-    return pl.DataFrame(rows, schema=REJECTS_DTYPES, orient="row")
+    return pl.DataFrame(rows, schema=dtypes_of("rejects"), orient="row")

@@ -19,6 +19,7 @@ import polars as pl
 
 from schemas.errors import StaleModel, UsageError
 from schemas.settings import MatchingSettings
+from schemas.tables import dtypes_of
 from tasks.pairs import ScratchRows
 from tasks.retrieval import mean_recall, ranks, vector_likeness
 from tasks.tables import tensor
@@ -378,8 +379,7 @@ def train_matching(
         row | {"dev_recall": row["dev_recall"] if dev.captions.size else None, "best": i == best_epoch}
         for i, row in enumerate(curve)
     ]
-    dtypes = {"epoch": pl.Int32, "train_loss": pl.Float64, "dev_recall": pl.Float64, "best": pl.Boolean}
-    return pl.DataFrame(rows, schema=dtypes)
+    return pl.DataFrame(rows, schema=dtypes_of("matching_curve"))
 
 
 class _Dev:

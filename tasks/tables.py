@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from schemas.tables import check, schema
+from schemas.tables import check, dtypes_of
 
 GROUP_BYTES = 4 << 20  # of a row group, before compression: one is read without the others
 FEW_IN = 8  # rows are read by groups where no more than one in so many is wanted
@@ -51,7 +51,7 @@ def read_rows(path: Path, ids: pl.Series) -> pl.DataFrame:
 
 def empty_table(table: str) -> pl.DataFrame:
     """A table without rows, of the columns that its schema has; for tables without tensors."""
-    return pl.DataFrame(schema={name: column.dtype.type for name, column in schema(table).columns.items()})
+    return pl.DataFrame(schema=dtypes_of(table))
 
 
 def tensor(column: pl.Series) -> np.ndarray:

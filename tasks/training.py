@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from schemas.errors import StaleModel
+from schemas.tables import dtypes_of
 from tasks.vocabulary import END, PAD, START, UNK
 
 if TYPE_CHECKING:
@@ -212,13 +213,7 @@ def curve_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
             }
             for row in rows
         ],
-        schema={
-            "epoch": pl.Int32,
-            "train_loss": pl.Float64,
-            "dev_loss": pl.Float64,
-            "dev_cider": pl.Float64,
-            "best": pl.Boolean,
-        },
+        schema=dtypes_of("curve"),
     )
 
 

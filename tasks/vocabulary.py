@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import polars as pl
 
 from schemas.settings import VocabularySettings
+from schemas.tables import dtypes_of
 
 PAD, START, END, UNK = range(4)
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
-VOCABULARY_DTYPES: dict[Any, Any] = {"token": pl.String, "id": pl.Int32, "count": pl.Int64}
 
 
 def make_vocabulary(tokens: pl.DataFrame, settings: VocabularySettings) -> pl.DataFrame:
@@ -32,4 +30,5 @@ def make_vocabulary(tokens: pl.DataFrame, settings: VocabularySettings) -> pl.Da
         {"token": SPECIAL_TOKENS, "count": [0, 0, 0, total - int(kept["count"].sum())]},
         schema=kept.schema,
     )
-    return pl.concat([special, kept]).with_row_index("id").select(*VOCABULARY_DTYPES).cast(VOCABULARY_DTYPES)
+    dtypes = dtypes_of("vocabulary")
+    return pl.concat([special, kept]).with_row_index("id").select(*dtypes).cast(dtypes)

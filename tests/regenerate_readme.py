@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 
 from schemas.settings import Settings
-from schemas.tables import schema, tensor_dtypes
+from schemas.tables import TABLES, dtypes_of
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 DEFAULTS = Settings()
@@ -21,11 +21,6 @@ SIZES = {
     "state_size": DEFAULTS.language_model.state_size,
     "size": DEFAULTS.matching.size,
 }
-TABLES = [
-    "photos", "captions", "files", "rejects", "images", "tokens", "vocabulary", "image_features",
-    "text_features", "curve", "matching_curve", "familiar", "gists", "imagined", "predictions", "captioned",
-    "attention", "scores", "vectors", "caption_vectors", "retrieval", "leaks",
-]  # fmt: skip
 
 
 def settings_table() -> str:
@@ -44,9 +39,7 @@ def columns_table() -> str:
     """Every table with its columns and their types, as Polars names them."""
     lines = ["| table | columns |", "| --- | --- |"]
     for table in TABLES:
-        dtypes = {name: column.dtype.type for name, column in schema(table, **SIZES).columns.items()}
-        dtypes |= tensor_dtypes(table, **SIZES)
-        described = ", ".join(f"`{name}` {_type(dtype)}" for name, dtype in dtypes.items())
+        described = ", ".join(f"`{name}` {_type(dtype)}" for name, dtype in dtypes_of(table, **SIZES).items())
         lines.append(f"| `{table}` | {described} |")
     return "\n".join(lines)
 

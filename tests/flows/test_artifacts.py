@@ -11,7 +11,7 @@ import pytest
 from flows import artifacts
 from flows.artifacts import leave_rejects, sample_table
 from schemas.records import RunRecord, StageSummary
-from schemas.tables import REJECTS_DTYPES
+from schemas.tables import dtypes_of
 from tasks.samples import Sample
 
 
@@ -40,7 +40,7 @@ def test_notices_are_told_from_rejects(tmp_path: Path, monkeypatch: pytest.Monke
     rows = [
         ("ingest", "file", f"{i}.jpg", reason, "-") for i, reason in enumerate(("leak", "truncated", "leak"))
     ]
-    pl.DataFrame(rows, schema=REJECTS_DTYPES, orient="row").write_parquet(tmp_path / "rejects.parquet")
+    pl.DataFrame(rows, schema=dtypes_of("rejects"), orient="row").write_parquet(tmp_path / "rejects.parquet")
     ingest = StageSummary(
         name="ingest", made=1, reused=0, rows_in=3, rows_out=0, rejected=3, took_s=1.0, why="",
         outputs=["rejects.parquet"],

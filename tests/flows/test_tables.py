@@ -10,7 +10,7 @@ import pytest
 from flows.artifacts import comparison_page
 from flows.tables import show_comparison, show_leaks, show_rejects
 from schemas.records import RunRecord
-from schemas.tables import REJECTS_DTYPES
+from schemas.tables import dtypes_of
 from tasks.compare import Comparison
 from tasks.leaks import DTYPES as LEAKS_DTYPES
 
@@ -22,7 +22,7 @@ WRITTEN_OUT = r"a\x1b[31m\x1b]0;owned\x07\r\n[bold]:dog:\u202e.jpg"
 def rejects(*rows: tuple[str, str, str]) -> pl.DataFrame:
     """A rejects table from (reason, name, detail)."""
     full = [("ingest", "file", name, reason, detail) for reason, name, detail in rows]
-    return pl.DataFrame(full, schema=REJECTS_DTYPES, orient="row")
+    return pl.DataFrame(full, schema=dtypes_of("rejects"), orient="row")
 
 
 def a_comparison(caption: str = "a dog") -> Comparison:

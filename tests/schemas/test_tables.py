@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 
 from schemas.errors import SchemaMismatch
-from schemas.tables import check
+from schemas.tables import TABLES as DECLARED
+from schemas.tables import check, dtypes_of
 from tasks.tables import tensor_column
 
 A, B = "a" * 32, "b" * 32
@@ -116,6 +117,18 @@ def test_a_column_less_or_more_is_refused(table: str) -> None:
         check(frame.drop(frame.columns[-1]), table, **SIZES.get(table, {}))
     with pytest.raises(SchemaMismatch, match="surprise"):
         check(frame.with_columns(surprise=1), table, **SIZES.get(table, {}))
+
+
+LENGTHS = {"side_px": 2, "regions": 3, "channels": 4, "state_size": 4, "size": 4}
+
+
+@pytest.mark.parametrize("table", DECLARED)
+def test_a_column_of_another_type_is_refused_in_every_table(table: str) -> None:
+    empty = pl.DataFrame(schema=dtypes_of(table, **LENGTHS))
+    assert check(empty, table, **LENGTHS).equals(empty)
+    for name in empty.columns:
+        with pytest.raises(SchemaMismatch, match=name):
+            check(empty.with_columns(pl.lit(None, pl.Date).alias(name)), table, **LENGTHS)
 
 
 BROKEN: list[tuple[str, str, Any, pl.DataType | None]] = [

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from schemas.settings import CaptionsSettings, ImagesSettings, ReportSettings, Settings
-from schemas.tables import REASONS, REJECTS_DTYPES, check
+from schemas.tables import REASONS, check, dtypes_of
 from tasks.pages import ABOUT_DISTANCES, ABOUT_SCORES
 from tasks.report import (
     Counts,
@@ -90,7 +90,7 @@ def scores(**by_split: dict[str, float]) -> pl.DataFrame:
 def rejects(*rows: tuple[str, str, str]) -> pl.DataFrame:
     """A rejects table from (name, reason, detail)."""
     full = [("ingest", "file", *row) for row in rows]
-    return check(pl.DataFrame(full, schema=REJECTS_DTYPES, orient="row"), "rejects")
+    return check(pl.DataFrame(full, schema=dtypes_of("rejects"), orient="row"), "rejects")
 
 
 def a_photo(seed: int = 0, side_px: int = 224) -> np.ndarray:
@@ -386,7 +386,7 @@ def a_report_full_of(text: str) -> ReportInput:
         scores=scores(test={text: 0.5}),
         curves={text: CURVE.clear()},
         stages=[STAGE | {"name": text, "why": text}],
-        rejects=pl.DataFrame([row], schema=REJECTS_DTYPES, orient="row"),
+        rejects=pl.DataFrame([row], schema=dtypes_of("rejects"), orient="row"),
         gallery=[item],
         thumbnails={text: a_photo()},
     )
@@ -495,7 +495,7 @@ def test_a_page_of_24_real_photographs_with_attention_stays_under_three_megabyte
 def test_a_flood_of_long_texts_does_not_make_a_long_page(tmp_path):
     long = "word " * 10_000
     table = pl.DataFrame(
-        [("ingest", "caption", long, "caption_too_long", long)], schema=REJECTS_DTYPES, orient="row"
+        [("ingest", "caption", long, "caption_too_long", long)], schema=dtypes_of("rejects"), orient="row"
     )
     words = [("w" * 5000, np.ones((7, 7)))] * 1000
     item = an_item(long, path="p" * 5000, references=[long] * 1000, attention=words)
