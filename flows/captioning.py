@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 import polars as pl
 
+from flows import DEFAULT_WORKSPACE
 from flows.config import Tree, settings_with
 from flows.generating import say_model
-from flows.outcome import WORKSPACE, existing, finish, last_run
+from flows.outcome import existing, finish, last_run
 from flows.pipeline import caption_stages
 from schemas.errors import UsageError
 from schemas.records import Record, RunRecord
@@ -30,7 +31,7 @@ def caption(
     model: Path | None,
     out: Path,
     tree: Tree,
-    workspace: Path = WORKSPACE,
+    workspace: Path = DEFAULT_WORKSPACE,
     runner: str = LOCAL,
     attention: Path | None = None,
 ) -> tuple[RunRecord, float]:

@@ -16,13 +16,13 @@ from typing import Any
 
 import click
 
+from flows import DEFAULT_WORKSPACE
 from schemas.errors import CutlineError, UnknownDataset, UsageError
 
 DONE, FAILED, WRONG_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
 GO_ON = ("run", "reprocess", "caption", "rejects")  # when they are called again after Ctrl-C
 NO_SPACE = os.strerror(errno.ENOSPC)  # in whatever a library makes of it
 WORKSPACE = "cutline.workspace"  # the command's, where a message needs it
-DEFAULT_WORKSPACE = Path(__file__).resolve().parents[1] / "data" / "workspace"
 
 
 class Commands(click.Group):

@@ -19,7 +19,6 @@ from tasks.walk import Walk
 from tasks.workspace import Workspace
 
 MODEL_PARTS = ("language_model", "fusion", "vocabulary", "matching")
-WORKSPACE = Path("data/workspace")
 
 
 def existing(dataset: Path) -> Path:

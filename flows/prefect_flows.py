@@ -19,12 +19,13 @@ from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
+from flows import DEFAULT_WORKSPACE
 from flows.artifacts import leave_artifacts, leave_comparison, leave_plan
 from flows.captioning import captions_of, photos_of, walk_captions
 from flows.config import Tree, settings_with
 from flows.generating import name_of_model, newest_bundle
 from flows.lost_runs import claim_run
-from flows.outcome import WORKSPACE, existing, finish, last_run
+from flows.outcome import existing, finish, last_run
 from flows.pipeline import run_stages
 from flows.progress import display
 from flows.reprocessing import dry_run as look
@@ -57,7 +58,7 @@ Change = Annotated[str, Field(pattern=r"^\w+\.\w+=", description="such as images
     persist_result=False,
 )
 def run_dataset(
-    dataset: Path, settings: Settings = DEFAULTS, workspace: Path = WORKSPACE, retry: bool = False
+    dataset: Path, settings: Settings = DEFAULTS, workspace: Path = DEFAULT_WORKSPACE, retry: bool = False
 ) -> State[RunRecord]:
     """From a data set to captions, scores, a bundle and a report; makes only what is missing.
 
@@ -98,7 +99,7 @@ def reprocess(
     dataset: Path,
     changes: tuple[Change, ...] = (),
     dry_run: bool = False,
-    workspace: Path = WORKSPACE,
+    workspace: Path = DEFAULT_WORKSPACE,
 ) -> State[RunRecord]:
     """Make a data set anew with the settings of its last run and some changed; says first which and why.
 
@@ -129,7 +130,7 @@ def reprocess(
     persist_result=False,
 )
 def caption_photos(
-    dataset: Path, model: Path, tree: Tree, only: list[str], workspace: Path = WORKSPACE
+    dataset: Path, model: Path, tree: Tree, only: list[str], workspace: Path = DEFAULT_WORKSPACE
 ) -> State[RunRecord]:
     """Caption the photographs of a folder with a trained bundle; makes only what is missing.
 
@@ -173,7 +174,7 @@ def caption_new(
     model: Path | None = None,
     out: Path | None = None,
     ingest: IngestSettings = INGEST_DEFAULTS,
-    workspace: Path = WORKSPACE,
+    workspace: Path = DEFAULT_WORKSPACE,
 ) -> State[RunRecord | None]:
     """Caption what is new in a folder, and say so where nothing is.
 

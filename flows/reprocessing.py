@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows import DEFAULT_WORKSPACE
 from flows.config import make_settings, merge, parse_assignments
-from flows.outcome import WORKSPACE, existing, finish, last_run
+from flows.outcome import existing, finish, last_run
 from flows.run import plan, status
 from schemas.errors import UsageError
 from schemas.records import RunRecord
@@ -17,7 +18,7 @@ from tasks.workspace import Workspace
 
 
 def reprocess(
-    dataset: Path | None, changes: Sequence[str], workspace: Path = WORKSPACE
+    dataset: Path | None, changes: Sequence[str], workspace: Path = DEFAULT_WORKSPACE
 ) -> tuple[RunRecord, Comparison | None]:
     """Run again with the settings of the last run and `changes` to them; makes what depends on those.
 
@@ -37,7 +38,7 @@ def reprocess(
     return record, moved(before, record, workspace)
 
 
-def dry_run(dataset: Path | None, changes: Sequence[str], workspace: Path = WORKSPACE) -> RunRecord:
+def dry_run(dataset: Path | None, changes: Sequence[str], workspace: Path = DEFAULT_WORKSPACE) -> RunRecord:
     """What `reprocess` would make, why, and how long by the rates of the last run; makes nothing."""
     dataset, settings = what_to_make(dataset, changes, workspace)
     return status(dataset, settings, workspace)
@@ -65,7 +66,7 @@ def moved(before: RunRecord | None, after: RunRecord, workspace: Path) -> Compar
     return compare_runs(Workspace(workspace), before, after)
 
 
-def compare(before: str | None, after: str | None, workspace: Path = WORKSPACE) -> Comparison:
+def compare(before: str | None, after: str | None, workspace: Path = DEFAULT_WORKSPACE) -> Comparison:
     """Compare two runs by their ids; without them the newest with the one before. Raises UsageError."""
     store = Workspace(workspace)
     runs = list(store.runs())

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import polars as pl
 
-from flows.outcome import WORKSPACE, address_of, describe, existing, finish, last_run
+from flows import DEFAULT_WORKSPACE
+from flows.outcome import address_of, describe, existing, finish, last_run
 from flows.pipeline import run_stages
 from schemas.errors import UsageError
 from schemas.records import RunRecord
@@ -19,7 +20,7 @@ from tasks.walk import Walk
 from tasks.workspace import ReadOnlyWorkspace, Workspace
 
 
-def plan(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: bool = False) -> Walk:
+def plan(dataset: Path, settings: Settings, workspace: Path = DEFAULT_WORKSPACE, deep: bool = False) -> Walk:
     """Look every shard of a run up, without making any; imports neither Prefect nor TensorFlow.
 
     With `deep`, every output's bytes are hashed again. Raises UsageError, UnknownDataset.
@@ -34,7 +35,7 @@ def plan(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: b
 def run(
     dataset: Path,
     settings: Settings,
-    workspace: Path = WORKSPACE,
+    workspace: Path = DEFAULT_WORKSPACE,
     deep: bool = False,
     runner: str = LOCAL,
 ) -> RunRecord:
@@ -52,7 +53,9 @@ def run(
     return start("run_dataset", existing(dataset), settings, workspace, root=root, runner=runner)
 
 
-def status(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep: bool = False) -> RunRecord:
+def status(
+    dataset: Path, settings: Settings, workspace: Path = DEFAULT_WORKSPACE, deep: bool = False
+) -> RunRecord:
     """What a run would make, and why; the workspace stays as it is.
 
     New and changed photographs are read, so that the shards they fall into can be named. How long
@@ -72,7 +75,7 @@ def status(dataset: Path, settings: Settings, workspace: Path = WORKSPACE, deep:
     return record.model_copy(update={"stages": stages})
 
 
-def retry_rejects(dataset: Path | None, workspace: Path = WORKSPACE) -> RunRecord:
+def retry_rejects(dataset: Path | None, workspace: Path = DEFAULT_WORKSPACE) -> RunRecord:
     """Run again as last time, reading anew whatever was rejected.
 
     Raises UsageError where there was no run, or the last one captioned photographs by a bundle.
@@ -90,7 +93,7 @@ def retry_rejects(dataset: Path | None, workspace: Path = WORKSPACE) -> RunRecor
     return start("run_dataset", Path(last.dataset), settings, workspace, root=root, retry=True)
 
 
-def last_rejects(dataset: Path | None, workspace: Path = WORKSPACE) -> pl.DataFrame:
+def last_rejects(dataset: Path | None, workspace: Path = DEFAULT_WORKSPACE) -> pl.DataFrame:
     """The rejects table of the last run. Raises UsageError, DamagedFile."""
     last = _last_of(dataset, workspace)
     return History(Workspace(workspace)).rejects(last).drop("row").collect()
