@@ -264,7 +264,10 @@ def dtypes_of(table: str, **sizes: int) -> pl.Schema:
 
 @cache
 def schema(table: str, **sizes: int) -> pa.DataFrameSchema:
-    """The schema of `table`; `sizes` are the lengths that its tensors name, and `side_px` of images."""
+    """The schema of `table`; `sizes` are the lengths that its tensors name, and `side_px` of images.
+
+    Raises KeyError for a table that there is not, and where a size is wanting.
+    """
     import pandera.polars as pa
 
     def check_of(rule: Rule) -> pa.Check:
