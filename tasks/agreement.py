@@ -91,13 +91,13 @@ class Agreement:
         )
 
     def foretold(self, gists: tf.Tensor) -> tf.Tensor:
-        """What captions of photographs of these gists, (N, K), are expected to hold, (N, G + 1)."""
+        """What captions of photographs of these gists are expected to hold: (N, K) -> (N, G + 1) float32."""
         import tensorflow as tf
 
         return self.mean + tf.matmul(gists, by_reference(self.directions))
 
     def begun(self, *shape: int) -> NGrams:
-        """Those of captions without a token."""
+        """Those of captions without a token, of so many in each dimension."""
         import tensorflow as tf
 
         unknown = len(self.worth) - 1
@@ -133,7 +133,10 @@ class Agreement:
         )
 
     def worth_of_length(self, tokens: tf.Tensor) -> tf.Tensor:
-        """What CIDEr-D leaves of captions of so many tokens, on average beside a training caption."""
+        """What CIDEr-D leaves of captions of so many tokens, on average beside a training caption.
+
+        (...) int32 -> (...) float32, 0 to 1.
+        """
         import tensorflow as tf
 
         return tf.gather(self.length_worth, tf.minimum(tokens, LONGEST_CAPTION))

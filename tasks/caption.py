@@ -96,7 +96,8 @@ class Captioner:
         tasks/familiarity.py; `alternatives` are the best captions with their scores, best first, itself
         among them. Best of what the search has found is that of which the highest CIDEr is to be expected
         (tasks/agreement.py) and which fits the photograph (tasks/fit.py), or else what has the highest score.
-        A row does not depend on the others.
+        A row does not depend on the others. `advance` is told of photographs. Raises UsageError where the
+        vocabulary holds no word, StaleModel where the gist is of another one.
         """
         photos = photo_tensor(features, self.fusion.settings.kind)
         found: list[list[dict[str, Any]]] = []
@@ -116,7 +117,7 @@ class Captioner:
         )
 
     def search(self, photos: np.ndarray, settings: CaptionSettings) -> Hypotheses:
-        """The best captions of at most MOST photographs, (N, R, C) float16."""
+        """The best captions of at most MOST photographs, (N, R, C) float16. Raises as `caption_photos`."""
         few = len(photos) <= settings.batch_size // 2
         slots = min(FEW, settings.batch_size) if few else settings.batch_size
         key = (slots, settings)
@@ -135,7 +136,10 @@ class Captioner:
         return Hypotheses(*(values.numpy() for values in self._searches[key](photos)))
 
     def attention(self, features: pl.DataFrame, captions: pl.DataFrame) -> pl.DataFrame:
-        """The `attention` table of the photographs in `features` that have a row in `captions`."""
+        """The `attention` table of the photographs in `features` that have a row in `captions`.
+
+        `features` has photo_id and regions, `captions` photo_id and caption. Raises as `attention_maps`.
+        """
         said = captions.unique("photo_id").select("photo_id", "caption")
         rows = features.join(said, on="photo_id", how="inner", maintain_order="left")
         words = [tokenize(text) for text in rows["caption"]]
@@ -192,5 +196,5 @@ class Captioner:
         return [{"caption": caption, "score": score} for caption, score in list(captions.items())[:count]]
 
     def text(self, ids: np.ndarray) -> str:
-        """A caption's words, without the special tokens."""
+        """A caption's words, without the special tokens: (T,) token ids -> text."""
         return as_text(self.vocabulary[i] for i in ids if i > UNK)

@@ -78,6 +78,7 @@ def entries_of(
 
 
 def malformed(place: str, detail: str, kind: str = "caption") -> Problem:
+    """What is not of the form that its layout prescribes; `place` may hold any characters."""
     return Problem(kind, printable(place), "malformed", detail)
 
 

@@ -284,6 +284,7 @@ def ending_of(path: str) -> str:
 
 
 def is_passed_over(name: str) -> bool:
+    """Whether a file or folder of that name is no part of any data set: hidden, or of a Mac."""
     return name[0] == "." or name == "__MACOSX"
 
 
@@ -292,10 +293,12 @@ def _is_inside(place: str, root: str) -> bool:
 
 
 def reason_of(error: OSError) -> str:
+    """The reason code of a file that cannot be read: vanished or unreadable."""
     return "vanished" if isinstance(error, FileNotFoundError) else "unreadable"
 
 
 def cause(error: Exception) -> str:
+    """What an error says, in valid Unicode of at most 200 characters; of an OSError without the path."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return printable(text)
 

@@ -22,7 +22,10 @@ Gradients: TypeAlias = "tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]"
 
 
 def product(left: tf.Tensor, right: tf.Tensor, **transposed: bool) -> tf.Tensor:
-    """The matrix product (float32) of two matrices, for training."""
+    """The matrix product of two float32 matrices, (m, k) and (k, n) -> (m, n) float32, for training.
+
+    `transposed` are `transpose_a` and `transpose_b`, as tf.matmul has them.
+    """
     import tensorflow as tf
 
     return tf.cast(tf.matmul(_factor(left), _factor(right), **transposed), tf.float32)
@@ -36,7 +39,7 @@ def _factor(matrix: tf.Tensor) -> tf.Tensor:
 
 
 def by_product(layer: keras.layers.Dense) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What `layer`, which has no activation, does to (..., C), by `product`."""
+    """What `layer`, which has no activation, does, by `product`: (..., C) -> (..., units) float32."""
 
     def apply(values: tf.Tensor) -> tf.Tensor:
         import tensorflow as tf

@@ -154,7 +154,11 @@ def _bags(content_tokens: pl.Series, words: Sequence[str], weights: np.ndarray) 
 
 
 def inverse_document_frequencies(content_tokens: pl.Series, most: int) -> tuple[tuple[str, ...], np.ndarray]:
-    """The most frequent words that two captions have, with how telling each is: ln((1+n)/(1+df)) + 1."""
+    """The most frequent words that two captions have, `most` of them, and how telling each is, (W,) float32.
+
+    That is ln((1 + n) / (1 + df)) + 1, where df of n captions have the word; of equally frequent words the
+    first in order of spelling is taken.
+    """
     counts: Counter[str] = Counter()
     for tokens in content_tokens:
         counts.update(set(tokens))
@@ -224,11 +228,12 @@ class Examples:
         return photo_input(np.concatenate([self.photos.read(int(number), 1) for number in numbers]))
 
     def texts(self, captions: np.ndarray) -> Texts:
-        """The inputs of some captions."""
+        """The inputs of some captions, by their numbers (n,)."""
         states = np.concatenate([self.states.read(int(caption), 1) for caption in captions])
         return Texts(states.astype(np.float32), self.bags.dense(captions))
 
     def blocks(self, captions: np.ndarray) -> Iterator[np.ndarray]:
+        """Numbers of captions, CAPTIONS_A_BLOCK at a time: their inputs are never in memory as a whole."""
         for first in range(0, len(captions), CAPTIONS_A_BLOCK):
             yield captions[first : first + CAPTIONS_A_BLOCK]
 
@@ -256,7 +261,10 @@ def _copy(
 
 @dataclass
 class Moments:
-    """Means and covariances of both sides over the training captions, each with its own photograph."""
+    """Means and covariances of both sides over the training captions, each with its own photograph.
+
+    float64; means are (C,) of photographs and (S + W,) of texts.
+    """
 
     photo_mean: np.ndarray
     text_mean: np.ndarray  # of states and bags side by side
@@ -266,6 +274,7 @@ class Moments:
 
     @staticmethod
     def of(examples: Examples, advance: Callable[[int], None]) -> Moments:
+        """Summed over blocks of training captions, of which `advance` is told."""
         captions = np.flatnonzero(~examples.is_dev)
         sums: list[Any] = [0.0] * 5
         for some in examples.blocks(captions):
@@ -393,7 +402,7 @@ class _Dev:
         self.examples = examples
 
     def recall(self, matching: Matching) -> float:
-        """The mean recall of the dev split; 0 where there is none."""
+        """The mean recall of the dev split, 0 to 1; 0 where there is none."""
         if not self.captions.size:
             return 0.0
         photos = _unit(self.examples.photo_rows(self.photos) @ matching.photo + matching.photo_bias)

@@ -153,7 +153,10 @@ def heat_map(square: np.ndarray, weights: np.ndarray, side_px: int) -> np.ndarra
 
 
 def thumbnail(picture: np.ndarray, longest_px: int, quality: int = 82) -> Markup:
-    """A JPEG of (H, W, 3) RGB uint8, its longer side at most `longest_px`, as a data URI."""
+    """A JPEG of (H, W, 3) RGB uint8, its longer side at most `longest_px`, as a data URI.
+
+    `quality` is JPEG's, 0 to 100.
+    """
     return _data_uri("image/jpeg", small_jpeg(picture, longest_px, quality))
 
 

@@ -18,6 +18,8 @@ Likeness = Callable[[int, int], np.ndarray]
 def ranks(likeness: Likeness, photo_of: np.ndarray, photos: int) -> tuple[np.ndarray, np.ndarray]:
     """The rank of the right answer to each query, 1 is best; `photo_of` (captions,) numbers photographs.
 
+    Returns (photographs that have a caption,) and (captions,) int64, in the order of their numbers.
+
     Image to text takes the best of a photograph's captions; text to image asks with each caption.
     A wrong answer as near as the right one counts as nearer. Two passes over blocks of photographs,
     so that the matrix of all pairs is never in memory. A photograph without a caption asks nothing,
@@ -54,7 +56,7 @@ def recalls(found: np.ndarray) -> dict[str, float]:
 
 
 def mean_recall(found: tuple[np.ndarray, np.ndarray]) -> float:
-    """The mean of R@1, R@5 and R@10 in both directions: one number to choose by."""
+    """The mean of R@1, R@5 and R@10 in both directions, 0 to 1: one number to choose by."""
     return float(np.mean([recalls(some)[f"R@{k}"] for some in found for k in RANKS]))
 
 

@@ -35,6 +35,7 @@ class Stage:
 
     @property
     def code(self) -> dict[str, str]:
+        """Digest of each definition that makes a shard, by name."""
         return code_of(self.function, *self.files)
 
 
@@ -56,6 +57,7 @@ class Shard:
 
     @property
     def key(self) -> str:
+        """The digest of all that makes it, 32 hexadecimal digits: stage, inputs, settings and code."""
         return digest_of([self.stage.name, self.inputs, self.settings, code_digest(self.stage.code)])
 
     @property

@@ -30,7 +30,8 @@ def read_table(
 ) -> pl.DataFrame:
     """Read one or several files of `table`, in order, and check them. Raises SchemaMismatch.
 
-    With `columns` only those are read; then the schema's other columns go unchecked.
+    With `columns` only those are read, and nothing is checked; of no file an empty frame comes, without
+    columns.
     """
     files = [paths] if isinstance(paths, Path) else list(paths)
     frames = [pl.read_parquet(file, columns=list(columns) if columns else None) for file in files]
@@ -50,7 +51,10 @@ def read_rows(path: Path, ids: pl.Series) -> pl.DataFrame:
 
 
 def empty_table(table: str) -> pl.DataFrame:
-    """A table without rows, of the columns that its schema has; for tables without tensors."""
+    """A table without rows, of the columns that its schema has; for tables without tensors.
+
+    Raises KeyError for a table that there is not.
+    """
     return pl.DataFrame(schema=dtypes_of(table))
 
 
@@ -75,7 +79,10 @@ def squares(column: pl.Series) -> np.ndarray:
 
 
 def list_column(name: str, values: np.ndarray, ends: np.ndarray) -> pl.Series:
-    """A column of lists of fixed-size arrays, the rows of `values` cut at `ends`, without Python objects."""
+    """A column of lists of fixed-size arrays, the rows of `values` cut at `ends`, without Python objects.
+
+    `values` (n, *shape), whose dtype is kept; `ends` (lists,), rising, the last of them n.
+    """
     starts = np.concatenate([[0], ends]).astype(np.int64)
     flat = tensor_column(name, values).to_arrow()
     return pl.Series(name, pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(starts), flat)))

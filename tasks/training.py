@@ -60,6 +60,7 @@ class Ragged:
 
     @property
     def lengths(self) -> np.ndarray:
+        """Tokens of each caption, (captions,) int64."""
         return np.diff(self.starts)
 
     def padded(self, rows: np.ndarray, width: int) -> np.ndarray:
@@ -91,7 +92,7 @@ class Ragged:
 def alike_in_length(
     lengths: np.ndarray, size: int, window: int, rng: np.random.Generator | None
 ) -> Iterator[np.ndarray]:
-    """All captions once, `size` of them at a time: by length, or in random order where there is an `rng`.
+    """The numbers of all captions once, `size` at a time: by length, or in random order with an `rng`.
 
     Random batches of all lengths teach better than batches of one length, but are half padding. So
     captions are drawn at random for `window` batches at a time, and those of about one length put together.
@@ -107,7 +108,10 @@ def alike_in_length(
 
 
 def encode(tokens: pl.Series, vocabulary: pl.DataFrame) -> Ragged:
-    """The ids of each list of `tokens`; what the vocabulary lacks, or reserves, becomes <unk>."""
+    """The ids of each list of `tokens`; what the vocabulary lacks, or reserves, becomes <unk>.
+
+    `vocabulary` has token and id.
+    """
     words = vocabulary.filter(pl.col("id") > UNK)
     lengths = tokens.list.len().to_numpy().astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -158,6 +162,7 @@ class Progress:
     stopped: bool = False
 
     def save(self, checkpoint: Checkpoint) -> None:
+        """Write all of it down, so that `load` takes it up to the bit."""
         arrays = {f"variable.{i}": np.asarray(v) for i, v in enumerate(self.variables)}
         arrays |= {f"best.{i}": value for i, value in enumerate(self.best)}
         checkpoint.save(
@@ -181,9 +186,11 @@ class Progress:
         )
 
     def epochs_since_best(self) -> int:
+        """How many epochs have ended since the best one; 0 where that is the last."""
         return len(self.curve) - max(row["epoch"] for row in self.curve if row["best"])
 
     def restore_best(self, model: keras.Model) -> None:
+        """Give `model` the weights of its best epoch; one has to have ended."""
         for variable, value in zip(model.variables, self.best, strict=True):
             variable.assign(value)
 

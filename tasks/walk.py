@@ -34,6 +34,7 @@ class Walked:
 
     @property
     def complete(self) -> bool:
+        """Whether every shard of the stage is there."""
         return all(record is not None for record in self.records)
 
     @property

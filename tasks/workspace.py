@@ -62,7 +62,10 @@ def cache_of(address: str) -> Path:
 
 
 def bundle_at(where: Path | str) -> Path:
-    """The folder of a bundle on this machine; one of a store, s3://…/bundles/NAME, is fetched."""
+    """The folder of a bundle on this machine; one of a store, s3://…/bundles/NAME, is fetched.
+
+    Raises UsageError for another address, StoreFailed where it cannot be fetched.
+    """
     workspace, name = _bundle_parts(where)
     return workspace.folder(name) if workspace else Path(where)
 
@@ -292,7 +295,10 @@ class Workspace:
         return self.root / "partial" / f"{stage}-{key}"
 
     def publish(self, folder: Path, prefix: str) -> list[Output]:
-        """Move every file of `folder` to `prefix` + its name below the workspace, whole."""
+        """Move every file of `folder` to `prefix` + its name below the workspace, whole.
+
+        Raises StoreFailed.
+        """
         outputs = []
         for file in sorted(path for path in folder.iterdir() if path.is_file()):
             target = self.root / f"{prefix}{file.name}"
