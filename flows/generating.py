@@ -92,7 +92,10 @@ def _as_record(line: Line, real: RealCaptions | None, count: int) -> dict[str, A
 
 
 def perplexity(file: Path, model: Path | None, workspace: Path) -> Perplexity:
-    """The perplexity of a text file, a caption a line, under a bundle's language model."""
+    """The perplexity of a text file, a caption a line, under a bundle's language model.
+
+    Raises UsageError where the file holds no word or is no text, StaleModel for a damaged bundle.
+    """
     bundle = load_bundle(bundle_at(model) if model else newest_bundle(workspace))
     say_model(bundle.folder)
     load_tensorflow()
@@ -118,7 +121,10 @@ def say_model(bundle: Path) -> None:
 
 
 def sampler_of(bundle: Bundle, photo: Path | None, tree: Tree) -> Sampler:
-    """The bundle's language model, with its fusion where there is a photograph."""
+    """The bundle's language model, with its fusion where there is a photograph.
+
+    Raises as `photo_features`, and StaleModel for weights that do not fit.
+    """
     if photo is None:
         load_tensorflow()
         return Sampler(_language_model(bundle), _tokens(bundle))

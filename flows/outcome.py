@@ -99,7 +99,7 @@ def _model(walk: Walk) -> dict[str, str]:
 
 
 def held_out_scores(path: Path) -> dict[str, float]:
-    """The scores of the test split, of dev where there is no test split."""
+    """The scores of the test split by metric, of dev where there is no test split; else empty."""
     scores = pl.read_parquet(path)
     for split in ("test", "dev"):
         rows = scores.filter(pl.col("split") == split)
@@ -109,7 +109,7 @@ def held_out_scores(path: Path) -> dict[str, float]:
 
 
 def reject_rate(walk: Walk) -> float:
-    """Share of the rows read from the data set that were rejected; notices do not count."""
+    """Share, 0 to 1, of the rows read from the data set that were rejected; notices do not count."""
     rejected = rows = 0
     for walked in walk.stages:
         for record in walked.present if walked.stage.name in REJECTING else []:

@@ -233,18 +233,28 @@ class Wiring:
         return ingest
 
     def images(self, ingest: Walked) -> Walked:
+        """Squares, in shards of PHOTOS_A_SHARD photographs of one split at the most."""
         return self._cut(stages.IMAGES, self.settings.images, "photos", ingest)
 
     def image_features(self, images: Walked) -> Walked:
+        """Regions and pooled features; the weights and the precision are part of the key.
+
+        Raises UsageError and MissingWeights.
+        """
         settings = self.settings.image_features
         weights = {"weights": weights_digest(settings), "precision": resolved_precision(settings)}
         return self._follow(stages.IMAGE_FEATURES, settings, images.records, "images", Reads(weights))
 
     def tokens(self, ingest: Walked) -> Walked:
+        """Tokens, in shards of CAPTIONS_A_SHARD captions of one family at the most.
+
+        Which stop words there are is part of the key. Raises UsageError where they cannot be had.
+        """
         settings = self.settings.captions
         return self._cut(stages.CAPTIONS, settings, "captions", ingest, stopwords=self._stopwords())
 
     def vocabulary(self, tokens: Walked) -> Walked:
+        """Of the training captions, photographed or not. Raises UsageError where there are none."""
         train = tokens.of(*LEARNED_FROM)
         if not train:
             raise UsageError(
@@ -259,6 +269,7 @@ class Wiring:
         )
 
     def language_model(self, tokens: Walked, vocabulary: Walked) -> Walked:
+        """Learns from the training captions, photographed or not; stops by the dev ones with a photograph."""
         train, dev = tokens.of(*LEARNED_FROM), tokens.of("dev")
         return self._whole(
             stages.LANGUAGE_MODEL,
@@ -273,6 +284,7 @@ class Wiring:
         )
 
     def text_features(self, tokens: Walked, vocabulary: Walked, language_model: Walked) -> Walked:
+        """States and vectors of the captions that have a photograph."""
         return self._follow(
             stages.TEXT_FEATURES,
             self.settings.text_features,
@@ -341,6 +353,7 @@ class Wiring:
         )
 
     def index(self, features: Walked, matching: Walked) -> Walked:
+        """A vector for each photograph, and an index of each shard."""
         return self._follow(
             stages.INDEX,
             NO_SETTINGS,
@@ -350,6 +363,7 @@ class Wiring:
         )
 
     def caption_index(self, tokens: Walked, text_features: Walked, matching: Walked) -> Walked:
+        """As `index`, for each caption of a person that has a photograph."""
         return self._follow(
             stages.CAPTION_INDEX,
             NO_SETTINGS,
@@ -368,6 +382,7 @@ class Wiring:
         self._follow(stages.WRITTEN_INDEX, settings, captioned.records, "predictions", matching | words)
 
     def retrieval(self, ingest: Walked, index: Walked, caption_index: Walked) -> Walked:
+        """How well photographs and captions of the dev split, and of the test split, find each other."""
         held_out = ("dev", "test")
         return self._whole(
             stages.RETRIEVAL,
@@ -384,6 +399,7 @@ class Wiring:
         )
 
     def leaks(self, ingest: Walked, features: Walked, text_features: Walked) -> Walked:
+        """What two splits share, by features; photographs and captions are told by their names."""
         return self._whole(
             stages.LEAKS,
             self.settings.leaks,
@@ -408,6 +424,7 @@ class Wiring:
         return Reads({"pairs": _digest_of_pairs(path, *splits)}, captions.sources)
 
     def caption(self, features: Walked, model: Mapping[str, Walked]) -> Walked:
+        """Captions of all photographs that have features; every file of the model is part of the key."""
         settings = self.settings.caption
         return self._follow(stages.CAPTION, settings, features.records, "image_features", _model(model))
 
@@ -424,6 +441,7 @@ class Wiring:
         return Reads(digests, {name: share(file, digests[name]) for name, file in files.items()})
 
     def evaluate(self, ingest: Walked, tokens: Walked, captioned: Walked) -> Walked:
+        """Scores of the dev and test splits; training captions are looked through for copies."""
         scored = captioned.of("dev", "test")
         # Of the captions to compare with, which are read as people wrote them, these count.
         references = replace(_shards("", tokens.of("dev", "test"), "tokens"), sources={})
@@ -441,6 +459,7 @@ class Wiring:
         )
 
     def bundle(self, ingest: Walked, features: Walked, model: Mapping[str, Walked], scores: Walked) -> Walked:
+        """The model in a folder, with what it was made with and its scores."""
         made_with = {
             name: getattr(self.settings, name).model_dump()
             for name in ("images", "image_features", "language_model", "fusion", "caption")

@@ -27,6 +27,7 @@ class Unused:
 
     @property
     def size(self) -> int:
+        """Bytes of all files."""
         return sum(self.sizes.values())
 
     @property

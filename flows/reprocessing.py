@@ -39,13 +39,19 @@ def reprocess(
 
 
 def dry_run(dataset: Path | None, changes: Sequence[str], workspace: Path = DEFAULT_WORKSPACE) -> RunRecord:
-    """What `reprocess` would make, why, and how long by the rates of the last run; makes nothing."""
+    """What `reprocess` would make, why, and how long by the rates of the last run; makes nothing.
+
+    Raises UsageError, UnknownDataset.
+    """
     dataset, settings = what_to_make(dataset, changes, workspace)
     return status(dataset, settings, workspace)
 
 
 def what_to_make(dataset: Path | None, changes: Sequence[str], workspace: Path) -> tuple[Path, Settings]:
-    """The data set, and the settings of its last run (else of the newest run) with the changes."""
+    """The data set, and the settings of its last run (else of the newest run) with the changes.
+
+    Raises UsageError where there was no run, and for settings that there are not.
+    """
     newest = next((run for run in Workspace(workspace).runs() if run.command == "run"), None)
     if newest is None:
         raise UsageError(f"expected an earlier run in {workspace}, found none; start with `cutline run`")

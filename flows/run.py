@@ -39,7 +39,10 @@ def run(
     deep: bool = False,
     runner: str = LOCAL,
 ) -> RunRecord:
-    """Make what is missing of a data set's captions, scores, bundle and report."""
+    """Make what is missing of a data set's captions, scores, bundle and report.
+
+    Raises UsageError, UnknownDataset, and what a stage or a runner raises (`CutlineError`).
+    """
     store = Workspace(workspace)
     recalled = store.recall_code()
     walk = plan(dataset, settings, workspace, deep)

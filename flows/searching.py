@@ -109,10 +109,12 @@ class Collection:
 
     @property
     def photos(self) -> VectorIndex:
+        """The photographs, by their vectors."""
         return self._index("index", "vectors.parquet")
 
     @property
     def captions(self) -> VectorIndex:
+        """The captions, by their vectors: people's, or after `cutline caption` the model's, by photo_id."""
         return self._index("caption_index", "caption_vectors.parquet")
 
     def _index(self, stage: str, table: str) -> VectorIndex:
@@ -200,7 +202,7 @@ class Collection:
         return dict(frame.iter_rows())
 
     def pictures(self, found: list[Found]) -> list[np.ndarray | None]:
-        """The squares of photographs, RGB uint8."""
+        """The squares of photographs, (S, S, 3) RGB uint8; None where one was not cropped."""
         if not found:
             return []
         images = self._rows("images", "images.parquet", found, "square", "index")

@@ -107,6 +107,7 @@ class Pages:
         return answer
 
     def refused(self, _: Request, error: Exception) -> Response:
+        """A page for an HTTPException, of its code: its own words, ours for an address that is not there."""
         assert isinstance(error, HTTPException)
         known = {404: "there is no such page", 405: "this page only shows: it answers GET and nothing else"}
         is_plain = error.detail == HTTPException(error.status_code).detail
@@ -114,6 +115,7 @@ class Pages:
         return self._problem(error.status_code, text)
 
     def failed(self, _: Request, error: Exception) -> Response:
+        """A page of code 500 for any other error, which says its kind and nothing of what it holds."""
         kind = type(error).__name__
         return self._problem(500, f"{kind}: an error of the dashboard itself; its terminal says more")
 

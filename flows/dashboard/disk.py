@@ -28,6 +28,7 @@ class Disk:
 
     @property
     def size(self) -> int:
+        """Bytes of all files."""
         return sum(kind.size for kind in self.kinds)
 
     @property
@@ -36,6 +37,7 @@ class Disk:
 
     @property
     def free(self) -> int:
+        """Bytes that no run refers to; 0 where that is not known."""
         return sum(kind.free for kind in self.kinds)
 
 
