@@ -11,12 +11,16 @@ import yaml
 from pydantic import ValidationError
 
 from schemas.errors import UsageError
+from schemas.records import RunRecord
 from schemas.settings import WIDEST_BEAM, Settings
 from tasks.bundle import Bundle, FeatureOrigin
 from tasks.networks import weights_digest
+from tasks.shown import clip
 
 Tree = dict[str, dict[str, Any]]
 
+# What a text that is no YAML raises: also a date of month 13, a number of 5,000 digits, 1,000 brackets.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 # Stages whose settings may differ from those that a bundle was trained with.
 CHANGEABLE = ("ingest", "caption", "image_features")
 
@@ -41,7 +45,7 @@ def read_config(path: Path) -> Tree:
     """A YAML file that maps stages to settings. Raises UsageError."""
     try:
         read = yaml.load(path.read_text(encoding="utf-8"), _NothingTwice)  # noqa: S506 (it is a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NOT_YAML as error:
         raise UsageError(f"{path}: expected YAML, found: {error}") from None
     if read is None:
         return {}
@@ -60,8 +64,8 @@ def parse_assignments(assignments: Sequence[str]) -> Tree:
             raise UsageError(f"--set {assignment}: expected STAGE.KEY=VALUE, such as images.crop=pad")
         try:
             tree.setdefault(stage, {})[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {assignment}: {error}") from None
+        except NOT_YAML as error:
+            raise UsageError(f"--set {clip(assignment, 80)}: {error}") from None
     return tree
 
 
@@ -76,6 +80,17 @@ def make_settings(tree: Mapping[str, Mapping[str, Any]]) -> Settings:
         return Settings.model_validate(tree)
     except ValidationError as error:
         raise UsageError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def settings_of_run(run: RunRecord) -> Settings:
+    """The settings that a run was made with. Raises UsageError where they are another version's."""
+    try:
+        return make_settings(run.settings)
+    except UsageError as error:
+        raise UsageError(
+            f"run {run.run} was made by another version of Cutline, which has other settings; "
+            f"`cutline run` its data set again ({error})"
+        ) from None
 
 
 def settings_with(bundle: Bundle, tree: Tree) -> Settings:

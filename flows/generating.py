@@ -29,6 +29,7 @@ from tasks.generate import (
     unknown_words,
 )
 from tasks.quiet import load_tensorflow
+from tasks.shown import one_line, quoted
 from tasks.workspace import Workspace, bundle_at, bundle_folder
 
 if TYPE_CHECKING:
@@ -185,17 +186,18 @@ def real_captions(source: Path | None, bundle: Path, workspace: Path) -> Iterabl
 def show_lines(found: dict[str, Any], as_json: bool) -> None:
     """The lines on standard output, with the real captions nearest to each beneath it."""
     if found["unknown_words"]:
-        words = ", ".join(f"'{word[:40]}'" for word in found["unknown_words"][:10])
-        click.echo(f"cutline: the model does not know {words}: read as <unk>", err=True)
+        click.echo(
+            f"cutline: the model does not know {quoted(found['unknown_words'])}: read as <unk>", err=True
+        )
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
         return
     for line in found["lines"]:
-        click.echo(line["text"])
+        click.echo(one_line(line["text"]))
         for near in line.get("nearest", []):
             words = near["distance"]
             what = "copy" if near["copy"] else f"{words} word{'' if words == 1 else 's'} differ"
-            click.echo(f"    {what:<16}  {near['caption']}")
+            click.echo(one_line(f"    {what:<16}  {near['caption']}"))
 
 
 def show_perplexity(found: Perplexity, as_json: bool) -> None:

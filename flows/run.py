@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from flows import DEFAULT_WORKSPACE
+from flows.config import settings_of_run
 from flows.outcome import address_of, describe, existing, finish, last_run
 from flows.pipeline import run_stages
 from schemas.errors import UsageError
@@ -91,7 +92,7 @@ def retry_rejects(dataset: Path | None, workspace: Path = DEFAULT_WORKSPACE) -> 
         )
     from flows.runners import start
 
-    settings = Settings.model_validate(last.settings)
+    settings = settings_of_run(last)
     root = Workspace(workspace).root
     return start("run_dataset", Path(last.dataset), settings, workspace, root=root, retry=True)
 

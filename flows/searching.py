@@ -11,6 +11,7 @@ import click
 import numpy as np
 import polars as pl
 
+from flows.config import settings_of_run
 from flows.outcome import existing
 from schemas.errors import StaleModel, UsageError
 from schemas.records import Record, RunRecord
@@ -19,7 +20,7 @@ from tasks.index import Found, Part, VectorIndex
 from tasks.matching import MATCHING, Matching
 from tasks.quiet import load_tensorflow
 from tasks.search import TextEncoder, write_search_page
-from tasks.shown import visible
+from tasks.shown import one_line, quoted
 from tasks.tables import read_table, squares
 from tasks.workspace import Workspace, digest_of_file
 
@@ -105,7 +106,7 @@ class Collection:
 
     @property
     def settings(self) -> Settings:
-        return Settings.model_validate(self.run.settings)
+        return settings_of_run(self.run)
 
     @property
     def photos(self) -> VectorIndex:
@@ -228,14 +229,13 @@ class Collection:
 def show_found(found: dict[str, Any], as_json: bool) -> None:
     """Names, scores and captions on standard output."""
     if found["unknown_words"]:
-        words = ", ".join(f"'{word[:40]}'" for word in found["unknown_words"][:10])
-        click.echo(f"cutline: no training caption has {words}: left out", err=True)
+        click.echo(f"cutline: no training caption has {quoted(found['unknown_words'])}: left out", err=True)
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
         return
     for photo in found["photos"]:
-        click.echo(visible(f"{photo['score']:6.3f}  {photo['path']}  {photo['caption'] or ''}".rstrip()))
+        click.echo(one_line(f"{photo['score']:6.3f}  {photo['path']}  {photo['caption'] or ''}".rstrip()))
     if found["captions"]:
         click.echo("\ncaptions that fit")
     for caption in found["captions"]:
-        click.echo(visible(f"{caption['score']:6.3f}  {caption['caption']}"))
+        click.echo(one_line(f"{caption['score']:6.3f}  {caption['caption']}"))

@@ -16,10 +16,12 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
 
 from schemas.errors import UsageError
+from schemas.settings import path_of
 from tasks.workspace import Workspace
 
 DEFAULT_URL = "http://127.0.0.1:4200/api"
@@ -147,7 +149,7 @@ def _server_that_answers(workspace: Path) -> str | None:
     for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
     for url in _addresses(workspace):
-        if _answers(url):
+        if answers(url):
             os.environ["PREFECT_API_URL"] = url
             return url
     return None
@@ -179,7 +181,7 @@ def _configured(name: str) -> str | None:
     """A setting of Prefect's from the environment, else from the user's active profile."""
     if value := os.environ.get(name):
         return value
-    home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
+    home = path_of(os.environ.get("PREFECT_HOME") or "~/.prefect")
     try:
         profiles = tomllib.loads((home / "profiles.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -189,7 +191,7 @@ def _configured(name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     """Whether a healthy Prefect server of a version that this client speaks to is there.
 
     Raises UsageError where it answers and refuses us.
@@ -211,5 +213,5 @@ def _answers(url: str) -> bool:
             f"the Prefect server at {url} answers {error.code}: it wants another name and password; "
             "set PREFECT_API_AUTH_STRING=NAME:PASSWORD to what it was started with"
         ) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):  # the last where it does not speak HTTP
         return False

@@ -63,9 +63,11 @@ def schedule_of(when: str, timezone: str) -> Schedule:
     """A number of seconds, or a line of cron in the time of `timezone`. Raises UsageError."""
     try:
         if when.strip().isdigit():
+            if not int(when):
+                raise ValueError("a run every 0 seconds")
             return Interval(timedelta(seconds=int(when)))
         return Cron(when, timezone=timezone)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UsageError(
             f"schedule '{when}': expected a number of seconds, or five fields of cron such as "
             f"'0 2 * * *' (every night at two), and a time zone such as Europe/Vienna; found: {error}"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from schemas.records import RunRecord
 from schemas.tables import NOTICES, REASONS
-from tasks.shown import change_in_form, count_of, in_form, metric_of, visible
+from tasks.shown import change_in_form, count_of, in_form, metric_of, one_line
 from tasks.tables import read_table
 from tasks.workspace import Workspace
 
@@ -30,7 +30,6 @@ def _console(stderr: bool) -> Console:
 
 console = _console(stderr=True)
 LEAKS_SHOWN = 3
-BREAKS = str.maketrans({"\n": r"\n", "\t": r"\t"})
 SCORES_SHOWN = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 
 
@@ -163,8 +162,8 @@ def _reasons(rejects: pl.DataFrame) -> Table:
 
 
 def _text(value: object) -> str:
-    """Any text, none of it read as markup; what would steer the terminal or break the line is written out."""
-    return escape(visible(str(value)).translate(BREAKS))
+    """Any text as a line, none of it read as markup."""
+    return escape(one_line(value))
 
 
 def _stage_table(*columns: str) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -218,3 +220,8 @@ class Settings(BaseModel):
     caption: CaptionSettings = CaptionSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
+
+
+def path_of(setting: str) -> Path:
+    """The path that a setting names; `~` is the home folder, and stays where there is none."""
+    return Path(os.path.expanduser(setting))  # noqa: PTH111 Path's own raises where there is none

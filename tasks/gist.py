@@ -116,7 +116,7 @@ class Gist:
                 raise ValueError(f"expected arrays of the shapes {expected}, found {shapes}")
             if not all(np.isfinite(values).all() for values in numbers.values()):
                 raise ValueError("expected finite numbers")
-        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile, EOFError) as error:
             raise StaleModel(f"'{path}' does not hold what foretells gists: {error}; train again") from None
         likeness = Likeness(landmarks, float(numbers.pop("reach")))
         unknown = float(numbers.pop("unknown_worth"))

@@ -88,7 +88,7 @@ class Matching:
                 raise ValueError(f"expected finite arrays of {size} columns, found {shapes}")
             if not len(found["words"]) == len(numbers["weights"]) == len(numbers["word"]):
                 raise ValueError("a word lacks its vector or its weight")
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile, EOFError) as error:
             raise StaleModel(
                 f"'{path}' does not hold the projections of photographs and texts: {error}; train them again"
             ) from None

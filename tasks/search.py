@@ -16,6 +16,7 @@ from schemas.settings import LanguageModelSettings, TextFeaturesSettings
 from tasks.captions import tokenize
 from tasks.matching import Matching
 from tasks.pages import environment, small_jpeg
+from tasks.shown import quoted
 from tasks.tables import tensor
 from tasks.text_features import make_text_features
 
@@ -73,8 +74,9 @@ class TextEncoder:
         known = {*self.matching.words, *self.vocabulary["token"]}
         unknown = [token for token in content if token not in known]
         if len(unknown) == len(content):
-            told = ", ".join(f"'{word[:40]}'" for word in unknown[:10])
-            raise UsageError(f"text: no training caption has {told}, so nothing can be found by it")
+            raise UsageError(
+                f"text: no training caption has {quoted(unknown)}, so nothing can be found by it"
+            )
         return unknown
 
 

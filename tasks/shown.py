@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 LONGEST_TEXT = 400  # letters; keeps a page small, whatever comes in
 A_GUESS = 1.0  # a photograph that is farther away is unlike all that the model has learned from
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff\ufffe\uffff]")
+
+BREAKS = str.maketrans({"\n": r"\n", "\t": r"\t"})
 
 
 def is_a_guess(distance: float | None) -> bool:
@@ -24,9 +27,19 @@ def visible(value: Any) -> Any:
     return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
 
 
+def one_line(value: object) -> str:
+    """Any text as a line of a terminal: what would steer that or break the line is written out."""
+    return visible(str(value)).translate(BREAKS)
+
+
 def clip(text: str, longest: int = LONGEST_TEXT) -> str:
     """The first letters of a text that is too long for a page, and how long it is."""
     return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} letters in all)"
+
+
+def quoted(words: Sequence[str]) -> str:
+    """The first words of a list, each in quotation marks."""
+    return ", ".join(f"'{one_line(word[:40])}'" for word in words[:10])
 
 
 def number(value: int) -> str:

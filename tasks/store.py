@@ -6,6 +6,7 @@ last. Requests that fail in passing (slow answers, 503, resets) are repeated aft
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 import time
@@ -176,6 +177,8 @@ class Store:
                 ) from None
             except Exception as error:
                 told = f"{type(error).__name__}: {error}"
+                if _is_of_this_machine(error):
+                    raise
                 if isinstance(error, PermissionError) or _is_ours_to_fix(error):
                     raise StoreFailed(
                         f"could not {what}: the store refused ({told}); "
@@ -197,6 +200,12 @@ class Store:
 def _passes(error: Exception) -> bool:
     """Whether an error may be gone next time: of the network or the store, not of the program."""
     return isinstance(error, OSError | EOFError) or type(error).__module__.partition(".")[0] in _LIBRARIES
+
+
+def _is_of_this_machine(error: Exception) -> bool:
+    """Whether it was the disk here that failed, to which something is copied, and not the store."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return isinstance(error, OSError) and (error.errno in full or error.filename is not None)
 
 
 def _is_ours_to_fix(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from schemas.errors import StaleModel
+from schemas.errors import CutlineError, StaleModel
 from schemas.tables import dtypes_of
 from tasks.vocabulary import END, PAD, START, UNK
 
@@ -239,7 +239,7 @@ def save_weights(model: keras.Model, path: Path) -> None:
 
         def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
             if isinstance(item, h5py.Dataset):
-                target.create_dataset(name, data=np.asarray(item, np.float16))
+                target.create_dataset(name, data=_halved(np.asarray(item)))
             else:
                 target.require_group(name)
             _copy_attributes(item, target[name])
@@ -249,6 +249,17 @@ def save_weights(model: keras.Model, path: Path) -> None:
         os.fsync(file.fileno())
     half.replace(path)
     full.unlink()
+
+
+def _halved(values: np.ndarray) -> np.ndarray:
+    """As float16. Raises CutlineError where a number is too large for it, or is none."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise CutlineError(
+            "expected weights below 65,504, found larger ones: the training diverged; lower its learning_rate"
+        )
+    return half
 
 
 def _copy_attributes(source: h5py.Group | h5py.Dataset, target: h5py.Group | h5py.Dataset) -> None:

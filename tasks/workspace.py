@@ -243,7 +243,7 @@ class Workspace:
         if path not in listed:
             return None
         seen = self._seen(path, listed[path])
-        if seen.exists():
+        with suppress(FileNotFoundError):  # also where a run beside this one has just replaced it
             return seen.read_bytes()
         return self._keep_seen(path, listed[path], self.store.read(path))
 
@@ -254,11 +254,13 @@ class Workspace:
     def _keep_seen(self, path: str, listed: Listed, data: bytes | None) -> bytes | None:
         seen = self._seen(path, listed)
         if data is not None and len(data) == listed.size:
-            shutil.rmtree(seen.parent, ignore_errors=True)
             seen.parent.mkdir(parents=True, exist_ok=True)
             beside = seen.with_name(f".{uuid.uuid4().hex[:12]}")
             beside.write_bytes(data)
             beside.replace(seen)
+            for former in seen.parent.glob("[!.]*"):
+                if former != seen:
+                    former.unlink(missing_ok=True)
         return data
 
     # -- outputs ------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
 
 import polars as pl
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from flows.config import settings_of_run
 from flows.dashboard.disk import held_by_kind
 from flows.dashboard.guesses import without_guesses
 from flows.run import status
@@ -323,16 +323,8 @@ class Views:
             assert run
             if run.command != "run":
                 raise UsageError("only what `cutline run` made can be looked at; choose another")
-            try:
-                settings = Settings.model_validate(run.settings)
-            except ValidationError as error:
-                problem = error.errors()[0]
-                where = ".".join(str(part) for part in problem["loc"])
-                raise UsageError(
-                    f"the run's setting {where} is not one of today's: {problem['msg']}"
-                ) from None
             with self._one_look, reading():
-                return status(Path(run.dataset), settings, self._where)
+                return status(Path(run.dataset), settings_of_run(run), self._where)
 
         found = Part.of(look) if run else None
         told = (

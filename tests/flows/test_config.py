@@ -8,7 +8,7 @@ import pytest
 
 from flows.config import read_settings, settings_with
 from schemas.errors import UsageError
-from schemas.settings import Settings
+from schemas.settings import Settings, path_of
 from tasks.bundle import IN_THE_BOX, load_bundle
 
 
@@ -53,6 +53,9 @@ def test_the_beam_is_wide_enough_for_the_alternatives_unless_its_width_was_said(
         ("fusion.learning_rate=.inf", "finite"),
         ("crop=pad", "expected STAGE.KEY=VALUE"),
         ("images.crop", "expected STAGE.KEY=VALUE"),
+        ("captions.stopwords=2024-13-45", "month must be in"),
+        (f"ingest.max_pixels={'9' * 5000}", "digits"),
+        (f"images.crop={'[' * 2000}", "recursion"),
     ],
 )
 def test_a_mistake_is_named_with_what_was_expected(assignment: str, message: str) -> None:
@@ -60,12 +63,23 @@ def test_a_mistake_is_named_with_what_was_expected(assignment: str, message: str
         read_settings(None, [assignment])
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "images: pad", "images: {crop: [", "\xff\xfe"])
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "images: pad", "images: {crop: [", "\xff\xfe", "images: {crop: 2024-13-45}"]
+)
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     config = tmp_path / "cutline.yaml"
     config.write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError):
         read_settings(config, [])
+
+
+@pytest.mark.parametrize("setting", ["~/list.txt", "~nobody-of-that-name/list.txt"])
+def test_without_a_home_folder_a_path_with_a_tilde_is_a_path_like_another(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    expected = setting.replace("~/", "/home/someone/")
+    assert path_of(setting) == Path(expected)
 
 
 def test_settings_cannot_change_under_a_run() -> None:

@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import pytest
 
-from flows.server import is_loopback
+from flows.server import answers, is_loopback
 from schemas.errors import ServerLost
 from tests.flows.conftest import Ran, ask, cutline, draw, free_port, small
 
@@ -46,6 +47,20 @@ def test_where_no_server_answers_a_run_says_so_and_uses_the_embedded_one(ran: Ra
     done = cutline("run", copy.dataset, "--workspace", copy.workspace, *small(), PREFECT_API_URL=nobody)
     assert f"expected a server at {nobody}, none answered; this run uses the embedded one" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_something_else_that_listens_at_the_servers_port_is_no_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listens:
+        port = listens.getsockname()[1]
+
+        def greet() -> None:
+            caller, _ = listens.accept()
+            with caller:
+                caller.recv(4096)
+                caller.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        Thread(target=greet, daemon=True).start()
+        assert not answers(f"http://127.0.0.1:{port}/api")
 
 
 def test_python_files_of_the_folder_that_a_run_is_started_from_are_not_run(ran: Ran, tmp_path: Path) -> None:

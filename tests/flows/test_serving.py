@@ -20,6 +20,7 @@ import polars as pl
 import pytest
 
 from flows.deployments import parse_schedules
+from flows.serving import schedule_of
 from schemas.errors import UsageError
 from tests.flows.conftest import REPOSITORY, Ran, ask, cutline, draw
 
@@ -205,6 +206,12 @@ def test_folders_of_one_name_have_captions_of_their_own_and_a_store_holds_them(t
 def test_a_schedule_of_another_form_is_refused(schedule: str) -> None:
     with pytest.raises(UsageError, match="expected NAME=WHEN"):
         parse_schedules([schedule])
+
+
+@pytest.mark.parametrize("when", ["9" * 20, "0", "* * *", "soon"])
+def test_a_time_that_is_none_is_refused(when: str) -> None:
+    with pytest.raises(UsageError, match="expected a number of seconds, or five fields of cron"):
+        schedule_of(when, "Europe/Vienna")
 
 
 def test_serve_needs_a_folder_a_data_set_to_train_on_and_a_server(ran: Ran, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
         assert getattr(loaded, name) == pytest.approx(getattr(matching, name), abs=2e-3)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "another", "nan"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "another", "nan", "numbers"])
 def test_a_damaged_file_is_refused_in_words(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "matching.npz"
     matching = a_matching(3, 5)
@@ -144,6 +144,8 @@ def test_a_damaged_file_is_refused_in_words(tmp_path: Path, damage: str) -> None
             path.write_bytes(path.read_bytes()[:200])
         case "another":
             np.savez(path, photo=np.zeros((2, 2)))
+        case "numbers":  # in place of arrays
+            np.savez(path, **{name: np.float32(1) for name in (*ARRAYS, "weights", "words", "stopwords")})
         case "nan":
             matching.photo[0, 0] = np.nan
             matching.save(path)

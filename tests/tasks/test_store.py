@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -79,6 +80,22 @@ def test_a_record_is_read_once_a_machine_and_again_when_it_has_changed(
     again.look_ahead("images", [KEY])
     assert again.lookup("images", KEY)[0] == changed
     assert again.file(changed.outputs[0].path).read_bytes() == b"other bytes"
+
+
+def test_a_full_disk_is_told_as_that_and_not_as_the_stores_fault(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = make(on_machine("one", address, tmp_path, monkeypatch))
+    other = on_machine("other", address, tmp_path, monkeypatch)
+    other.lookup("images", KEY)
+
+    def is_full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert other.store
+    monkeypatch.setattr(other.store._opened[0], "get_file", is_full)
+    with pytest.raises(OSError, match="No space left on device"):
+        other.file(record.outputs[0].path)
 
 
 def test_an_output_that_is_gone_cut_or_changed_in_the_store_is_found(

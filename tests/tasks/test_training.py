@@ -6,10 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
-from tasks.training import Checkpoint
+from schemas.errors import CutlineError
+from tasks.training import Checkpoint, save_weights
 
 
 def test_a_checkpoint_is_that_of_the_training_that_it_was_made_from(tmp_path: Path) -> None:
@@ -18,6 +20,15 @@ def test_a_checkpoint_is_that_of_the_training_that_it_was_made_from(tmp_path: Pa
     assert again is not None
     assert again["a"].tolist() == [0, 1, 2]
     assert Checkpoint(tmp_path / "partial/x.npz", "other captions").load() is None
+
+
+def test_a_training_that_diverged_is_told_and_leaves_no_weights(tmp_path: Path) -> None:
+    """Beyond 65,504 float16 knows infinity only, of which every later stage would calculate."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.layers[0].set_weights([np.array([[1.0], [1e6]]), np.zeros(1)])
+    with pytest.raises(CutlineError, match="the training diverged; lower its learning_rate"):
+        save_weights(model, tmp_path / "some.weights.h5")
+    assert not (tmp_path / "some.weights.h5").exists()
 
 
 def test_where_a_run_beside_has_ended_the_training_the_checkpoint_it_took_away_is_not_missed(
