@@ -28,7 +28,7 @@ from tasks.listing import scan
 from tasks.networks import resolved_precision, weights_digest
 from tasks.shards import Cut, Shard, Stage, changed_files, cut, in_place, lineage_of, path_of
 from tasks.walk import Walk, Walked
-from tasks.workspace import digest_of, digest_of_file
+from tasks.workspace import digest_of
 
 PHOTOS_A_SHARD = 256
 CAPTIONS_A_SHARD = 4096
@@ -93,7 +93,7 @@ def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
     leaks = wiring.leaks(ingest, features, text_features)
     captioned = wiring.caption(features, model)
     scores = wiring.evaluate(ingest, tokens, captioned)
-    bundle = wiring.bundle(ingest, features, model, scores)
+    bundle = wiring.bundle(ingest, features, tokens, model, scores)
     wiring.report(
         ingest, captioned, model, scores, bundle, SearchParts(index, caption_index, retrieval, leaks)
     )
@@ -216,10 +216,11 @@ class Wiring:
             (record for record in self.walk.workspace.records("ingest") if record.place == place), None
         )
         files = str(path_of(self.walk.workspace, known, "files.parquet")) if known else None
+        listing = listing_digest(scan(self.dataset, self.only))
         ingest = self._whole(
             stages.INGEST,
             self.settings.ingest,
-            Reads({"files": listing_digest(self.dataset, self.only)}, {"known": files, "only": self.only}),
+            Reads({"files": listing}, {"known": files, "only": self.only}),
             place=place,
         )
         if ingest.one is None and not self.walk.maker:
@@ -435,7 +436,7 @@ class Wiring:
 
     def _of_bundle(self, bundle: Bundle, *names: str) -> Reads:
         files = {name: bundle.folder / MODEL_FILES[name] for name in names}
-        digests = {name: digest_of_file(file) for name, file in files.items()}
+        digests = {name: bundle.description.digests[MODEL_FILES[name]] for name in names}
         store = self.walk.workspace
         share = store.shared if self.walk.maker else store.shared_path  # who only looks puts nothing there
         return Reads(digests, {name: share(file, digests[name]) for name, file in files.items()})
@@ -458,7 +459,14 @@ class Wiring:
             counted=scored,
         )
 
-    def bundle(self, ingest: Walked, features: Walked, model: Mapping[str, Walked], scores: Walked) -> Walked:
+    def bundle(
+        self,
+        ingest: Walked,
+        features: Walked,
+        tokens: Walked,
+        model: Mapping[str, Walked],
+        scores: Walked,
+    ) -> Walked:
         """The model in a folder, with what it was made with and its scores."""
         made_with = {
             name: getattr(self.settings, name).model_dump()
@@ -470,9 +478,15 @@ class Wiring:
             _all(
                 _model(model),
                 _table("scores", scores.one),
-                _unkeyed("photos", ingest.one),
                 _unkeyed("captions", ingest.one),
-                _unkeyed("image_features", next(iter(features.present), None)),
+                *(
+                    replace(_shards(name, records, table), inputs={})
+                    for name, records, table in (
+                        ("image_features", features.of("train"), "image_features"),
+                        ("other_features", features.present[:1], "image_features"),
+                        ("tokens", tokens.of(*LEARNED_FROM), "tokens"),
+                    )
+                ),
                 Reads(
                     {
                         "settings": digest_of(made_with),

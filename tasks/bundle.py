@@ -24,6 +24,7 @@ from schemas.settings import (
 from tasks.caption import MODEL_FILES, Captioner, ModelFiles
 from tasks.shown import in_form, metric_of
 from tasks.tables import read_table
+from tasks.workspace import digest_of_file
 
 DESCRIPTION, CARD = "bundle.json", "CARD.md"
 VOCABULARY = MODEL_FILES["vocabulary"]
@@ -143,7 +144,7 @@ def write_bundle(
         scores={split: dict(values) for split, values in scores.items()},
         sizes=dict(sizes),
         versions=dict(versions),
-        digests={name: _digest(folder / name) for name in MODEL_FILES.values()},
+        digests={name: digest_of_file(folder / name) for name in MODEL_FILES.values()},
     )
     tokens = read_table(files.vocabulary, "vocabulary").height
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -159,7 +160,7 @@ def load_bundle(folder: Path) -> Bundle:
     description = _read_description(folder)
     for name in MODEL_FILES.values():
         expected = description.digests.get(name, "none")
-        found = _digest(folder / name) if (folder / name).is_file() else "no such file"
+        found = digest_of_file(folder / name) if (folder / name).is_file() else "no such file"
         if found != expected:
             raise StaleModel(
                 f"bundle '{folder}': {name} should have the digest {expected}, found {found}; "
@@ -196,11 +197,6 @@ def _read_description(folder: Path) -> Description:
         raise StaleModel(
             f"'{path}' is damaged: expected JSON, found: {error}; copy the bundle again"
         ) from None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _score_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:

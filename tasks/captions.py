@@ -9,6 +9,7 @@ import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
+from html import unescape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +32,13 @@ _ABBREVIATED = (
 )
 _ABBREVIATIONS = frozenset(_ABBREVIATED.split())
 _INITIALS = re.compile(r"[a-z](?:\.[a-z])+")  # u.s, d.c
-_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&#39;": "'"}
-_ENTITY = re.compile("|".join(_ENTITIES))
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
+_ELEMENTS = (
+    "a abbr article b big blockquote br center cite code del div em figcaption figure font h[1-6] hr i img "
+    "ins label li mark ol p pre q s script section small span strike strong style sub sup table tbody "
+    "td th tr u ul"
+)
+_TAG = re.compile(rf"</?(?:{'|'.join(_ELEMENTS.split())})(?:\s[^<>]*|/)?>|<!--.*?-->", re.I | re.S)
 
 _CLITIC = re.compile(r" (?=(?:n't|'(?:s|m|d|re|ve|ll))(?: |$))")
 
@@ -106,12 +112,13 @@ def tokenize(text: str) -> list[str]:
     ``They don't run…``        [they, do, n't, run]             [run]
     ``a black-and-white cat``  [a, black-and-white, cat]        [black-and-white, cat]
     ``2 cars on Main St.``     [2, cars, on, main, st.]         [2, cars, main, st.]
+    ``<b>Levi&#039;s</b>``     [levi, 's]                       [levi]
     ``Zwei Füße im Gras``      [zwei, füße, im, gras]           [zwei, füße, im, gras]
     ``कुत्ता दौड़ रहा है।``         [कुत्ता, दौड़, रहा, है]               [कुत्ता, दौड़, रहा, है]
     ``一只狗。``                 [一, 只, 狗]                       [一, 只, 狗]
     =========================  ===============================  ========================
     """
-    return [token for word in text.split() for token in _parts(word).words]
+    return [token for word in _without_html(text).split() for token in _parts(word).words]
 
 
 def is_word(token: str) -> bool:
@@ -125,11 +132,24 @@ def split(text: str) -> list[str]:
     Captions say the same words again and again; no rule of `split_plainly` looks past a space, so
     a text's tokens are those of its words, one after the other.
     """
-    return [token for word in text.split() for token in _parts(word).tokens]
+    return [token for word in _without_html(text).split() for token in _parts(word).tokens]
 
 
 def split_plainly(text: str) -> list[str]:
     """All tokens of a text, punctuation too, by one call of NLTK's tokenizer."""
+    return _cut(_without_html(text))
+
+
+def _without_html(text: str) -> str:
+    """A text with the characters that its entities stand for, and without the tags of HTML."""
+    if "&" not in text and "<" not in text:
+        return text
+    for _ in range(2):  # what comes out of a shop's database was often escaped twice
+        text = _ENTITY.sub(lambda entity: unescape(entity[0]), text)
+    return _TAG.sub(" ", text)
+
+
+def _cut(text: str) -> list[str]:
     # The last period of a text would be cut from "st." too: a period of our own takes its place.
     return _tokenizer()(_prepare(text) + " .")[:-1]
 
@@ -149,7 +169,7 @@ def _new_parts(word: str) -> Parts:
     lower = word.lower()
     if word.isascii() and word.isalpha() and lower not in _TWO_WORDS:
         return Parts((lower,), (lower,))  # no rule touches it
-    tokens = tuple(split_plainly(word))
+    tokens = tuple(_cut(word))
     return Parts(tokens, tuple(filter(is_word, tokens)))
 
 
@@ -165,7 +185,6 @@ def _tokenizer() -> Callable[[str], list[str]]:
 
 def _prepare(text: str) -> str:
     """`text` in lower case, in one spelling, with spaces where NLTK's tokenizer needs them."""
-    text = _ENTITY.sub(lambda entity: _ENTITIES[entity[0]], text)
     text = _UNSEEN.sub("", text).translate(_SPELLINGS)
     text = unicodedata.normalize("NFC", text.lower())
     for pattern, replacement in _SPACING:

@@ -105,11 +105,6 @@ def draw_matching_curve(curve: pl.DataFrame, title: str) -> str:
     return _with_dark_colours(target.getvalue())
 
 
-def curve_csv(curve: pl.DataFrame) -> str:
-    """The `curve` table as CSV: a header, then a line an epoch; a value that was not measured is empty."""
-    return curve.write_csv()
-
-
 def _draw_losses(axes: Axes, curve: pl.DataFrame) -> None:
     from matplotlib.ticker import MaxNLocator
 

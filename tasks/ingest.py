@@ -10,7 +10,7 @@ import hashlib
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from schemas.settings import IngestSettings
 from schemas.tables import PASSING, SPLITS, UNLABELLED, dtypes_of
 from tasks.entries import Entry, Item
 from tasks.layouts import detect, read_layout
-from tasks.listing import Photo, Problem, printable, scan
+from tasks.listing import Files, Photo, Problem, printable, scan
 from tasks.packs import located
 from tasks.photos import photo_id, read_bytes, read_header
 
@@ -56,7 +56,7 @@ _SEEN: dict[str, Any] = {
 class Ingested:
     """The tables `photos`, `captions`, `files` and `rejects` of a data set, as schemas.tables has them.
 
-    `layout` is the one that was read.
+    `layout` is the one that was read, `listing` the digest of the files that were there.
     """
 
     photos: pl.DataFrame
@@ -64,15 +64,15 @@ class Ingested:
     files: pl.DataFrame
     rejects: pl.DataFrame
     layout: str
+    listing: str
 
 
-def listing_digest(dataset: Path, only: Sequence[str] = ()) -> str:
-    """Digest of path, size, time and inode of every file under `dataset`, 32 hexadecimal digits.
+def listing_digest(files: Files) -> str:
+    """Digest of path, size, time and inode of every file of a data set, 32 hexadecimal digits.
 
     The same for the same files in whatever order the file system lists them. Hidden files, which are
-    never read, are left out. Raises UnknownDataset where there is no such folder.
+    never read, are left out.
     """
-    files = scan(dataset, only)
     digest = hashlib.blake2b(digest_size=16)
     for row in zip(files.paths, files.sizes, files.mtimes_ns, files.inodes, strict=True):
         digest.update("{}\0{} {} {}\n".format(*row).encode())
@@ -108,13 +108,14 @@ def ingest(
     photos = _look_at(heard.photos(), files.root, packs, known, settings, advance)
     told = _told_splits(heard)
     copies = _with_splits(photos, told, settings)
-    rejects = [*heard.rejects, *_rejected(photos), *_repeated(copies)]
+    rejects = [*heard.rejects, *heard.in_two_splits(), *_rejected(photos), *_repeated(copies)]
     return Ingested(
         photos=_photos(copies),
         captions=_captions(heard.captions(), copies, told),
         files=photos.select(*_STAT, *_SEEN).rename({"source": "container", "file_size": "size"}).sort("path"),
         rejects=_rejects_frame(rejects),
         layout=detected.layout,
+        listing=listing_digest(files),
     )
 
 
@@ -141,6 +142,7 @@ class _Heard:
     text_told: array[int] = field(default_factory=lambda: array("b"))
     rejects: list[Problem] = field(default_factory=list)
     splits: set[int] = field(default_factory=set)
+    conflicts: dict[int, set[int]] = field(default_factory=dict)  # row → the splits that it is named in
     _rows: dict[str, int] = field(default_factory=dict)
 
     def take(self, item: Item) -> None:
@@ -189,10 +191,15 @@ class _Heard:
         """Note the split of a photograph; of two the one that is further from training."""
         before = self.told[row]
         if _NOT_TOLD not in (before, told) and before != told:
-            held_out, other = (SPLITS[code] for code in (max(before, told), min(before, told)))
-            detail = f"named in {other} and in {held_out}; kept in {held_out}"
-            self.rejects.append(Problem("photo", printable(self.paths[row]), "leak", detail))
+            self.conflicts.setdefault(row, {before}).add(told)
         self.told[row] = max(before, told)
+
+    def in_two_splits(self) -> Iterator[Problem]:
+        """A notice for each photograph that the data set names in several splits."""
+        for row, codes in self.conflicts.items():
+            names = [SPLITS[code] for code in sorted(codes)]
+            detail = f"named in {' and in '.join(names)}; kept in {names[-1]}"
+            yield Problem("photo", printable(self.paths[row]), "leak", detail)
 
     def photos(self) -> pl.DataFrame:
         """A row a photograph, in the order they were told of."""
@@ -238,9 +245,9 @@ def clean_caption(text: str, max_words: int) -> str:
     'A dog .'
     """
     if not text.isascii() and _SURROGATES.search(text):
-        raise BadCaption("caption_not_utf8", f"found {printable(text, 80)!r}; save the file as UTF-8")
+        raise BadCaption("caption_not_utf8", f"found {text[:80]!r}; save the file as UTF-8")
     if "\0" in text:
-        raise BadCaption("malformed", f"the caption holds zero bytes: {printable(text, 80)!r}")
+        raise BadCaption("malformed", f"the caption holds zero bytes: {text[:80]!r}")
     text = text.strip()
     words, max_characters = len(text.split()), max_words * _MAX_CHARACTERS_A_WORD
     if words > max_words or len(text) > max_characters:
@@ -249,10 +256,10 @@ def clean_caption(text: str, max_words: int) -> str:
             if words > max_words
             else f"{len(text):,} characters, {max_characters:,} at most,"
         )
-        detail = f"{found} is over max_caption_words={max_words}: {printable(text, 80)!r}"
+        detail = f"{found} is over max_caption_words={max_words}: {text[:80]!r}"
         raise BadCaption("caption_too_long", detail)
     if not any(map(str.isalnum, text)):
-        raise BadCaption("empty_caption", f"no letter and no digit in {printable(text, 80)!r}")
+        raise BadCaption("empty_caption", f"no letter and no digit in {text[:80]!r}")
     return unicodedata.normalize("NFC", text)
 
 

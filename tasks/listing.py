@@ -7,6 +7,7 @@ what it makes, known by the file `WORKSPACE_MARKER` in it, is no part of the dat
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import re
@@ -253,10 +254,13 @@ def _file_row(entry: os.DirEntry[str], path: str, root: str) -> _FileRow | Probl
     ending = ending_of(entry.name)
     kind = "photo" if ending in PHOTO_ENDINGS else "file"
     wanted = kind == "photo" or ending in TEXT_ENDINGS
+    is_link = entry.is_symlink()
     try:
-        is_link = entry.is_symlink()
         status = entry.stat()
-    except OSError as error:  # also a link whose target is gone
+    except OSError as error:
+        if is_link and error.errno in (errno.ENOENT, errno.ELOOP):
+            detail = "a link that leads nowhere"
+            return Problem(kind, printable(path), "not_a_file", detail) if wanted else None
         return Problem(kind, printable(path), reason_of(error), cause(error)) if wanted else None
     is_folder = stat.S_ISDIR(status.st_mode)
     if is_link and not _is_inside(os.path.realpath(entry.path), root):

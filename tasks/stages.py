@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from schemas.errors import StoreFailed
+from schemas.errors import StaleModel, StoreFailed
 from schemas.records import Record
 from schemas.settings import FusionSettings, LanguageModelSettings, Settings
 from schemas.tables import NOTICES, PASSING, SPLITS, UNLABELLED, check
@@ -27,7 +27,7 @@ from tasks.familiarity import familiar_photos
 from tasks.quiet import load_tensorflow
 from tasks.shards import Advance, Shard, Stage
 from tasks.tables import empty_table, read_rows, read_table, squares, tensor, tensor_column, write_table
-from tasks.workspace import Workspace, library_versions
+from tasks.workspace import Workspace, digest_of_file, library_versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -247,12 +247,17 @@ def make_ingest(work: Work) -> Made:
         sources["only"],
     )
     work.workspace.share("packs")
+    rejects = found.rejects
+    if found.listing != work.shard.inputs["files"]:
+        detail = "the folder changed while it was looked through; the next run looks again"
+        changed = ("ingest", "file", ".", "changed", detail)
+        rejects = pl.concat([rejects, pl.DataFrame([changed], rejects.schema, orient="row")])
     for table in ("photos", "captions", "files"):
         write_table(getattr(found, table), work.out / f"{table}.parquet", table)
     rows_out = found.photos.height + found.captions.height
-    is_entry = (pl.col("kind") == "caption") | (pl.col("reason") == "malformed")  # and no file by itself
-    rows_in = found.files.height + found.captions.height + found.rejects.filter(is_entry).height
-    return Made(rows_in, rows_out, found.rejects)
+    read = found.files.filter(pl.col("reason").is_null()).height + found.captions.height
+    lost = rejects.filter(~pl.col("reason").is_in(list(NOTICES))).height
+    return Made(read + lost, rows_out, rejects)
 
 
 def make_images_shard(work: Work) -> Made:
@@ -325,17 +330,8 @@ def make_language_model(work: Work) -> Made:
     curve = train_language_model(
         train, dev, vocabulary, work.settings.language_model, work.out, work.partial, work.advance
     )
-    _write_curve(work, curve, "Language model")
-    return Made(train.height + dev.height, curve.height)
-
-
-def _write_curve(work: Work, curve: pl.DataFrame, title: str) -> None:
-    """A training curve as a table, as CSV and as a picture."""
-    from tasks.curves import curve_csv, draw_curve
-
     write_table(curve, work.out / "curve.parquet", "curve")
-    (work.out / "curve.csv").write_text(curve_csv(curve), encoding="utf-8")
-    (work.out / "curve.svg").write_text(draw_curve(curve, title), encoding="utf-8")
+    return Made(train.height + dev.height, curve.height)
 
 
 def make_text_features_shard(work: Work) -> Made:
@@ -388,6 +384,17 @@ def _learned(work: Work) -> Learned:
     return Learned(Gist.load(work.path("gist"), familiar), gists, imagined)
 
 
+def _learnable(work: Work, captions: pl.DataFrame) -> pl.DataFrame:
+    """Captions whose photograph has features: those of one that was rejected teach nothing about any."""
+    return captions.join(_ids(work.paths("image_features"), "photo_id"), on="photo_id", how="semi")
+
+
+def _ids(paths: Sequence[Path], name: str) -> pl.DataFrame:
+    """The column of that name, of the tables of several shards."""
+    none = pl.DataFrame(schema={name: pl.String})
+    return pl.concat([none, *(pl.read_parquet(path, columns=[name]) for path in paths)])
+
+
 def make_fusion(work: Work) -> Made:
     """The fusion's weights, trained from the Parquet features alone."""
     from tasks.evaluate import score
@@ -396,7 +403,7 @@ def make_fusion(work: Work) -> Made:
     settings = work.settings
     captions = read_table(work.path("captions"), "captions")
     tokens = read_table(work.paths("tokens"), "tokens").select("caption_id", "tokens")
-    pairs = captions.drop_nulls("photo_id").join(tokens, on="caption_id").sort("split", "caption_id")
+    pairs = _learnable(work, captions).join(tokens, on="caption_id").sort("split", "caption_id")
     dev = pairs.filter(pl.col("split") == "dev").group_by("photo_id", maintain_order=True).agg("text")
     curve = train_fusion(
         pairs.select("caption_id", "photo_id", "split", "tokens"),
@@ -414,7 +421,7 @@ def make_fusion(work: Work) -> Made:
         _learned(work),
         tokens,
     )
-    _write_curve(work, curve, f"Fusion by {settings.fusion.kind}")
+    write_table(curve, work.out / "curve.parquet", "curve")
     return Made(pairs.height, curve.height)
 
 
@@ -424,9 +431,9 @@ def make_matching(work: Work) -> Made:
     from tasks.matching import train_matching
 
     settings = work.settings
-    captions = read_table(work.path("captions"), "captions").drop_nulls("photo_id")
+    captions = read_table(work.path("captions"), "captions").select("caption_id", "photo_id", "split")
     tokens = read_table(work.paths("tokens"), "tokens").select("caption_id", "content_tokens")
-    pairs = captions.select("caption_id", "photo_id", "split").join(tokens, on="caption_id")
+    pairs = _learnable(work, captions).join(tokens, on="caption_id")
     curve = train_matching(
         pairs,
         work.paths("image_features"),
@@ -583,15 +590,18 @@ def _captioner(work: Work, features: pl.DataFrame) -> Captioner:
 @lru_cache(maxsize=1)
 def _load_captioner(
     files: ModelFiles,
-    digests: tuple[str, ...],  # a bundle may have been replaced since, in the same place
+    digests: tuple[str, ...],  # of these files: a bundle may have been replaced since, in the same place
     lm_settings: LanguageModelSettings,
     fusion_settings: FusionSettings,
     channels: int,
 ) -> Captioner:
-    """Loaded once, so that the search is compiled once for all shards."""
+    """Loaded once, so that the search is compiled once for all shards. Raises StaleModel."""
     from tasks.caption import Captioner
 
-    return Captioner.load(files, lm_settings, fusion_settings, channels)
+    captioner = Captioner.load(files, lm_settings, fusion_settings, channels)
+    if tuple(map(digest_of_file, files)) != digests:
+        raise StaleModel("the model's files were replaced while it was used; run this again")
+    return captioner
 
 
 def make_scores(work: Work) -> Made:
@@ -619,10 +629,12 @@ def make_bundle(work: Work) -> Made:
     from tasks.networks import weights_digest
 
     settings = work.settings
-    photos = read_table(work.path("photos"), "photos")
-    captions = read_table(work.path("captions"), "captions")
-    train, is_paired = pl.col("split") == "train", pl.col("photo_id").is_not_null()
-    channels = _sizes(pl.scan_parquet(work.path("image_features")).head(0).collect())["channels"]
+    captions = read_table(work.path("captions"), "captions", ["caption_id", "photo_id"])
+    photos = _ids(work.paths("image_features"), "photo_id")
+    learned = captions.join(_ids(work.paths("tokens"), "caption_id"), on="caption_id", how="semi")
+    paired = learned.join(photos, on="photo_id", how="semi")
+    one = work.paths("image_features") or work.paths("other_features")
+    channels = _sizes(pl.scan_parquet(one[0]).head(0).collect())["channels"]
     scores = read_table(work.path("scores"), "scores")
     by_split: dict[str, dict[str, float]] = {}
     for split, metric, value in scores.iter_rows():
@@ -638,9 +650,9 @@ def make_bundle(work: Work) -> Made:
         caption_settings=settings.caption,
         scores=by_split,
         sizes={
-            "training photographs": photos.filter(train).height,
-            "training captions": captions.filter(train & is_paired).height,
-            "text-only captions": captions.filter(train & ~is_paired).height,
+            "training photographs": paired["photo_id"].n_unique(),
+            "training captions": paired.height,
+            "text-only captions": learned.height - paired.height,
         },
         versions=library_versions(),
         about=f"Trained on the data set `{Path(work.shard.sources['dataset']).name}`.",
@@ -659,7 +671,7 @@ def make_report(work: Work) -> Made:
     rejects.write_csv(work.out / "rejects.csv")
     scores.write_csv(work.out / "scores.csv")
     write_report(_report_input(work, captioned, rejects, scores), work.out / "report.html")
-    work.advance(files)
+    work.advance(captioned)
     return Made(captioned, files)
 
 

@@ -48,11 +48,8 @@ def digest_of(value: object) -> str:
 
 def digest_of_file(path: Path) -> str:
     """BLAKE2b (128 bits, hex) of a file's bytes."""
-    state = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def cache_of(address: str) -> Path:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schemas.errors import BadPhoto, CutlineError, DamagedFile
-from tasks.curves import draw_matching_curve
+from tasks.curves import draw_curve, draw_matching_curve
 from tasks.history import CURVES, History
 from tasks.pictures import Pictures, is_photo_id
 from tasks.shown import visible
@@ -52,20 +52,14 @@ def rejected(history: History, pictures: Pictures) -> Endpoint:
 
 
 def curve(history: History) -> Endpoint:
-    """A training's curve as it was drawn when its stage was made."""
+    """A training's curve, drawn."""
 
     def answer(request: Request) -> Response:
         run, stage = request.path_params["run"], request.path_params["stage"]
         try:
-            records = history.workspace.records_of(history.run(run), stage) if stage in CURVES else []
-            if not records:
-                raise KeyError(stage)
-            record = records[0]
-            if record.has("curve.svg"):
-                drawn = history.file(record, "curve.svg").read_bytes()
-            else:
-                table = history.curves(history.run(run))[stage]
-                drawn = draw_matching_curve(table, stage.capitalize()).encode()
+            table = history.curves(history.run(run))[stage]
+            draw = draw_matching_curve if CURVES[stage] == "matching_curve" else draw_curve
+            drawn = draw(table, stage.capitalize().replace("_", " "))
             return Response(drawn, media_type="image/svg+xml", headers=DRAWING | FOREVER)
         except KeyError:
             raise HTTPException(404, "there is no such curve") from None

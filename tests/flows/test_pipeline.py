@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -142,6 +143,42 @@ def test_the_rate_of_rejects_is_a_share_of_all_that_was_read(tmp_path: Path) -> 
     (tmp_path / "broken.png").write_bytes(b"")
     walk = look(Workspace(tmp_path.parent / "workspace"), tmp_path)
     assert reject_rate(walk) == pytest.approx((30 + 1 + 1) / (3 + 33))
+
+
+def test_of_a_folder_of_things_that_are_no_files_all_is_rejected_and_no_more(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    draw(folder / "good.png", 1)
+    for number in range(3):
+        os.mkfifo(folder / f"pipe{number}.png")
+        (folder / f"link{number}.png").symlink_to("nowhere.png")
+    (folder / "folder.jpg").mkdir()
+    walk = look(Workspace(tmp_path / "workspace"), folder)
+    assert reject_rate(walk) == pytest.approx(7 / 8)
+    (ingest,) = walk.stages[0].present
+    assert (ingest.rows_in, ingest.rows_out, ingest.rejected) == (8, 1, 7)
+    assert look(Workspace(tmp_path / "workspace"), folder, made=False).complete  # they do not pass by waiting
+
+
+def test_a_folder_that_changes_while_it_is_looked_through_is_looked_through_again(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """A mount that is away for a moment, between the look that names the work and the work."""
+    store = Workspace(tmp_path / "workspace")
+
+    def makes_while_it_is_away(_stage: Stage, shards: list[Shard], _reused: int) -> list[Record]:
+        (dataset / "beside.png").rename(tmp_path / "away.png")
+        made = [stages.make_shard(shard, store, lambda _rows: None) for shard in shards]
+        (tmp_path / "away.png").rename(dataset / "beside.png")
+        return made
+
+    (first,) = Wiring(Walk(store, makes_while_it_is_away), dataset, SETTINGS).ingest().present
+    assert first.rows_out == 4 + 4
+    told = pl.read_parquet(store.file(first.output("rejects.parquet").path))
+    assert told.select("name", "reason").rows() == [(".", "changed")]
+    (again,) = look(store, dataset).stages[0].present
+    assert again.rows_out == 4 + 4 + 1
+    assert look(store, dataset, made=False).complete
 
 
 def test_a_workspace_inside_the_data_set_is_no_part_of_it(dataset: Path) -> None:

@@ -42,7 +42,6 @@ class Written:
                     write_captions(frame, path)
                 else:
                     write_table(frame, path, name, **({"side_px": SIDE_PX} if name == "images" else {}))
-            (out / "curve.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
             prefix = f"reports/{key[:8]}/" if stage == "report" else f"shards/{stage}/{key}."
             outputs = self.workspace.publish(out, prefix)
         self.workspace.write_record(

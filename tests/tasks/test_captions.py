@@ -49,6 +49,10 @@ EXAMPLES = {
     "invisible characters": ("\ufeffa d\u00ado\u200dg\u2060 \u200erun\u200bs", ["a", "dog", "run", "s"]),
     "special tokens": ("<end> <unk> &lt;start&gt; <pad>", ["end", "unk", "start", "pad"]),
     "entity": ("salt &amp; pepper", ["salt", "pepper"]),
+    "entities": ("caf&eacute;&nbsp;Levi&#039;s &#8211; 5&#x22;", ["café", "levi", "'s", "5"]),
+    "escaped twice": ("a &amp;quot;big&amp;quot; dog", ["a", "big", "dog"]),
+    "tags": ('red<br/>blue <b class="x">bold</b> <p>end<!-- no\nword -->', ["red", "blue", "bold", "end"]),
+    "no tag": ("a <heart> 3 < 5 & R&D", ["a", "heart", "3", "5", "r", "d"]),
     "control characters": ("a\x00dog\x1fruns\u2028far", ["a", "dog", "runs", "far"]),
     "nothing": ("", []),
     "no word": ("?! ... -- 🐕 。 \u0301 \u200d", []),
@@ -65,7 +69,7 @@ def test_a_caption_becomes_these_words(name: str) -> None:
 def test_the_examples_of_the_docstring_are_true() -> None:
     stopwords = load_stopwords("english")
     rows = re.findall(r"``(.+?)`` +\[(.+?)\] +\[(.+?)\]", tokenize.__doc__ or "")
-    assert len(rows) == 8
+    assert len(rows) == 9
     for text, tokens, content in rows:
         words = tokenize(text)
         assert words == tokens.split(", ")

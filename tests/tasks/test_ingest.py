@@ -31,6 +31,7 @@ from schemas.errors import BadCaption, BadPhoto, UnknownDataset
 from schemas.settings import IngestSettings
 from schemas.tables import REASONS, check
 from tasks.ingest import Ingested, caption_id, clean_caption, draw_split, ingest, listing_digest
+from tasks.listing import scan
 from tasks.photos import read_bytes, read_file
 
 TABLES = ("photos", "captions", "files", "rejects")
@@ -174,7 +175,7 @@ def test_the_tables_do_not_depend_on_the_order_in_which_files_are_listed(
         root,
         **{f"{'xyz'[i % 3]}/{i}.jpg": photo(i % 9) for i in range(12)} | {"x/0.txt": "One", "y/7.txt": "Two"},
     )
-    straight, digest = run(root), listing_digest(root)
+    straight, digest = run(root), listing_digest(scan(root))
     scandir = os.scandir
 
     class Backwards:
@@ -190,7 +191,7 @@ def test_the_tables_do_not_depend_on_the_order_in_which_files_are_listed(
 
     monkeypatch.setattr(os, "scandir", Backwards)
     assert_same(run(root), straight)
-    assert listing_digest(root) == digest
+    assert listing_digest(scan(root)) == digest
 
 
 def test_progress_is_told_for_every_photograph(root: Path) -> None:
@@ -324,6 +325,17 @@ def test_the_same_photograph_in_two_splits_is_a_leak_and_out_of_the_one_nearer_t
     assert reasons(found) == [("b.jpg", "leak")]
 
 
+def test_a_photograph_whose_rows_name_one_split_and_another_by_turns_is_one_leak(root: Path) -> None:
+    put(root, **{"a.jpg": photo()})
+    lines = ["file_name,text,split"]
+    lines += [f"a.jpg,A dog number {i},{('train', 'test', 'dev')[i % 3]}" for i in range(9)]
+    (root / "metadata.csv").write_text("\n".join(lines))
+    found = run(root)
+    assert found.rejects.rows() == [
+        ("ingest", "photo", "a.jpg", "leak", "named in train and in dev and in test; kept in test")
+    ]
+
+
 def test_a_name_in_two_lists_is_a_leak(root: Path) -> None:
     put(root, **{"a.jpg": photo(), "b.jpg": photo(1)})
     lists = {"train": ["a.jpg", "b.jpg"], "test": ["a.jpg"]}
@@ -374,7 +386,7 @@ def test_one_bad_photograph_costs_one_reject_and_the_rest_is_read(root: Path, tm
         ("big.png", "too_many_bytes"),
         ("cut.jpg", "truncated"),
         ("folder.jpg", "not_a_file"),
-        ("gone.jpg", "vanished"),
+        ("gone.jpg", "not_a_file"),
         ("huge.png", "too_many_pixels"),
         ("latin\\udce9.jpg", "bad_name"),
         ("null.jpg", "outside_dataset"),
@@ -612,12 +624,12 @@ def test_a_file_of_unknown_size_is_read_whole_up_to_a_limit(root: Path) -> None:
 
 def test_the_listings_digest_sees_every_change_and_no_hidden_file(root: Path) -> None:
     put(root, **{"a.jpg": photo(), "x/b.txt": "One"})
-    seen = [listing_digest(root)]
+    seen = [listing_digest(scan(root))]
     put(root, **{".DS_Store": b"x"})
-    assert listing_digest(root) == seen[0]
+    assert listing_digest(scan(root)) == seen[0]
 
     def changed() -> bool:
-        seen.append(listing_digest(root))
+        seen.append(listing_digest(scan(root)))
         return len(set(seen)) == len(seen)
 
     put(root, **{"c.jpg": photo(1)})
@@ -634,7 +646,7 @@ def test_the_listings_digest_sees_every_change_and_no_hidden_file(root: Path) ->
     (root / "gone.jpg").symlink_to("nowhere")
     assert changed()
     with pytest.raises(UnknownDataset):
-        listing_digest(root / "nothing")
+        scan(root / "nothing")
 
 
 def test_looking_for_changes_loads_nothing_heavy() -> None:
