@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -15,7 +16,7 @@ from schemas.errors import UsageError
 from schemas.records import RunRecord
 from schemas.settings import Settings
 from tasks.cluster import LOCAL
-from tasks.estimate import estimates
+from tasks.estimate import RUNS, estimates
 from tasks.history import History
 from tasks.walk import Walk
 from tasks.workspace import ReadOnlyWorkspace, Workspace
@@ -73,8 +74,9 @@ def status(
         walk = Walk(store, last=last_run(store, "run", dataset), deep=deep, preview=preview)
         run_stages(walk, dataset, settings)
         record = describe(walk, "run", dataset, settings)
-        newest = next((run for run in store.runs() if run.command == "run"), None)
-        seconds = estimates(walk, record.settings, walk.last or newest)
+        others = (run for run in store.runs() if run.command == "run" and run != walk.last)
+        earlier = [*([walk.last] if walk.last else []), *islice(others, RUNS)]
+        seconds = estimates(walk, record.settings, earlier)
     stages = [stage.model_copy(update={"estimate_s": seconds[stage.name]}) for stage in record.stages]
     return record.model_copy(update={"stages": stages})
 

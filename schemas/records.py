@@ -38,6 +38,7 @@ class Record(Frozen):
     rows_out: int
     rejected: int  # rows that could not be used; notices are not counted
     reused_rows: int = 0  # rows taken over from an earlier shard of the same lineage
+    gone_over: int = 0  # rows as progress counts them: a training goes over its own again and again
     passing: int = 0  # rejects that may be gone next time: a record that has any is tried again
     took_s: float
     made_at: str  # ISO 8601, UTC

@@ -123,7 +123,7 @@ def write_report(report: ReportInput, path: Path) -> None:
             stages=report.stages,
             rejects=_reject_groups(report.rejects, report.thumbnails, thumbnail_px),
             gallery=[_gallery_entry(item, thumbnail_px) for item in shown],
-            gallery_total=len(report.gallery),
+            gallery_total=report.counts.photos.get(shown[0].split, 0) if shown else 0,
             retrieval=_retrieval_rows(report.retrieval),
             searches=[_search_entry(example, thumbnail_px) for example in report.searches],
             searched=report.searched,

@@ -32,6 +32,7 @@ class Stage:
     folder: str = "shards"  # bundles and reports have folders of their own
     tensorflow: bool = False  # whether it computes with it
     reads_photos: bool = False  # from the data set
+    settings: str = ""  # whose settings are its own, where those are another stage's
 
     @property
     def code(self) -> dict[str, str]:
@@ -208,8 +209,9 @@ def why_made(shard: Shard, earlier: Record | None, workspace: Workspace, found: 
 
 def _changed_settings(shard: Shard, earlier: Record) -> list[str]:
     before, after = earlier.settings, shard.settings
+    stage = shard.stage.settings or shard.stage.name
     return [
-        f"setting {shard.stage.name}.{name}: {before.get(name)} → {after.get(name)}"
+        f"setting {stage}.{name}: {before.get(name)} → {after.get(name)}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]

@@ -52,12 +52,14 @@ MATCHING = Stage("matching", "tasks.stages:make_matching", tensorflow=True)
 INDEX = Stage("index", "tasks.stages:make_index_shard")
 CAPTION_INDEX = Stage("caption_index", "tasks.stages:make_caption_index_shard")
 # Where nobody wrote captions, those that the model wrote are what fits a photograph.
-WRITTEN_INDEX = Stage("caption_index", "tasks.stages:make_written_index_shard", tensorflow=True)
+WRITTEN_INDEX = Stage(
+    "caption_index", "tasks.stages:make_written_index_shard", tensorflow=True, settings="language_model"
+)
 RETRIEVAL = Stage("retrieval", "tasks.stages:make_retrieval")
 LEAKS = Stage("leaks", "tasks.stages:make_leaks")
 CAPTION = Stage("caption", "tasks.stages:make_predictions_shard", tensorflow=True)
 EVALUATE = Stage("evaluate", "tasks.stages:make_scores")
-BUNDLE = Stage("bundle", "tasks.stages:make_bundle", folder="bundles")
+BUNDLE = Stage("bundle", "tasks.stages:make_bundle", folder="bundles", settings="caption")
 REPORT = Stage(
     "report", "tasks.stages:make_report", ("tasks/report.html.j2",), folder="reports", tensorflow=True
 )
@@ -145,6 +147,7 @@ def make_shard(shard: Shard, workspace: Workspace, advance: Advance) -> Record:
         rejected=0 if rejects is None else rejects.filter(~pl.col("reason").is_in(list(NOTICES))).height,
         passing=0 if rejects is None else rejects.filter(pl.col("reason").is_in(list(PASSING))).height,
         reused_rows=made.reused_rows,
+        gone_over=shard.rows,
         took_s=round(time.monotonic() - started, 3),
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=library_versions(),
@@ -225,6 +228,9 @@ def _rows_by_id(path: Path, table: str, ids: pl.Series) -> pl.DataFrame:
     """The rows of a shard that `ids` name, checked."""
     frame = read_rows(path, ids)
     return check(frame, table, **_sizes(frame))
+
+
+_EVERY_NAME = pl.concat_list(pl.concat_list("path"), "other_paths").alias("name")  # of a photograph
 
 
 # -- the stages --------------------------------------------------------------------------------
@@ -697,7 +703,6 @@ def _report_input(work: Work, captioned: int, rejects: pl.DataFrame, scores: pl.
     captions = pl.scan_parquet(work.path("captions"))
     paired = captions.drop_nulls("photo_id")
     text_only = captions.select(pl.col("photo_id").null_count()).collect().item()
-    reasons = rejects["reason"]
     return ReportInput(
         dataset=Path(work.shard.sources["dataset"]).name,
         settings=work.settings,
@@ -707,8 +712,8 @@ def _report_input(work: Work, captioned: int, rejects: pl.DataFrame, scores: pl.
             captioned=captioned,
             text_only_captions=text_only,
             unlabelled_photos=photos.get(UNLABELLED, 0),
-            duplicates=int((reasons == "duplicate").sum()),
-            leaks=int((reasons == "leak").sum()),
+            duplicates=rejects.filter(pl.col("reason") == "duplicate").height,
+            leaks=_named(work, rejects.filter(pl.col("reason") == "leak")["name"]),
         ),
         scores=scores,
         curves={
@@ -768,6 +773,17 @@ def _drawn_lines(work: Work) -> list[str]:
 
 def _rows_of_kind(leaks: Path, kind: str) -> int:
     return int(pl.scan_parquet(leaks).filter(pl.col("kind") == kind).select(pl.len()).collect().item())
+
+
+def _named(work: Work, names: pl.Series) -> int:
+    """How many photographs `names` name, by any of their files."""
+    named = pl.scan_parquet(work.path("photos")).select("photo_id", _EVERY_NAME).explode("name")
+    return int(
+        named.filter(pl.col("name").is_in(names.implode()))
+        .select(pl.col("photo_id").n_unique())
+        .collect()
+        .item()
+    )
 
 
 def _by_split(frame: pl.LazyFrame) -> dict[str, int]:
@@ -861,8 +877,7 @@ def _reject_thumbnails(work: Work, rejects: pl.DataFrame) -> dict[str, np.ndarra
 def _in_containers(work: Work, names: pl.Series) -> dict[str, tuple[str, int, int]]:
     """Container, offset and size of the photographs that `names` name, themselves or a copy of theirs."""
     photos = pl.scan_parquet(work.path("photos")).drop_nulls("container")
-    named = pl.concat_list(pl.concat_list("path"), "other_paths").alias("name")
-    places = photos.select(named, "container", "offset", "size").explode("name")
+    places = photos.select(_EVERY_NAME, "container", "offset", "size").explode("name")
     wanted = pl.col("name").is_in(names.implode()) & (pl.col("size") <= MAX_THUMBNAIL_BYTES)
     rows = work.located(places.filter(wanted).collect())
     return {name: tuple(place) for name, *place in rows.iter_rows()}

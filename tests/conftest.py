@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from tests.object_store import S3, s3_server
+
+settings.register_profile("untimed", deadline=None)  # another process may have the machine
+settings.load_profile("untimed")
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 REPOSITORY = Path(__file__).resolve().parents[1]

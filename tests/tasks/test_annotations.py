@@ -102,7 +102,7 @@ SENTENCES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SENTENCES)
 def test_whatever_a_csv_writer_quotes_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
@@ -118,7 +118,7 @@ def test_whatever_a_csv_writer_quotes_is_read_back(
     assert found.problems == []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SENTENCES)
 def test_whatever_stands_unquoted_on_a_line_is_read_as_it_stands(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]

@@ -93,7 +93,7 @@ PIECES = st.one_of(
 )
 
 
-@settings(max_examples=1_500, deadline=None)
+@settings(max_examples=1_500)
 @given(st.lists(PIECES, max_size=12).map("".join))
 @example("dog. cat. (dog.) \"dog.\" st. 'st.'")
 @example("' ' '' 's' ''s x'y 'z")
@@ -102,7 +102,7 @@ def test_remembering_words_changes_no_token(text: str) -> None:
     assert split(text) == split_plainly(text)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(PIECES, max_size=12).map("".join))
 def test_tokens_are_words_without_spaces_in_one_spelling(text: str) -> None:
     for token in tokenize(text):
@@ -111,7 +111,7 @@ def test_tokens_are_words_without_spaces_in_one_spelling(text: str) -> None:
         assert not any(character in '<>"“”' for character in token)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(PIECES, max_size=12).map("".join))
 def test_tokens_can_be_written_even_where_the_text_cannot(text: str) -> None:
     " ".join(tokenize(text + "\ud83d" + text)).encode("utf-8")

@@ -53,7 +53,7 @@ def shard(stage: Stage, rows: int) -> Shard:
 
 def foretold(walk: Walk, *stages: Walked) -> dict[str, float | None]:
     walk.stages = list(stages)
-    return estimates(walk, SETTINGS, EARLIER)
+    return estimates(walk, SETTINGS, [EARLIER])
 
 
 def there() -> Walked:
@@ -89,6 +89,23 @@ def test_training_takes_time_a_pass(walk: Walk) -> None:
     assert foretold(walk, there(), fusion)["fusion"] == pytest.approx(10.0)
 
 
+def test_a_training_is_foretold_by_all_that_it_goes_over(walk: Walk) -> None:
+    """Fusion reads captions alone first, which its row of the table of stages does not count."""
+    made = record("fusion", "g", 80, 20.0, epochs=1, text_epochs=3).model_copy(update={"gone_over": 2_000})
+    walk.workspace.write_record(made)
+    run = EARLIER.model_copy(update={"shards": EARLIER.shards | {"fusion": ["g"]}})
+    walk.stages = [there(), Walked(FUSION, [shard(FUSION, 4_000)], [None], whys=["x"])]
+    assert estimates(walk, SETTINGS, [run])["fusion"] == pytest.approx(40.0)
+
+
+def test_the_run_that_computed_most_tells_the_rate_and_the_newest_the_size(walk: Walk) -> None:
+    """Of two new rows among a hundred that were taken over, starting up takes nearly all the time."""
+    walk.workspace.write_record(record("images", "c", 102, 9.0, reused=100))
+    newest = EARLIER.model_copy(update={"shards": EARLIER.shards | {"images": ["c"]}})
+    walk.stages = [there(), Walked(IMAGES, [None], [None], whys=["x"])]
+    assert estimates(walk, SETTINGS, [newest, EARLIER])["images"] == pytest.approx(102 * 8.0 / 80)
+
+
 def test_without_an_earlier_run_nothing_is_foretold(walk: Walk) -> None:
     walk.stages = [Walked(IMAGES, [shard(IMAGES, 30)], [None], whys=["x"])]
-    assert estimates(walk, SETTINGS, None) == {"images": None}
+    assert estimates(walk, SETTINGS, []) == {"images": None}

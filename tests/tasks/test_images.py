@@ -195,7 +195,7 @@ def test_60000_by_60000_pixels_in_the_header_are_refused() -> None:
 SEEDS = [data for data in KINDS.values() if len(data) < 60_000]
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.sampled_from(SEEDS),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6),

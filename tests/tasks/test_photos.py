@@ -196,7 +196,7 @@ def test_the_name_of_a_photograph_is_128_bits_of_blake2b() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(width=st.integers(1, 300), height=st.integers(1, 300))
 def test_size_and_format_are_those_that_pillow_finds(way: str, width: int, height: int) -> None:
     header = read_header(encode(Image.new("RGB", (width, height)), way), MAX_PIXELS)
@@ -320,7 +320,7 @@ def test_no_pixel_is_decoded() -> None:
 SEEDS = [encode(noise(40, 30), way, 6 if way in TURNABLE else None) for way in WAYS]
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.sampled_from(SEEDS),
     changes=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), min_size=1, max_size=8),

@@ -212,7 +212,10 @@ def test_photographs_and_captions_are_counted_by_split(read):
     assert "9 photographs captioned" in head
     assert "alone: 1,234." in head
     assert "Duplicates: 3." in head
-    assert "The same bytes in two splits: 2 photographs, kept out of training." in head
+    assert (
+        "The same bytes in two splits: 2 photographs, kept in the split that is farther from training."
+        in head
+    )
 
 
 def test_beside_the_scores_stands_what_the_splits_share_by_bytes_and_by_likeness(read):
@@ -459,9 +462,9 @@ def test_text_of_any_direction_is_set_in_its_own(read):
 
 def test_the_gallery_stops_at_the_set_number_and_says_so(read):
     settings = Settings(report=ReportSettings(gallery=2))
-    text = read(a_report(settings=settings, gallery=[an_item(f"caption {i}") for i in range(5)])).section(
-        "gallery"
-    )
+    counts = Counts({"train": 40, "test": 5}, {}, captioned=45)
+    items = [an_item(f"caption {i}") for i in range(5)]
+    text = read(a_report(settings=settings, counts=counts, gallery=items)).section("gallery")
     assert "2 of 5 photographs" in text
     assert "caption 1" in text
     assert "caption 2" not in text

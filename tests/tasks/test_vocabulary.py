@@ -91,7 +91,7 @@ def test_a_token_spelt_like_a_special_one_is_unknown() -> None:
     assert encode(captions["tokens"], vocabulary)[0].tolist() == [UNK, UNK, UNK, 4]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.lists(st.sampled_from(["a", "b", "c", "ç", "d d", "<end>"]), max_size=7), max_size=8),
     st.integers(1, 3),
