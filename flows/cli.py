@@ -290,7 +290,8 @@ def evaluate(
     predictions: Path, references: Path, meteor: bool, missing: str, split: str | None, as_json: bool
 ) -> None:
     """Score PREDICTIONS against REFERENCES: BLEU, ROUGE-L, CIDEr."""
-    from tasks.evaluate import read_pair, score
+    from tasks.caption_files import read_pair
+    from tasks.evaluate import score
     from tasks.shown import metric_of
 
     pair = read_pair(predictions, references)

@@ -165,7 +165,7 @@ def real_captions(source: Path | None, bundle: Path, workspace: Path) -> Iterabl
     Raises UsageError where there are none, DamagedFile where they are not there any more.
     """
     if source is not None and source.is_file():
-        from tasks.evaluate import read_captions
+        from tasks.caption_files import read_captions
 
         return [row.caption for row in read_captions(source)]
     store = Workspace(workspace)

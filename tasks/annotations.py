@@ -43,6 +43,15 @@ from tasks.listing import (
     reason_of,
 )
 
+
+class Told(NamedTuple):
+    """A caption as a line tells it, with the name of its photograph and its place ("captions.txt:17")."""
+
+    place: str
+    name: str
+    caption: str
+
+
 # ---- flickr8k ----
 
 
@@ -50,17 +59,30 @@ def read_flickr8k(source: Source) -> Iterator[Item]:
     """`name#0<tab>caption` a line; one split list a split, a name a line."""
     splits = yield from _read_split_lists(source)
     for path in source.markers:
-        for line in read_lines(source.files, path):
-            if isinstance(line, Problem):
-                yield line
-                continue
-            place = f"{path}:{line[0]}"
-            label, tab, text = line[1].partition("\t")
-            name, hash_, number = label.rpartition("#")
-            if not (tab and hash_ and name and number.strip().isdigit()):
-                yield malformed(place, f"expected `name#0<tab>caption`, found {printable(line[1], 80)!r}")
-                continue
-            yield from entries_of(source, name, [(place, text)], splits.get(name))
+        yield from _entries(source, flickr8k_captions(source.files, path), splits)
+
+
+def _entries(source: Source, told: Iterator[Told | Problem], splits: dict[str, str]) -> Iterator[Item]:
+    for one in told:
+        if isinstance(one, Problem):
+            yield one
+        else:
+            yield from entries_of(source, one.name, [(one.place, one.caption)], splits.get(one.name))
+
+
+def flickr8k_captions(files: Files, path: str) -> Iterator[Told | Problem]:
+    """The captions of one file, a line each."""
+    for line in read_lines(files, path):
+        if isinstance(line, Problem):
+            yield line
+            continue
+        place = f"{path}:{line[0]}"
+        label, tab, text = line[1].partition("\t")
+        name, hash_, number = label.rpartition("#")
+        if tab and hash_ and name and number.strip().isdigit():
+            yield Told(place, name, text)
+        else:
+            yield malformed(place, f"expected `name#0<tab>caption`, found {printable(line[1], 80)!r}")
 
 
 def _read_split_lists(source: Source) -> Generator[Item, None, dict[str, str]]:
@@ -85,22 +107,24 @@ def _read_split_lists(source: Source) -> Generator[Item, None, dict[str, str]]:
 # ---- kaggle ----
 
 
-class _KaggleForm(NamedTuple):
+class KaggleForm(NamedTuple):
+    """How a file's lines stand: what is between their fields, and a third column, if there is one."""
+
     separator: str
-    columns: int
+    between: str | None  # the column between name and caption: in Flickr30k's the number of the caption
     has_header: bool
 
 
-def kaggle_form(head: bytes) -> _KaggleForm | None:
+def kaggle_form(head: bytes) -> KaggleForm | None:
     """The form that a file's first line tells, None where it is not of this layout."""
     first = LINE_END.split(decode(head), 1)[0].strip()
     for separator in ",|":
         columns = [column.strip(' "').lower() for column in first.split(separator)]
         if columns[0] in ("image", "image_name", "filename", "file_name") and len(columns) in (2, 3):
             if re.fullmatch("(caption|comment|text)s?", columns[-1]):
-                return _KaggleForm(separator, len(columns), has_header=True)
+                return KaggleForm(separator, columns[1] if len(columns) == 3 else None, has_header=True)
         elif len(columns) >= 2 and ending_of(columns[0]) in PHOTO_ENDINGS:
-            return _KaggleForm(separator, 2, has_header=False)
+            return KaggleForm(separator, None, has_header=False)
     return None
 
 
@@ -109,30 +133,34 @@ def read_kaggle(source: Source) -> Iterator[Item]:
     splits = yield from _read_split_lists(source)
     for path in source.markers:
         form = kaggle_form(source.files.head(path, 4096))
-        if form is None:
-            continue  # it was another file a moment ago
-
-        def is_open(text: str, form: _KaggleForm = form) -> bool:
-            fields = _two_fields(text, form)
-            return fields is not None and ends_in_quotes(fields[1], "\0")
-
-        records = read_records(source.files, path, is_open, begins_with_photo(form.separator))
-        for index, record in enumerate(records):
-            if isinstance(record, Problem):
-                yield record
-                continue
-            if index == 0 and form.has_header:
-                continue
-            place = f"{path}:{record[0]}"
-            fields = _two_fields(record[1], form)
-            if fields is None:
-                expected = f"expected a name, `{form.separator}` and a caption"
-                yield malformed(place, f"{expected}, found {printable(record[1], 80)!r}")
-                continue
-            yield from entries_of(source, fields[0], [(place, _unquoted(fields[1]))], splits.get(fields[0]))
+        if form is not None:  # else it was another file a moment ago
+            yield from _entries(source, kaggle_captions(source.files, path, form), splits)
 
 
-def _two_fields(text: str, form: _KaggleForm) -> tuple[str, str] | None:
+def kaggle_captions(files: Files, path: str, form: KaggleForm) -> Iterator[Told | Problem]:
+    """The captions of one file, a line each, or several where a quoted one goes on."""
+
+    def is_open(text: str) -> bool:
+        fields = _two_fields(text, form)
+        return fields is not None and ends_in_quotes(fields[1], "\0")
+
+    records = read_records(files, path, is_open, begins_with_photo(form.separator))
+    for index, record in enumerate(records):
+        if isinstance(record, Problem):
+            yield record
+            continue
+        if index == 0 and form.has_header:
+            continue
+        place = f"{path}:{record[0]}"
+        fields = _two_fields(record[1], form)
+        if fields is not None:
+            yield Told(place, fields[0], _unquoted(fields[1]))
+        else:
+            expected = f"expected a name, `{form.separator}` and a caption"
+            yield malformed(place, f"{expected}, found {printable(record[1], 80)!r}")
+
+
+def _two_fields(text: str, form: KaggleForm) -> tuple[str, str] | None:
     """Name and caption as they stand in a record; None where it does not have both."""
     quoted = QUOTED.match(text)
     at = text.find(form.separator, quoted.end() if quoted and quoted[1] else 0)
@@ -140,7 +168,7 @@ def _two_fields(text: str, form: _KaggleForm) -> tuple[str, str] | None:
     if not name:
         return None
     caption = text[at + 1 :]
-    if form.columns == 3:
+    if form.between is not None:
         number, separator, rest = caption.partition(form.separator)
         # A line of Flickr30k's file lacks the separator after the caption's number.
         caption = rest if separator else re.sub(r"^\s*\d+\s+", "", number)
@@ -265,9 +293,7 @@ def _read_annotations(
 def read_imagefolder(source: Source) -> Iterator[Item]:
     """A row a photograph: its name, relative to the metadata's folder, and its captions."""
     for path in source.markers:
-        rows = (
-            _read_jsonl(source.files, path) if path.lower().endswith("l") else _read_csv(source.files, path)
-        )
+        rows = jsonl_rows(source.files, path) if path.lower().endswith("l") else csv_rows(source.files, path)
         for row in rows:
             if isinstance(row, Problem):
                 yield row
@@ -300,7 +326,8 @@ def _read_row(source: Source, path: str, place: str, row: dict[str, Any]) -> Ite
     yield Entry(photo, captions, told or split_in(posixpath.dirname(photo or posixpath.join(base, name))))
 
 
-def _read_jsonl(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
+def jsonl_rows(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
+    """Place and columns of each row."""
     for line in read_lines(files, path):
         if isinstance(line, Problem):
             yield line
@@ -314,7 +341,8 @@ def _read_jsonl(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] 
         yield (place, row) if isinstance(row, dict) else malformed(place, "expected an object")
 
 
-def _read_csv(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
+def csv_rows(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
+    """Place and columns of each row below the heading."""
     header: list[str] | None = None
     records = read_records(files, path, lambda text: ends_in_quotes(text, ","), begins_with_photo(","))
     for record in records:
@@ -330,7 +358,8 @@ def _read_csv(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | 
         if header is None:
             header = _distinct([name.strip() for name in fields])
         elif len(fields) != len(header):
-            yield malformed(place, f"expected {len(header)} fields, found {len(fields)}")
+            expected = f"expected {len(header)} fields, found {len(fields)}"
+            yield malformed(place, f"{expected}; a field that holds a comma stands in quotes")
         else:
             yield place, {name: _json_list(value) for name, value in zip(header, fields, strict=True)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks.evaluate import read_pair
+from tasks.caption_files import read_pair
 from tasks.export import write_captions
 from tasks.tables import empty_table
 from tests.tasks.histories import an_id
