@@ -17,6 +17,7 @@ from flows.pipeline import caption_stages
 from schemas.errors import UsageError
 from schemas.records import Record, RunRecord
 from schemas.settings import Settings
+from schemas.tables import dtypes_of
 from tasks.bundle import IN_THE_BOX, Bundle, load_bundle
 from tasks.cluster import LOCAL
 from tasks.export import captioned, check_ending, write_attention, write_captions
@@ -61,7 +62,7 @@ def caption(
     write_captions(captions, out)
     _warn_of_far(captions)
     if attention:
-        write_attention(_attention(store, record, bundle, captions), attention)
+        write_attention(_attention(store, record, bundle, captions, settings), attention)
     return record.model_copy(update={"captions": str(out.absolute())}), settings.ingest.max_reject_rate
 
 
@@ -76,12 +77,19 @@ def _warn_of_far(captions: pl.DataFrame) -> None:
 
 
 def _attention(
-    store: Workspace, run: RunRecord, bundle: Bundle, captions: pl.DataFrame
+    store: Workspace, run: RunRecord, bundle: Bundle, captions: pl.DataFrame, settings: Settings
 ) -> Iterator[pl.DataFrame]:
-    """The `attention` table, a shard at a time."""
+    """The `attention` table, a shard at a time; one without rows where no photograph could be used."""
+    from tasks.networks import load_network
+
     load_tensorflow()
+    shards = store.records_of(run, "image_features")
+    if not shards:
+        network = load_network(settings.image_features, settings.images.side_px)
+        yield pl.DataFrame(schema=dtypes_of("attention", regions=network.regions))
+        return
     captioner = bundle.captioner()
-    for shard in store.records_of(run, "image_features"):
+    for shard in shards:
         path = store.file(shard.output("image_features.parquet").path)
         features = read_table(path, "image_features", ["photo_id", "regions"])
         yield captioner.attention(features, captions)

@@ -6,9 +6,11 @@ import filecmp
 import json
 import uuid
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import UsageError
@@ -60,20 +62,26 @@ def write_captions(frame: pl.DataFrame, path: Path) -> None:
 
 
 def write_attention(tables: Iterable[pl.DataFrame], path: Path) -> None:
-    """Write `attention` tables to `path` as one Parquet file, one table at a time, whole or not at all."""
+    """Write `attention` tables, at least one, to `path` as one Parquet file, whole or not at all.
+
+    A table at a time is held in memory. Raises SchemaMismatch.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{path.suffix}")
-    writer = None
+    checked = (_checked_attention(table) for table in tables)
     try:
-        for table in tables:
-            arrow = check(table, "attention", regions=table["weights"].dtype.inner.shape[0]).to_arrow()  # type: ignore[attr-defined]
-            writer = writer or pq.ParquetWriter(beside, arrow.schema, compression="zstd")
-            writer.write_table(arrow)
-        if writer:
-            writer.close()
-            beside.replace(path)
+        first = next(checked)
+        with pq.ParquetWriter(beside, first.schema, compression="zstd") as writer:
+            for table in chain([first], checked):
+                writer.write_table(table)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _checked_attention(table: pl.DataFrame) -> pa.Table:
+    regions = table["weights"].dtype.inner.shape[0]  # type: ignore[attr-defined]
+    return check(table, "attention", regions=regions).to_arrow()
 
 
 def check_ending(path: Path) -> None:

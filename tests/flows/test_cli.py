@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from flows.captioning import common_folder
 from flows.cli import main
+from schemas.tables import dtypes_of
 from tests.flows.conftest import Ran, cutline, draw, small
 
 COMMANDS = [
@@ -134,7 +135,7 @@ def captioned(ran: Ran, folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out, json.loads(caption(ran, folder, out, "captions.parquet").stdout)
 
 
-def caption(ran: Ran, folder: Path, out: Path, name: str, *arguments: str):
+def caption(ran: Ran, folder: Path, out: Path, name: str, *arguments: str | Path):
     return cutline(
         "caption", folder, "--model", ran.record["bundle"], "--out", out / name,
         "--workspace", out / "workspace", "--json", "--set", "ingest.max_reject_rate=0.5", *arguments,
@@ -213,6 +214,22 @@ def test_captions_are_as_short_and_as_many_as_asked_with_where_the_model_looked(
     for words, weights, said in looked.select("words", "weights", "caption").iter_rows():
         assert " ".join(words) == said
         assert len(weights) == len(words)
+
+
+def test_where_no_photograph_can_be_used_no_file_of_yesterday_stands_for_todays(
+    ran: Ran, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "broken.jpg").write_bytes((folder / "broken.jpg").read_bytes())
+    attention = tmp_path / "attention.parquet"
+    attention.write_bytes(b"yesterday's")
+    told = ("--set", "ingest.max_reject_rate=1", "--attention", attention)
+    done = caption(ran, tmp_path / "photos", tmp_path, "captions.parquet", *told)
+    assert sum(stage["rejected"] for stage in json.loads(done.stdout)["stages"]) == 1
+    assert pl.read_parquet(tmp_path / "captions.parquet").height == 0
+    looked = pl.read_parquet(attention)
+    assert looked.height == 0
+    assert looked.schema == dtypes_of("attention", regions=49)
 
 
 def test_single_files_are_captioned_alone(ran: Ran, folder: Path, captioned: tuple[Path, dict]) -> None:

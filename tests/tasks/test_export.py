@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from schemas.errors import SchemaMismatch
+from schemas.tables import dtypes_of
 from tasks.caption_files import read_pair
-from tasks.export import write_captions
+from tasks.export import write_attention, write_captions
 from tasks.tables import empty_table
 from tests.tasks.histories import an_id
 
@@ -55,3 +58,41 @@ def test_of_a_csv_with_alternatives_the_caption_is_what_is_scored(written: Path,
     said, known, _ = read_pair(written, references)
     assert set(said.values()) == {"a cat", "a man", "a bird"}
     assert said.keys() == known.keys()
+
+
+# ---- where the model looked ----
+
+
+def looks(*numbers: int) -> pl.DataFrame:
+    """The `attention` table: two words a photograph, over two regions."""
+    rows = [(an_id(number), ["a", "dog"], [[0.25, 0.75], [1.0, 0.0]]) for number in numbers]
+    return pl.DataFrame(rows, schema=dtypes_of("attention", regions=2), orient="row")
+
+
+def test_where_the_model_looked_is_one_file_of_all_tables(tmp_path: Path) -> None:
+    path = tmp_path / "attention.parquet"
+    write_attention([looks(1, 2), looks(), looks(3)], path)
+    assert pl.read_parquet(path).equals(looks(1, 2, 3))
+    write_attention([looks()], path)
+    assert pl.read_parquet(path).equals(looks())
+
+
+OPEN_FILES = Path("/proc/self/fd")
+
+
+@pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="there is no /proc to tell which files are open")
+def test_tables_that_break_off_leave_the_file_of_before_and_nothing_open(tmp_path: Path) -> None:
+    path = tmp_path / "attention.parquet"
+    write_attention([looks(1)], path)
+
+    def broken() -> Iterator[pl.DataFrame]:
+        yield looks(2)
+        yield looks(3).with_columns(photo_id=pl.lit("no id"))
+
+    with pytest.raises(SchemaMismatch) as caught:
+        write_attention(broken(), path)
+    held = [link.readlink() for link in OPEN_FILES.iterdir() if link.is_symlink()]
+    assert [file for file in held if tmp_path in file.parents] == []
+    assert "photo_id" in str(caught.value)
+    assert pl.read_parquet(path).equals(looks(1))
+    assert list(tmp_path.iterdir()) == [path]
