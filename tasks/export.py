@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import re
 import uuid
 from collections.abc import Iterable
 from itertools import chain
@@ -40,7 +41,8 @@ def write_captions(frame: pl.DataFrame, path: Path) -> None:
 
     `.csv`, which knows no lists, has the texts of the alternatives in columns, without their scores.
     `.json` is COCO results: a list of {image_id, caption}, where image_id is the data set's own
-    number of the photograph, else the number that is its file's name, else the path.
+    number of the photograph, else the number that is its file's name, else the path. Where several
+    photographs would have one image_id (cam1/0001.jpg, cam2/0001.jpg), each has its path.
     Raises UsageError for another ending.
     """
     check_ending(path)
@@ -115,13 +117,20 @@ def _with_alternatives_in_columns(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _coco_results(frame: pl.DataFrame) -> str:
-    rows = frame.select("source_id", "path", "caption").iter_rows()
+    ids = [_coco_id(*names) for names in frame.select("source_id", "path").iter_rows()]
+    photos: dict[int | str, set[str]] = {}
+    for image_id, photo in zip(ids, frame["photo_id"], strict=True):
+        photos.setdefault(image_id, set()).add(photo)
     results = [
-        {"image_id": _coco_id(source_id, path), "caption": caption} for source_id, path, caption in rows
+        {"image_id": path if len(photos[image_id]) > 1 else image_id, "caption": caption}
+        for image_id, path, caption in zip(ids, frame["path"], frame["caption"], strict=True)
     ]
     return json.dumps(results, ensure_ascii=False)
 
 
+_NUMBER = re.compile(r"[0-9]{1,18}")  # more digits are no number of a photograph's, but a hash
+
+
 def _coco_id(source_id: str | None, path: str) -> int | str:
-    name = source_id if source_id is not None else Path(path).stem
-    return int(name) if name.isascii() and name.isdigit() else (source_id or path)
+    name = source_id or Path(path).stem
+    return int(name) if _NUMBER.fullmatch(name) else source_id or path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,43 @@ def test_of_a_csv_with_alternatives_the_caption_is_what_is_scored(written: Path,
     said, known, _ = read_pair(written, references)
     assert set(said.values()) == {"a cat", "a man", "a bird"}
     assert said.keys() == known.keys()
+
+
+# ---- coco results ----
+
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        # Path, the data set's own number, photograph.
+        ([("0001.jpg", None, 1), ("COCO/139.png", None, 2), ("a.jpg", None, 3)], [1, 139, "a.jpg"]),
+        ([("cam1/0001.jpg", None, 1), ("cam2/0001.jpg", None, 2), ("3.jpg", None, 3)],
+         ["cam1/0001.jpg", "cam2/0001.jpg", 3]),
+        ([("7.jpg", None, 1), ("007.jpg", None, 2)], ["7.jpg", "007.jpg"]),
+        ([("a.jpg", "12", 1), ("12.jpg", None, 2)], ["a.jpg", "12.jpg"]),
+        ([("a.jpg", "x1", 1), ("b.jpg", "x1", 2)], ["a.jpg", "b.jpg"]),
+        ([("a.jpg", "12", 1), ("copy/a.jpg", "12", 1)], [12, 12]),  # one photograph in two files
+        ([(f"{LONG}.jpg", None, 1), ("b.jpg", LONG, 2)], [f"{LONG}.jpg", LONG]),
+        ([(f"{10**18 - 1}.jpg", None, 1), (f"{10**18}.jpg", None, 2)], [10**18 - 1, f"{10**18}.jpg"]),
+        ([("١٢.jpg", None, 1), ("1²2.jpg", None, 2)], ["١٢.jpg", "1²2.jpg"]),
+    ],
+)  # fmt: skip
+def test_an_image_id_of_coco_results_is_of_one_photograph_alone(
+    files: list[tuple[str, str | None, int]], expected: list[int | str], tmp_path: Path
+) -> None:
+    rows = [
+        {"path": path, "source_id": source_id, "photo_id": an_id(photo), "caption": f"photograph {photo}"}
+        for path, source_id, photo in files
+    ]
+    frame = pl.concat([captions_of(*[["a"]] * len(rows)).drop(rows[0]), pl.DataFrame(rows)], how="horizontal")
+    write_captions(frame, tmp_path / "results.json")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results == [
+        {"image_id": image_id, "caption": row["caption"]}
+        for image_id, row in zip(expected, rows, strict=True)
+    ]
 
 
 # ---- where the model looked ----
