@@ -25,7 +25,7 @@ from tasks.generate import (
     Sampler,
     Sampling,
     perplexity_of,
-    read_lines,
+    text_lines,
     unknown_words,
 )
 from tasks.quiet import load_tensorflow
@@ -100,7 +100,7 @@ def perplexity(file: Path, model: Path | None, workspace: Path) -> Perplexity:
     bundle = load_bundle(bundle_at(model) if model else newest_bundle(workspace))
     say_model(bundle.folder)
     load_tensorflow()
-    return perplexity_of(_language_model(bundle), _tokens(bundle), read_lines(file))
+    return perplexity_of(_language_model(bundle), _tokens(bundle), text_lines(file))
 
 
 def newest_bundle(workspace: Path) -> Path:

@@ -126,16 +126,16 @@ def read_lines(files: Files, path: str) -> Iterator[tuple[int, str] | Problem]:
     number = 0
     try:
         with io.TextIOWrapper(files.open(path), "utf-8", "surrogateescape") as file:
-            while line := file.readline(MAX_LINE_CHARACTERS):
+            while line := file.readline(MAX_LINE_CHARACTERS + 1):
                 number += 1
-                if len(line) == MAX_LINE_CHARACTERS and not line.endswith("\n"):
+                text = line.removesuffix("\n")
+                if len(text) > MAX_LINE_CHARACTERS:
                     while (rest := file.readline(MAX_LINE_CHARACTERS)) and not rest.endswith("\n"):
                         pass
                     yield malformed(
                         f"{path}:{number}", f"the line has over {MAX_LINE_CHARACTERS:,} characters"
                     )
                     continue
-                text = line.removesuffix("\n")
                 text = text.removeprefix("\ufeff") if number == 1 else text
                 if text.strip():
                     yield number, text

@@ -342,12 +342,12 @@ def _compiled_foretelling(language_model: LanguageModel) -> Callable[[Ragged, np
     return foretell
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def text_lines(path: Path) -> Iterator[str]:
     """The lines of a text file in UTF-8. Raises UsageError where it is none, or a line has no end."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             while line := file.readline(MAX_LINE_CHARACTERS + 1):
-                if len(line) > MAX_LINE_CHARACTERS:
+                if len(line.removesuffix("\n")) > MAX_LINE_CHARACTERS:
                     raise UsageError(
                         f"{path}: expected a caption a line, found a line of more than "
                         f"{MAX_LINE_CHARACTERS:,} characters; break it into lines"

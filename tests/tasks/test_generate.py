@@ -30,7 +30,7 @@ from tasks.generate import (
     edit_distances,
     perplexity_of,
     probabilities,
-    read_lines,
+    text_lines,
     unknown_words,
 )
 from tasks.language_model import LanguageModel, build_language_model, perplexity
@@ -380,13 +380,15 @@ def test_a_text_without_words_has_no_perplexity(sampler: Sampler) -> None:
 def test_lines_are_read_as_utf8_and_anything_else_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes("\ufeffa dog\r\nein Hündchen".encode())
-    assert [line.strip() for line in read_lines(file)] == ["a dog", "ein Hündchen"]
+    assert [line.strip() for line in text_lines(file)] == ["a dog", "ein Hündchen"]
     file.write_bytes(b"\xff\xfe\x00 no text")
     with pytest.raises(UsageError, match="UTF-8"):
-        list(read_lines(file))
-    file.write_text("a " * 2**20)
+        list(text_lines(file))
+    file.write_text("a" * 2**20 + "\n" + "b" * 2**20)
+    assert [len(line.strip()) for line in text_lines(file)] == [2**20, 2**20]
+    file.write_text("a" * 2**20 + "b")
     with pytest.raises(UsageError, match="a line of more than 1,048,576 characters"):
-        list(read_lines(file))
+        list(text_lines(file))
 
 
 # ---- the nearest real captions ----
