@@ -16,7 +16,6 @@ settings.register_profile("untimed", deadline=None)  # another process may have 
 settings.load_profile("untimed")
 
 Once = Callable[[str, Callable[[Path], object]], Path]
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests import REPOSITORY, free_port
+
 SECRET = "a-secret-that-nobody-writes-down"
 KEY_ID = "AKIAOFTHETESTS"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class S3:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import typing
-from pathlib import Path
 
 from schemas.settings import Settings
 from schemas.tables import TABLES, dtypes_of
+from tests import REPOSITORY
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = REPOSITORY / "README.md"
 DEFAULTS = Settings()
 SIZES = {
     "side_px": DEFAULTS.images.side_px,

@@ -11,7 +11,7 @@ import pytest
 
 from flows.cli import main
 from tasks.layouts import READERS
-from tests.conftest import REPOSITORY
+from tests import REPOSITORY
 from tests.regenerate_readme import README, renewed
 
 TEXT = README.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ import pytest
 from schemas.errors import BadPhoto
 from schemas.settings import IngestSettings
 from tasks.photos import read_header
-from tests.conftest import REPOSITORY
+from tests import REPOSITORY
 
 SAMPLE = REPOSITORY / "data" / "sample"
 

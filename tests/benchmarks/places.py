@@ -13,8 +13,8 @@ import polars as pl
 from schemas.records import RunRecord
 from schemas.settings import IngestSettings, Settings
 from tasks.workspace import Workspace
+from tests import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "data" / "sample"
 
 

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 from schemas.records import RunRecord
+from tests import REPOSITORY
 from tests.benchmarks import rivals
 from tests.benchmarks.few import add_photos
 from tests.benchmarks.harness import OURS, Contest, Figures, Measured, children_cpu_s
 from tests.benchmarks.many import make_photos
-from tests.benchmarks.places import REPOSITORY, Place, cutline
+from tests.benchmarks.places import Place, cutline
 
 SIZES = 1_000, 10_000, 50_000
 FEW, MANY = 2_000, 50_000

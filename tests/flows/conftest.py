@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY, Once
+from tests import REPOSITORY, free_port
+from tests.conftest import Once
 
 COLOURS = {"red": (40, 40, 220), "green": (60, 180, 60), "blue": (220, 90, 40), "yellow": (40, 220, 230)}
 SPLITS = {"train": 20, "dev": 5, "test": 5}
@@ -168,12 +168,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             process.terminate()
             assert process.wait(30) in (0, -signal.SIGTERM)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

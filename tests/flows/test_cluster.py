@@ -23,8 +23,9 @@ from tasks.bundle import load_bundle
 from tasks.cluster import check_workers, scheduler_of
 from tasks.store import Store
 from tasks.workspace import Workspace, bundle_at
-from tests.flows.conftest import REPOSITORY, Ran, cutline, small, tables
-from tests.object_store import KEY_ID, S3, SECRET, free_port
+from tests import REPOSITORY, free_port
+from tests.flows.conftest import Ran, cutline, small, tables
+from tests.object_store import KEY_ID, S3, SECRET
 
 
 class Cluster:

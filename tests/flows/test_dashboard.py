@@ -25,9 +25,11 @@ from tasks.gallery import Wish, captions_page
 from tasks.history import Captions
 from tasks.pages import ABOUT_DISTANCES, ABOUT_SCORES
 from tasks.tables import empty_table
-from tests.conftest import REPOSITORY
+from tests import REPOSITORY
+from tests.colours import contrast
 from tests.flows.conftest import Ran
-from tests.tasks.histories import LATER, RUN, SCRIPT, an_id, many_captions, small_history
+from tests.tasks.datasets import an_id
+from tests.tasks.histories import LATER, RUN, SCRIPT, many_captions, small_history
 
 PAGES = ["/", "/datasets", "/runs", "/captions", "/curves", "/stale", "/disk", f"/runs/{RUN}", "/compare"]
 NO_ID = "0" * 32
@@ -378,19 +380,6 @@ def test_every_colour_of_text_stands_out_from_its_ground(scheme: str) -> None:
             assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
     for edge in ("edge", "bar"):
         assert contrast(colours[edge], colours["paper"]) >= 3, edge
-
-
-def contrast(one: str, other: str) -> float:
-    """WCAG 2's ratio of two colours."""
-
-    def luminance(colour: str) -> float:
-        digits = colour[1:] if len(colour) == 7 else "".join(digit * 2 for digit in colour[1:])
-        channels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_a_taken_port_is_told_as_wrong_usage(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
-from tests.conftest import REPOSITORY
+from tests import REPOSITORY
 from tests.tasks.histories import LATER, RUN, SCRIPT, small_history
 
 WIDTHS = (1280, 390)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.conftest import REPOSITORY
+from tests import REPOSITORY
 
 FOLDER = REPOSITORY / "flows" / "deployment"
 

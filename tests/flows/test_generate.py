@@ -18,7 +18,8 @@ from tasks.captions import tokenize
 from tasks.tables import empty_table
 from tasks.workspace import bundle_at
 from tests.flows.conftest import Ran, cutline, draw
-from tests.tasks.histories import Written, an_id
+from tests.tasks.datasets import an_id
+from tests.tasks.histories import Written
 
 
 def generate(*arguments: str | Path | int, code: int = 0) -> Result:

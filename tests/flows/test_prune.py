@@ -12,7 +12,8 @@ from flows.prune import find_unused, remove
 from schemas.errors import UsageError
 from schemas.records import RunRecord
 from tasks.workspace import Workspace
-from tests.tasks.histories import LATER, RUN, Written, an_id, small_history
+from tests.tasks.datasets import an_id
+from tests.tasks.histories import LATER, RUN, Written, small_history
 
 STRAY = "shards/images/ffff.images.parquet"  # of a run that was killed
 

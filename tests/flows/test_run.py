@@ -17,7 +17,8 @@ import pytest
 
 from tasks.history import History
 from tasks.workspace import Workspace
-from tests.flows.conftest import REPOSITORY, Ran, cutline, draw, make_dataset, run_json, small, tables
+from tests import REPOSITORY
+from tests.flows.conftest import Ran, cutline, draw, make_dataset, run_json, small, tables
 
 STAGES = [
     "ingest", "images", "image_features", "captions", "vocabulary", "language_model", "text_features",

@@ -15,7 +15,8 @@ import pytest
 
 from flows.server import answers, is_loopback
 from schemas.errors import ServerLost
-from tests.flows.conftest import Ran, ask, cutline, draw, free_port, small
+from tests import free_port
+from tests.flows.conftest import Ran, ask, cutline, draw, small
 
 
 def test_states_and_artifacts_of_a_run_are_on_the_server_that_answers(

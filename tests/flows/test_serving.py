@@ -22,7 +22,8 @@ import pytest
 from flows.deployments import parse_schedules
 from flows.serving import schedule_of
 from schemas.errors import UsageError
-from tests.flows.conftest import REPOSITORY, Ran, ask, cutline, draw
+from tests import REPOSITORY
+from tests.flows.conftest import Ran, ask, cutline, draw
 
 EVERY_S = 6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,14 @@ from tasks.packs import files_of
 MAX_BYTES = 2**20
 
 
-def photo(seed: int = 0, form: str = "JPEG") -> bytes:
-    """The bytes of a small photograph; another for each seed."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+def an_id(name: int | str) -> str:
+    """An id as photographs and captions have it; another for each name."""
+    return hashlib.blake2b(str(name).encode(), digest_size=16).hexdigest()
+
+
+def photo(seed: int = 0, form: str = "JPEG", side: int = 8) -> bytes:
+    """The bytes of a photograph `side` pixels wide; another for each seed."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (side - 2, side, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, form)
     return buffer.getvalue()

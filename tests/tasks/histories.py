@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tasks.export import captioned, write_captions
 from tasks.photos import photo_id
 from tasks.tables import bytes_column, empty_table, write_table
 from tasks.workspace import Workspace
+from tests.tasks.datasets import an_id
 
 RUN, LATER = "20260101-000000-000001", "20260102-000000-000002"
 SCRIPT = "<script>alert(1)</script>.jpg"  # a folder called `<script>alert(1)<`, and a file in it
@@ -74,10 +74,6 @@ class Written:
             finished_at=f"{name[:4]}-{name[4:6]}-{name[6:8]}T00:00:00+00:00",
         )
         self.workspace.write_run(record)
-
-
-def an_id(number: int) -> str:
-    return hashlib.blake2b(str(number).encode(), digest_size=16).hexdigest()
 
 
 def picture(number: int) -> bytes:

@@ -21,13 +21,8 @@ from tasks.pairs import photo_tensor
 from tasks.training import make_repeatable
 from tasks.vocabulary import END
 from tests.slow_captions import SlowCaptioner
-from tests.tasks.toys import (
-    CHANNELS,
-    REGIONS,
-    an_id,
-    scene,
-    toy_image_features,
-)
+from tests.tasks.datasets import an_id
+from tests.tasks.toys import CHANNELS, REGIONS, scene, toy_image_features
 
 UNSEEN = range(80, 100)  # photographs of the toy world that no split holds
 

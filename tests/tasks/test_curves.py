@@ -13,6 +13,7 @@ import pytest
 
 from schemas.tables import check
 from tasks.curves import CIDER, DARK, DEV, GRID, PAPER, TRAIN, draw_curve, draw_matching_curve
+from tests.colours import contrast
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -154,18 +155,6 @@ def test_the_picture_loads_nothing():
     assert all(link.startswith("#") for link in links)
     assert "@import" not in svg
     assert not re.search(r"url\((?!#)", svg)
-
-
-def luminance(color: str) -> float:
-    """Relative luminance of WCAG 2.2."""
-    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: str, other: str) -> float:
-    dark, light = sorted((luminance(one), luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
 
 
 def test_lines_and_letters_stand_out_on_light_and_on_dark_paper():

@@ -16,6 +16,7 @@ from schemas.settings import EvaluateSettings
 from schemas.tables import check
 from tasks.captions import tokenize
 from tasks.evaluate import cider_of_each, collapse, evaluate, ptb_tokens, score
+from tests.tasks.datasets import an_id
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no 'java' on the PATH")
 
@@ -250,22 +251,18 @@ def test_no_prediction_shows_no_sign() -> None:
     assert set(collapse({}, [["a"]]).values()) == {0}
 
 
-def photo(number: int) -> str:
-    return f"{number:032x}"
-
-
 def test_the_scores_table_has_the_splits_that_hold_references() -> None:
     captions = pl.DataFrame(
         {
-            "caption_id": [photo(n) for n in range(6)],
-            "photo_id": [photo(1), photo(1), photo(2), photo(3), None, photo(4)],
+            "caption_id": [an_id(n) for n in range(6)],
+            "photo_id": [an_id(1), an_id(1), an_id(2), an_id(3), None, an_id(4)],
             "text": ["A dog runs .", "The dog runs", "A cat", "A bus in town", "A cow on grass", "Two men"],
             "split": ["test", "test", "test", "train", "test", "test"],
         }
     )
     predictions = pl.DataFrame(
         {
-            "photo_id": [photo(1), photo(2), photo(3), photo(5)],
+            "photo_id": [an_id(1), an_id(2), an_id(3), an_id(5)],
             "split": ["test", "test", "dev", "test"],
             "caption": ["a dog runs", "a cat", "a bus", "no reference"],
         }
@@ -295,7 +292,7 @@ def test_the_mean_of_the_cider_of_each_photograph_is_the_score_of_its_split() ->
         "!",
     ]
     splits = ["dev"] * 3 + ["test"] * 3 + ["train", "test"]
-    ids = [photo(number) for number in numbers]
+    ids = [an_id(number) for number in numbers]
     captions = pl.DataFrame({"photo_id": ids, "text": texts, "split": splits})
     said = ["a dog runs", "a cat", "a man", "a bus stops", "a ball", "a cat", "a boat", "nothing"]
     predictions = pl.DataFrame({"photo_id": ids, "split": splits, "caption": said})

@@ -15,7 +15,7 @@ from schemas.tables import dtypes_of
 from tasks.caption_files import read_pair
 from tasks.export import write_attention, write_captions
 from tasks.tables import empty_table
-from tests.tasks.histories import an_id
+from tests.tasks.datasets import an_id
 
 
 def captions_of(*texts: list[str]) -> pl.DataFrame:

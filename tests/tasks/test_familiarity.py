@@ -11,7 +11,7 @@ import pytest
 from schemas.tables import check
 from tasks.familiarity import FEWEST, KEPT, Familiarity, familiar_photos
 from tasks.tables import tensor_column, write_table
-from tests.tasks.toys import an_id
+from tests.tasks.datasets import an_id
 
 CHANNELS = 16
 

@@ -18,12 +18,12 @@ from schemas.tables import check
 from tasks.fusion import WEIGHTS, load_fusion, start_from
 from tasks.language_model import load_language_model
 from tasks.pairs import Pairs
+from tests import REPOSITORY
 from tests.tasks.toys import (
     CHANNELS,
     DEV_PHOTOS,
     FUSION_SETTINGS,
     LM_SETTINGS,
-    REPOSITORY,
     toy_pairs,
     toy_vocabulary,
     train_toy_fusion,
@@ -55,9 +55,9 @@ def test_a_training_killed_half_way_ends_with_the_same_bytes(
     toy_features: Path, toy_fusion: tuple[Path, pl.DataFrame], tmp_path: Path, whole_epochs: int
 ) -> None:
     (tmp_path / "features").symlink_to(toy_features)
-    command = [sys.executable, "tests/tasks/toys.py", "fusion", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.tasks.toys", "fusion", str(tmp_path)]
     (temporary := tmp_path / "temporary").mkdir()
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(temporary)}
+    environment = os.environ | {"TMPDIR": str(temporary)}
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     for line in process.stdout:  # the toy prints the captions done; there are 360 an epoch

@@ -17,6 +17,7 @@ from tasks.gist import GIST, Gist, Learned, Likeness, _imagine, _regress, learn_
 from tasks.language_model import load_language_model
 from tasks.tables import tensor
 from tasks.vocabulary import PAD
+from tests.tasks.datasets import an_id
 from tests.tasks.toys import (
     CHANNELS,
     DEV_PHOTOS,
@@ -26,7 +27,6 @@ from tests.tasks.toys import (
     PHOTOS_WITH_CAPTIONS,
     UNSEEN,
     WITH_TEXT,
-    an_id,
     expected_cider,
     ids,
     scene,

@@ -10,8 +10,9 @@ import pytest
 from schemas.errors import DamagedFile
 from tasks.gallery import Wish, captions_page
 from tasks.history import History, settings_of
-from tasks.workspace import ReadOnlyWorkspace
-from tests.tasks.histories import LATER, RUN, Written, an_id, small_history
+from tasks.workspace import ReadOnlyWorkspace, Workspace
+from tests.tasks.datasets import an_id
+from tests.tasks.histories import LATER, RUN, Written, small_history
 
 
 @pytest.fixture
@@ -123,9 +124,7 @@ def test_a_table_of_other_columns_is_told_as_damaged(history: History) -> None:
     path = history.file(record, "captions.parquet")
     pl.DataFrame({"caption": [1, 2]}).write_parquet(path)
     output = record.output("captions.parquet").model_copy(update={"size": path.stat().st_size})
-    history.workspace.__class__.__mro__[1].write_record(
-        history.workspace, record.model_copy(update={"outputs": [output]})
-    )
+    Workspace.write_record(history.workspace, record.model_copy(update={"outputs": [output]}))
     with pytest.raises(DamagedFile, match="expected a column 'photo_id' of String, found none"):
         history.captions(run)
 

@@ -1,3 +1,5 @@
+"""Every photograph gets the features of its own square, whatever lies beside it."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -18,14 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from schemas.errors import BadCaption, BadPhoto, UnknownDataset
 from schemas.settings import IngestSettings
@@ -33,29 +31,13 @@ from schemas.tables import REASONS, check
 from tasks.ingest import Ingested, caption_id, clean_caption, draw_split, ingest, listing_digest
 from tasks.listing import scan
 from tasks.photos import read_bytes, read_file
+from tests.tasks.datasets import an_id, photo, put
 
 TABLES = ("photos", "captions", "files", "rejects")
 
 
-def photo(seed: int = 0, form: str = "JPEG", side: int = 8) -> bytes:
-    """The bytes of a small photograph; another for each seed."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (side - 2, side, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form)
-    return buffer.getvalue()
-
-
 def id_of(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def put(root: Path, **files: Any) -> Path:
-    """Write files of bytes or text under `root`."""
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return root
 
 
 def run(root: Path, known: pl.DataFrame | None = None, advance: Any = None, **settings: Any) -> Ingested:
@@ -247,7 +229,7 @@ def test_for_a_last_model_dev_and_test_teach_too(root: Path, told: bool) -> None
 
 
 def test_drawn_splits_have_the_asked_for_shares() -> None:
-    ids = [hashlib.blake2b(str(i).encode(), digest_size=16).hexdigest() for i in range(4000)]
+    ids = [an_id(i) for i in range(4000)]
     drawn = [draw_split(id_, 0.1, 0.2) for id_ in ids]
     assert drawn.count("dev") / 4000 == pytest.approx(0.1, abs=0.02)
     assert drawn.count("test") / 4000 == pytest.approx(0.2, abs=0.02)

@@ -29,7 +29,8 @@ from tasks.language_model import (
 )
 from tasks.training import Ragged, encode
 from tasks.vocabulary import END, PAD, START
-from tests.tasks.toys import LM_SETTINGS, REPOSITORY, as_tokens, toy_captions, toy_vocabulary
+from tests import REPOSITORY
+from tests.tasks.toys import LM_SETTINGS, as_tokens, toy_captions, toy_vocabulary
 
 
 def train(
@@ -149,14 +150,8 @@ def test_another_seed_gives_another_model(trained: tuple[Path, pl.DataFrame], tm
 def test_a_training_killed_half_way_ends_with_the_same_bytes(
     trained: tuple[Path, pl.DataFrame], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "tests/tasks/toys.py", "language_model", str(tmp_path)]
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-    )
+    command = [sys.executable, "-m", "tests.tasks.toys", "language_model", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:  # the toy prints the captions done; there are 360 an epoch
         if int(line) > 360 * 1.5:

@@ -14,7 +14,8 @@ from schemas.settings import MatchingSettings
 from tasks.matching import ARRAYS, Matching, inverse_document_frequencies, train_matching
 from tasks.retrieval import mean_recall, ranks, vector_likeness
 from tasks.tables import tensor
-from tests.tasks.toys import an_id, toy_image_features, toy_pairs, write_toy_features
+from tests.tasks.datasets import an_id
+from tests.tasks.toys import toy_image_features, toy_pairs, write_toy_features
 
 SETTINGS = MatchingSettings(size=8, epochs=3, batch_size=20, learning_rate=1e-3)
 

@@ -1,3 +1,5 @@
+"""Networks give the features of Keras's own, and weights that are missing or do not fit are told."""
+
 from __future__ import annotations
 
 import subprocess

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.shards import Overlaps, cut, place_of_row, place_that_holds
+from tests.tasks.datasets import an_id
 
 MOST = 64
 
 
 def ids_of(numbers: list[int]) -> list[str]:
-    return sorted(hashlib.blake2b(str(number).encode(), digest_size=16).hexdigest() for number in numbers)
+    return sorted(an_id(number) for number in numbers)
 
 
 def shards_of(numbers: list[int]) -> set[tuple[str, ...]]:

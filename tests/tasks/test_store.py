@@ -17,7 +17,7 @@ from schemas.records import Record
 from tasks import store as store_module
 from tasks.store import address_of
 from tasks.workspace import Workspace
-from tests.conftest import REPOSITORY
+from tests import REPOSITORY
 from tests.object_store import S3
 
 KEY = "0123456789abcdef" * 2

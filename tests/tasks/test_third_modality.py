@@ -14,6 +14,7 @@ from tasks.shards import Shard, Stage
 from tasks.stages import make_shard
 from tasks.tables import tensor_column, write_table
 from tasks.workspace import Workspace
+from tests.tasks.datasets import an_id
 from tests.tasks.sound import FRAME, HEARD, RATE_HZ, SOUNDS, spectrum
 from tests.tasks.toys import (
     CHANNELS,
@@ -21,7 +22,6 @@ from tests.tasks.toys import (
     PHOTOS,
     PLACES,
     REGIONS,
-    an_id,
     scene,
     toy_image_features,
     train_toy_fusion,

@@ -1,12 +1,11 @@
 """A world of 80 photographs that small models learn in seconds: an animal, its colour, a place.
 
 Run as a script it trains, printing the captions done, for tests that kill it:
-`python tests/tasks/toys.py language_model|fusion FOLDER`.
+`python -m tests.tasks.toys language_model|fusion FOLDER`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,8 +31,8 @@ from tasks.language_model import load_language_model, train_language_model
 from tasks.tables import read_table, tensor_column, write_table
 from tasks.text_features import make_text_features
 from tasks.vocabulary import make_vocabulary
+from tests.tasks.datasets import an_id
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ANIMALS, COLOURS, PLACES = (
     ("dog", "cat", "bird", "horse"),
     ("red", "black", "white"),
@@ -58,10 +57,6 @@ FUSION_SETTINGS = FusionSettings(
     epochs=6,
 )
 WITH_TEXT = FUSION_SETTINGS.model_copy(update={"text_epochs": 2, "epochs": 2})
-
-
-def an_id(name: str) -> str:
-    return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
 
 
 def scene(photo: int) -> tuple[str, str, str]:
