@@ -45,11 +45,15 @@ from tasks.listing import (
 
 
 class Told(NamedTuple):
-    """A caption as a line tells it, with the name of its photograph and its place ("captions.txt:17")."""
+    """A caption as a line tells it, with the name of its photograph and its place ("captions.txt:17").
+
+    `split` is its word for one, where the file has a column of them.
+    """
 
     place: str
     name: str
     caption: str
+    split: str = ""
 
 
 # ---- flickr8k ----
@@ -66,8 +70,12 @@ def _entries(source: Source, told: Iterator[Told | Problem], splits: dict[str, s
     for one in told:
         if isinstance(one, Problem):
             yield one
-        else:
-            yield from entries_of(source, one.name, [(one.place, one.caption)], splits.get(one.name))
+            continue
+        split, problem = told_split(one.split, one.place)
+        if problem:
+            yield problem
+            continue
+        yield from entries_of(source, one.name, [(one.place, one.caption)], split or splits.get(one.name))
 
 
 def flickr8k_captions(files: Files, path: str) -> Iterator[Told | Problem]:
@@ -111,7 +119,7 @@ class KaggleForm(NamedTuple):
     """How a file's lines stand: what is between their fields, and a third column, if there is one."""
 
     separator: str
-    between: str | None  # the column between name and caption: in Flickr30k's the number of the caption
+    between: str | None  # the column between name and caption: a split, or the number of the caption
     has_header: bool
 
 
@@ -141,8 +149,8 @@ def kaggle_captions(files: Files, path: str, form: KaggleForm) -> Iterator[Told 
     """The captions of one file, a line each, or several where a quoted one goes on."""
 
     def is_open(text: str) -> bool:
-        fields = _two_fields(text, form)
-        return fields is not None and ends_in_quotes(fields[1], "\0")
+        fields = _fields(text, form)
+        return fields is not None and ends_in_quotes(fields[-1], "\0")
 
     records = read_records(files, path, is_open, begins_with_photo(form.separator))
     for index, record in enumerate(records):
@@ -152,29 +160,29 @@ def kaggle_captions(files: Files, path: str, form: KaggleForm) -> Iterator[Told 
         if index == 0 and form.has_header:
             continue
         place = f"{path}:{record[0]}"
-        fields = _two_fields(record[1], form)
+        fields = _fields(record[1], form)
         if fields is not None:
-            yield Told(place, fields[0], _unquoted(fields[1]))
+            name, between, caption = fields
+            yield Told(place, name, _unquoted(caption), between if form.between == "split" else "")
         else:
             expected = f"expected a name, `{form.separator}` and a caption"
             yield malformed(place, f"{expected}, found {printable(record[1], 80)!r}")
 
 
-def _two_fields(text: str, form: KaggleForm) -> tuple[str, str] | None:
-    """Name and caption as they stand in a record; None where it does not have both."""
+def _fields(text: str, form: KaggleForm) -> tuple[str, str, str] | None:
+    """Name, what is between, and caption as they stand in a record; None where it does not have both."""
     quoted = QUOTED.match(text)
     at = text.find(form.separator, quoted.end() if quoted and quoted[1] else 0)
     name = _unquoted(text[: max(at, 0)])
     if not name:
         return None
     caption = text[at + 1 :]
-    if form.between is not None:
-        number, separator, rest = caption.partition(form.separator)
-        # A line of Flickr30k's file lacks the separator after the caption's number.
-        caption = rest if separator else re.sub(r"^\s*\d+\s+", "", number)
-        if not separator and caption == number:
-            return None
-    return name, caption.strip()
+    if form.between is None:
+        return name, "", caption.strip()
+    between, separator, rest = caption.partition(form.separator)
+    # A line of Flickr30k's file lacks the separator after the caption's number.
+    caption = rest if separator else re.sub(r"^\s*\d+\s+", "", between)
+    return None if not separator and caption == between else (name, _unquoted(between), caption.strip())
 
 
 def _unquoted(text: str) -> str:

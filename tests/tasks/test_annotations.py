@@ -84,6 +84,18 @@ def test_kaggle_captions_with_commas_and_quotes_in_either_form(root: Path) -> No
     assert found.reasons == [("captions.txt:11", "malformed")]
 
 
+def test_a_column_of_splits_between_name_and_caption_is_believed_and_a_wrong_word_is_a_reject(
+    root: Path,
+) -> None:
+    put(root, **{f"{name}.jpg": photo(number) for number, name in enumerate("abc")})
+    lines = ["image,split,caption", "a.jpg,test,A dog, that runs", 'b.jpg,"val","A ""cat"""', "c.jpg,later,A"]
+    put(root, **{"captions.txt": "\n".join(lines)})
+    found = read(root)
+    assert found.captions == {"a.jpg": ["A dog, that runs"], "b.jpg": ['A "cat"']}
+    assert found.splits == {"a.jpg": {"test"}, "b.jpg": {"dev"}}
+    assert found.reasons == [("captions.txt:4", "malformed")]
+
+
 def test_flickr30k_of_kaggle_has_a_number_between_two_bars(root: Path) -> None:
     lines = "image_name| comment_number| comment\na.jpg| 0| Two men | one woman .\n"
     lines += "a.jpg| 4   A dog runs .\na.jpg| x\n"
