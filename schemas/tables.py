@@ -116,6 +116,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "path": column(pl.String, SOME_TEXT),
         "other_paths": column(STRINGS),
         "source_id": column(pl.String, nullable=True),
+        "other_source_ids": column(STRINGS),  # of the files of other_paths, null where they have none
         "container": column(pl.String, nullable=True),
         "offset": column(pl.Int64, NOT_NEGATIVE, nullable=True),
         "size": column(pl.Int64, POSITIVE),

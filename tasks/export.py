@@ -26,10 +26,10 @@ def captioned(photos: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
 
     A photograph that lies in several files has a row for each.
     """
-    every_path = pl.concat_list(pl.concat_list("path"), "other_paths").alias("path")
-    files = (
-        photos.select(every_path, "photo_id", "source_id", "split").explode("path").sort("path", "photo_id")
-    )
+    every = [
+        pl.concat_list(pl.concat_list(name), f"other_{name}s").alias(name) for name in ("path", "source_id")
+    ]
+    files = photos.select("photo_id", "split", *every).explode("path", "source_id").sort("path", "photo_id")
     columns = predictions.select("photo_id", "caption", "score", "distance", "alternatives")
     return check(files.join(columns, on="photo_id", maintain_order="left"), "captioned")
 

@@ -389,19 +389,25 @@ def _split_name(column: str) -> pl.Expr:
 
 def _photos(copies: pl.DataFrame) -> pl.DataFrame:
     """One row a photograph, whatever the number of its files; by split, then photo_id."""
-    other_paths = pl.col("path").slice(1).alias("other_paths")
-    firsts = [
-        pl.col(name).first() for name in ("path", "container", "offset", "size", "width", "height", "format")
-    ]
-    source_id = pl.col("source_id").drop_nulls().first()
+    of_the_first = ("path", "source_id", "container", "offset", "size", "width", "height", "format", "kept")
+    of_the_others = [pl.col(name).slice(1).alias(f"other_{name}s") for name in ("path", "source_id")]
     photos = copies.group_by("photo_id", maintain_order=True).agg(
-        *firsts, other_paths, source_id, pl.col("kept").first()
+        *(pl.col(name).first() for name in of_the_first), *of_the_others
     )
     return (
         photos.sort(pl.col("kept").fill_null(len(SPLITS)), "photo_id")
         .with_columns(_split_name("kept").alias("split"))
         .select(
-            *("photo_id", "path", "other_paths", "source_id", "container", "offset", "size"),
+            *(
+                "photo_id",
+                "path",
+                "other_paths",
+                "source_id",
+                "other_source_ids",
+                "container",
+                "offset",
+                "size",
+            ),
             *("width", "height", "format", "split"),
         )
     )

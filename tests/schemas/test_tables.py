@@ -50,11 +50,15 @@ def valid(table: str) -> pl.DataFrame:
             return pl.DataFrame(
                 {
                     "photo_id": [A, B], "path": ["a.jpg", "b.jpg"], "other_paths": [[], ["c.jpg"]],
-                    "source_id": [None, "7"], "container": [None, "x.tar"], "offset": [None, 512],
+                    "source_id": [None, "7"], "other_source_ids": [[], [None]],
+                    "container": [None, "x.tar"], "offset": [None, 512],
                     "size": [1, 2], "width": [1, 2], "height": [1, 2], "format": ["jpeg", "png"],
                     "split": ["train", "unlabelled"],
                 },
-                schema_overrides={"width": pl.Int32, "height": pl.Int32, "other_paths": pl.List(pl.String)},
+                schema_overrides={
+                    "width": pl.Int32, "height": pl.Int32, "other_paths": pl.List(pl.String),
+                    "other_source_ids": pl.List(pl.String),
+                },
             )  # fmt: skip
         case "captions":
             return pl.DataFrame(

@@ -87,7 +87,7 @@ def photos_of(files: Mapping[str, bytes], splits: Mapping[str, str]) -> pl.DataF
     rows = [
         {
             "photo_id": photo_id(data), "path": path, "other_paths": [], "source_id": None,
-            "container": None, "offset": None, "size": len(data), "width": 64, "height": 48,
+            "other_source_ids": [], "container": None, "offset": None, "size": len(data), "width": 64, "height": 48,
             "format": "jpeg", "split": splits.get(path, "train"),
         }
         for path, data in files.items()
@@ -191,6 +191,7 @@ def many_captions(root: Path, count: int) -> Written:
         {"photo_id": ids, "path": [f"images/{number:07}.jpg" for number in range(count)]}
     ).select(
         "photo_id", "path", other_paths=pl.lit([], pl.List(pl.String)), source_id=pl.lit(None, pl.String),
+        other_source_ids=pl.lit([], pl.List(pl.String)),
         container=pl.lit(None, pl.String), offset=pl.lit(None, pl.Int64), size=pl.lit(1000, pl.Int64),
         width=pl.lit(64, pl.Int32), height=pl.lit(48, pl.Int32), format=pl.lit("jpeg"), split=pl.lit("train"),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from schemas.errors import BadPhoto
 from schemas.settings import ImagesSettings
-from schemas.tables import REASONS, check
+from schemas.tables import REASONS, check, dtypes_of
 from tasks.images import PAD_GREY, crop_to_square, decode, make_images, square_of
 from tasks.photos import photo_id, read_header
 from tasks.tables import tensor
@@ -350,7 +350,13 @@ def row(root: Path, name: str, data: bytes) -> dict[str, Any]:
     """Write a file, and give its row of the photos table."""
     (root / name).write_bytes(data)
     header = read_header(data, 10**9)
-    return {"photo_id": photo_id(data), "path": name, "other_paths": [], "source_id": None} | {
+    return {
+        "photo_id": photo_id(data),
+        "path": name,
+        "other_paths": [],
+        "source_id": None,
+        "other_source_ids": [],
+    } | {
         "container": None,
         "offset": None,
         "size": len(data),
@@ -361,23 +367,8 @@ def row(root: Path, name: str, data: bytes) -> dict[str, Any]:
     }
 
 
-PHOTOS: dict[str, Any] = {
-    "photo_id": pl.String,
-    "path": pl.String,
-    "other_paths": pl.List(pl.String),
-    "source_id": pl.String,
-    "container": pl.String,
-    "offset": pl.Int64,
-    "size": pl.Int64,
-    "width": pl.Int32,
-    "height": pl.Int32,
-    "format": pl.String,
-    "split": pl.String,
-}
-
-
 def photos_of(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    return check(pl.DataFrame(rows, schema=PHOTOS), "photos")
+    return check(pl.DataFrame(rows, schema=dtypes_of("photos")), "photos")
 
 
 def ignore(_: int) -> None:

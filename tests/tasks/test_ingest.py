@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from schemas.errors import BadCaption, BadPhoto, UnknownDataset
 from schemas.settings import IngestSettings
 from schemas.tables import REASONS, check
+from tasks.export import captioned
 from tasks.ingest import Ingested, caption_id, clean_caption, draw_split, ingest, listing_digest
 from tasks.listing import scan
 from tasks.photos import read_bytes, read_file
@@ -96,8 +97,9 @@ def test_photographs_are_named_by_their_bytes_and_sorted_by_split_then_name(root
     assert keys == sorted(keys)
     assert [key for key, _ in keys] == [0, 0, 1, 2, 2, 3]
     assert found.photos.row(0, named=True) | {"photo_id": "", "path": "", "size": 0} == {
-        "photo_id": "", "path": "", "other_paths": [], "source_id": None, "container": None, "offset": None,
-        "size": 0, "width": 8, "height": 6, "format": "jpeg", "split": "train",
+        "photo_id": "", "path": "", "other_paths": [], "source_id": None, "other_source_ids": [],
+        "container": None, "offset": None, "size": 0, "width": 8, "height": 6, "format": "jpeg",
+        "split": "train",
     }  # fmt: skip
     assert found.photos["size"].to_list() == [len(data[path]) for path in found.photos["path"]]
 
@@ -251,6 +253,19 @@ def test_one_split_for_everything_is_none(root: Path) -> None:
         path: draw_split(id_, 0.1, 0.1) for path, id_ in found.photos.select("path", "photo_id").iter_rows()
     } == (splits(found))
     assert found.photos["source_id"].to_list() == [path[10:-4] for path in found.photos["path"]]
+
+
+def test_each_file_of_a_photograph_keeps_its_own_number_of_the_data_set(root: Path) -> None:
+    names = ["0.jpg", "1.jpg", "2.jpg"]
+    put(root, **{f"train2017/{name}": photo(name == "1.jpg") for name in names})
+    put(root, **{"annotations/captions_train2017.json": coco(*names)})
+    photos = run(root).photos
+    said = photos.select("photo_id", caption=pl.lit("a"), score=pl.lit(-1.0, pl.Float32)).with_columns(
+        distance=pl.lit(None, pl.Float32), alternatives=pl.concat_list(pl.struct("caption", "score"))
+    )
+    assert captioned(photos, said).select("path", "source_id").rows() == [
+        (f"train2017/{name}", name[0]) for name in names
+    ]
 
 
 def test_several_annotation_files_are_splits_and_nothing_is_added_to_them(root: Path) -> None:
