@@ -87,8 +87,8 @@ def photos_of(files: Mapping[str, bytes], splits: Mapping[str, str]) -> pl.DataF
     rows = [
         {
             "photo_id": photo_id(data), "path": path, "other_paths": [], "source_id": None,
-            "other_source_ids": [], "container": None, "offset": None, "size": len(data), "width": 64, "height": 48,
-            "format": "jpeg", "split": splits.get(path, "train"),
+            "other_source_ids": [], "container": None, "offset": None, "size": len(data), "width": 64,
+            "height": 48, "format": "jpeg", "split": splits.get(path, "train"),
         }
         for path, data in files.items()
     ]  # fmt: skip
