@@ -27,6 +27,7 @@ from tasks.layouts import detect
 from tasks.listing import scan
 from tasks.networks import resolved_precision, weights_digest
 from tasks.shards import Cut, Shard, Stage, changed_files, cut, in_place, lineage_of, path_of
+from tasks.tables import read_table
 from tasks.walk import Walk, Walked
 from tasks.workspace import digest_of
 
@@ -73,7 +74,7 @@ def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
     ingest = wiring.ingest()
     features = wiring.image_features(wiring.images(ingest))
     tokens = wiring.tokens(ingest)
-    vocabulary = wiring.vocabulary(tokens)
+    vocabulary = wiring.vocabulary(ingest, tokens)
     language_model = wiring.language_model(tokens, vocabulary)
     text_features = wiring.text_features(tokens, vocabulary, language_model)
     gist = wiring.gist(ingest, tokens, features, vocabulary)
@@ -254,13 +255,13 @@ class Wiring:
         settings = self.settings.captions
         return self._cut(stages.CAPTIONS, settings, "captions", ingest, stopwords=self._stopwords())
 
-    def vocabulary(self, tokens: Walked) -> Walked:
+    def vocabulary(self, ingest: Walked, tokens: Walked) -> Walked:
         """Of the training captions, photographed or not. Raises UsageError where there are none."""
         train = tokens.of(*LEARNED_FROM)
         if not train:
             raise UsageError(
-                f"'{self.dataset}' has no training captions, so there is nothing to learn from; "
-                "caption its photographs with the model in the box: cutline caption … --out FILE"
+                f"'{self.dataset}' has no training captions, so there is nothing to learn from; caption its "
+                f"photographs with the model in the box: cutline caption … --out FILE{self._not_read(ingest)}"
             )
         return self._whole(
             stages.VOCABULARY,
@@ -268,6 +269,15 @@ class Wiring:
             _shards("tokens", train, "tokens"),
             counted=train,
         )
+
+    def _not_read(self, ingest: Walked) -> str:
+        """A line for each of the first texts and tables that nothing was read from."""
+        if not (ingest.one and ingest.one.has("rejects.parquet")):
+            return ""
+        path = self.walk.workspace.file(ingest.one.output("rejects.parquet").path)
+        unread = read_table(path, "rejects").filter(pl.col("reason") == "not_read").head(3)
+        told = unread.select("name", "detail").iter_rows()
+        return "".join(f"\n  {name} was not read: {detail}" for name, detail in told)
 
     def language_model(self, tokens: Walked, vocabulary: Walked) -> Walked:
         """Learns from the training captions, photographed or not; stops by the dev ones with a photograph."""

@@ -86,6 +86,17 @@ def test_a_folder_without_photographs_or_captions_is_no_data_set(tmp_path: Path)
     assert "1 × .md" in output
 
 
+def test_without_captions_to_learn_from_a_run_names_the_tables_that_it_did_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    draw(folder / "4711.png", 1)
+    (folder / "products.csv").write_text("sku;description\n4711;A red ball\n")
+    code, output = ask("status", folder, "--workspace", tmp_path / "w")
+    assert code == 2
+    assert "no training captions" in output
+    assert "products.csv was not read" in output
+
+
 @pytest.mark.parametrize(
     "error",
     [
