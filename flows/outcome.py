@@ -12,7 +12,6 @@ import polars as pl
 from schemas.errors import UsageError
 from schemas.records import Record, RunRecord
 from schemas.settings import Settings
-from schemas.tables import NOTICES
 from tasks.history import REJECTING
 from tasks.listing import is_valid, printable
 from tasks.walk import Walk
@@ -110,14 +109,7 @@ def held_out_scores(path: Path) -> dict[str, float]:
 
 def reject_rate(walk: Walk) -> float:
     """Share, 0 to 1, of the rows read from the data set that were rejected; notices do not count."""
-    rejected = rows = 0
-    for walked in walk.stages:
-        for record in walked.present if walked.stage.name in REJECTING else []:
-            if record.stage == "ingest":
-                rows = record.rows_in
-            if record.has("rejects.parquet"):
-                reasons = pl.read_parquet(walk.workspace.file(record.output("rejects.parquet").path))[
-                    "reason"
-                ]
-                rejected += int((~reasons.is_in(list(NOTICES))).sum())
+    rejecting = [walked for walked in walk.stages if walked.stage.name in REJECTING]
+    rejected = sum(record.rejected for walked in rejecting for record in walked.present)
+    rows = sum(record.rows_in for walked in rejecting[:1] for record in walked.present)
     return rejected / rows if rows else 0.0
