@@ -19,7 +19,7 @@ from tasks.fusion import build_fusion
 from tasks.language_model import build_language_model
 from tasks.networks import weights_digest
 from tasks.shards import Shard
-from tasks.stages import CAPTION, Work, _captioner
+from tasks.stages import CAPTION, Work, _captioner, _load_captioner
 from tasks.tables import write_table
 from tasks.training import make_repeatable, save_weights
 from tasks.workspace import Workspace, digest_of_file
@@ -190,6 +190,17 @@ def test_a_bundle_that_was_replaced_in_its_place_is_loaded_again(
     save_weights(another.model, bundle / "language_model.weights.h5")
     kept, found = (words.language_model.embedding.embeddings.numpy() for words in (first, captioner()))
     assert np.abs(kept - found).max() > 0.01
+
+
+def test_a_bundle_replaced_between_the_look_and_the_load_captions_nothing(bundle: Path) -> None:
+    """Else captions of the new files would lie under the old ones' key, and be believed ever after."""
+    files = ModelFiles.within(bundle)
+    looked_at = tuple(map(digest_of_file, files))
+    make_repeatable(5)
+    another = build_language_model(toy_vocabulary().height, LM_SETTINGS)
+    save_weights(another.model, files.language_model)
+    with pytest.raises(StaleModel, match="replaced while it was used"):
+        _load_captioner(files, looked_at, LM_SETTINGS, FUSION_SETTINGS, CHANNELS)
 
 
 def test_a_folder_that_is_no_bundle_is_wrong_usage(tmp_path: Path) -> None:
