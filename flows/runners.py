@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ from tasks.cluster import LOCAL, scheduler_of
 
 CORES_A_WORKER = 4  # of a cluster on this machine; TensorFlow gains little from more
 STOPPED = "cutline: stopped; the same command goes on from here"
-ENDS_WITHIN_S = 5.0  # of Ctrl-C
+ENDS_WITHIN_S = 5.0  # of Ctrl-C or SIGTERM
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+KILL_AT_END_OF_INPUT = 'read -r _; kill -KILL "$0" 2>/dev/null'
 
 
 def start(flow: str, *args: Any, root: Path, runner: str = LOCAL, **kwargs: Any) -> RunRecord:
@@ -31,11 +34,12 @@ def start(flow: str, *args: Any, root: Path, runner: str = LOCAL, **kwargs: Any)
     address = scheduler_of(runner)  # fails before Prefect is imported, if it must
     url = choose_server(root)
     _check_server(runner, address, url)
-    with _ended_by_ctrl_c():
+    with _ended_by_signals() as take_signals:
         from flows import prefect_flows
 
         embedded = None if url else _start_embedded()
-        called: Callable[..., RunRecord] = getattr(prefect_flows, flow)
+        # Prefect takes SIGTERM for itself when a flow begins.
+        called = getattr(prefect_flows, flow).with_options(on_running=[take_signals])
         if runner == LOCAL:
             return prefect_flows.from_terminal(called, *args, **kwargs)
         with _on_dask(called, address, embedded, root) as on_dask:
@@ -43,52 +47,74 @@ def start(flow: str, *args: Any, root: Path, runner: str = LOCAL, **kwargs: Any)
 
 
 def _start_embedded() -> str:
-    """Start Prefect's embedded server, which ends with this process; its address.
+    """Start Prefect's embedded server, which ends with this process, also where that is killed; its address.
 
     A terminal sends Ctrl-C to this process and to the server. It must not end the server, at which
     this process then writes down that the run has ended: what is blocked here stays so in its children.
     """
     from prefect.server.api.server import SubprocessASGIServer
 
+    class Embedded(SubprocessASGIServer):
+        def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
+            process = super()._run_uvicorn_command()
+            self.killer = _killer_of(process.pid)  # again where the first had found its port taken
+            return process
+
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        server = SubprocessASGIServer()  # the one of this process, which Prefect takes too
+        server = Embedded()  # the one of this process, which Prefect takes too
         server.start()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     return server.api_url
 
 
+def _killer_of(pid: int) -> subprocess.Popen[bytes]:
+    """A shell that kills a child of this process once this process is gone, in whatever way.
+
+    It waits for the end of its input, whose other end this process alone holds.
+    """
+    command = ["/bin/sh", "-c", KILL_AT_END_OF_INPUT, str(pid)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 the command is ours
+
+
 @contextmanager
-def _ended_by_ctrl_c() -> Iterator[None]:
-    """Have Ctrl-C end the process in ENDS_WITHIN_S at most, and the second at once.
+def _ended_by_signals() -> Iterator[Callable[..., None]]:
+    """Have Ctrl-C and SIGTERM end the process in ENDS_WITHIN_S at most, and the second at once.
 
     Left to itself Prefect waits for the shard in the making, which may be an hour of training. Until then
-    the terminal is put in order, and Prefect told that the run has ended.
+    the terminal is put in order, and Prefect told that the run has ended. Yields what takes the signals
+    again from whoever has taken them since.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # called by other code, to whom signals belong
+        yield lambda *_: None  # called by other code, to whom signals belong
         return
 
     ends = threading.Event()
 
     def interrupt(_number: int, _frame: Any) -> NoReturn:
         ends.set()
-        signal.signal(signal.SIGINT, lambda _number, _frame: _stop())
+        answer_with(lambda _number, _frame: _stop())
         wait = threading.Timer(ENDS_WITHIN_S, _stop)
         wait.daemon = True
         wait.start()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    def answer_with(handler: Callable[[int, Any], NoReturn]) -> None:
+        for number in END_SIGNALS:
+            signal.signal(number, handler)
+
+    before = {number: signal.getsignal(number) for number in END_SIGNALS}
+    answer_with(interrupt)
     try:
-        yield
+        yield lambda *_: answer_with(interrupt)
     except BaseException:
         if ends.is_set():  # whatever Prefect made of it
             _stop()
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop() -> NoReturn:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -260,10 +261,34 @@ def test_ctrl_c_ends_a_run_in_seconds_and_the_same_command_goes_on_from_there(
     ran: Ran, tmp_path: Path
 ) -> None:
     copy = ran.copy(tmp_path)
-    known = set((copy.workspace / "shards" / "images").iterdir())
-    arguments = [
-        "run", str(copy.dataset), "--workspace", str(copy.workspace), *small(), "--set", "images.crop=pad"
-    ]  # fmt: skip
+    # A terminal tells every process that runs in it.
+    code, told = ended_at_work(copy, lambda process: os.killpg(process.pid, signal.SIGINT))
+    assert told.splitlines()[-1] == STOPPED
+    assert code == 1
+    record = copy.run(*PADDED)
+    images = next(stage for stage in record["stages"] if stage["name"] == "images")
+    assert images["reused"] > 0
+    assert record["scores"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_killed_leaves_no_process_behind(
+    ran: Ran, tmp_path: Path, number: signal.Signals
+) -> None:
+    code, told = ended_at_work(ran.copy(tmp_path), lambda process: process.send_signal(number))
+    if number == signal.SIGTERM:
+        assert told.splitlines()[-1] == STOPPED
+        assert code == 1
+
+
+STOPPED = "cutline: stopped; the same command goes on from here"
+PADDED = ["--set", "images.crop=pad"]  # so that there is work on photographs
+
+
+def ended_at_work(ran: Ran, end: Callable[[subprocess.Popen[str]], None]) -> tuple[int, str]:
+    """End a run at its second stage; its exit code, and what it and its children said until all had ended."""
+    known = set((ran.workspace / "shards" / "images").iterdir())
+    arguments = ["run", str(ran.dataset), "--workspace", str(ran.workspace), *small(), *PADDED]
     process = subprocess.Popen(
         [sys.executable, "-m", "flows", *arguments],
         cwd=REPOSITORY,
@@ -272,20 +297,13 @@ def test_ctrl_c_ends_a_run_in_seconds_and_the_same_command_goes_on_from_there(
         start_new_session=True,
     )
     try:
-        wait_for(
-            lambda: set((copy.workspace / "shards" / "images").glob("*.json")) - known, process, "images"
-        )
-        os.killpg(process.pid, signal.SIGINT)  # a terminal tells every process that runs in it
-        _, told = process.communicate(timeout=20)
+        wait_for(lambda: set((ran.workspace / "shards" / "images").glob("*.json")) - known, process, "images")
+        end(process)
+        _, told = process.communicate(timeout=20)  # to its end, which is when no process holds it any more
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert told.splitlines()[-1] == "cutline: stopped; the same command goes on from here"
-    assert process.returncode == 1
-    record = json.loads(cutline(*arguments, "--json").stdout)
-    images = next(stage for stage in record["stages"] if stage["name"] == "images")
-    assert images["reused"] > 0
-    assert record["scores"]
+    return process.returncode, told
 
 
 def wait_for(happened, process: subprocess.Popen, what: str) -> None:
