@@ -83,7 +83,7 @@ def is_lost(tags: Sequence[str]) -> bool:
         host, _, process = tag.removeprefix(TAG).rpartition(":")[0].rpartition(":")
         start = tag.rpartition(":")[2]
         if tag.startswith(TAG) and host == socket.gethostname() and process.isdigit():
-            return not is_alive(int(process)) or started(int(process)) != start
+            return not is_alive(int(process), start)
     return False
 
 

@@ -266,7 +266,8 @@ class Workspace:
     def scratch(self) -> Iterator[Path]:
         """A folder of this process alone, gone afterwards; its name tells a later run whose it was."""
         self.mark()
-        folder = self.root / "tmp" / f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+        owner = f"{platform.node()}:{os.getpid()}:{started(os.getpid())}"
+        folder = self.root / "tmp" / f"{owner}-{uuid.uuid4().hex[:12]}"
         folder.mkdir(parents=True)
         try:
             yield folder
@@ -276,8 +277,9 @@ class Workspace:
     def clear_scratch(self) -> None:
         """Remove what killed processes of this machine left half done."""
         for folder in (self.root / "tmp").glob(f"{glob.escape(platform.node())}:*:*"):
-            pid = folder.name.rsplit(":", 2)[1]
-            if pid.isdigit() and not is_alive(int(pid)):
+            _, pid, rest = folder.name.rsplit(":", 2)
+            start = rest.rpartition("-")[0]  # none in the names of former versions
+            if pid.isdigit() and not is_alive(int(pid), start):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def partial(self, stage: str, key: str) -> Path:
@@ -477,13 +479,12 @@ class Workspace:
         """Say that this process is at work on the workspace, so that nothing is pruned under it."""
         self.mark()
         self.clear_scratch()
-        self.write_text(self.marker, datetime.now(UTC).isoformat(timespec="seconds"))
+        self._clear_markers()
+        self.write_text(self.marker, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n{started(os.getpid())}")
         try:
             yield
         finally:
-            if self.store:
-                self.store.remove([self.marker])
-            (self.root / self.marker).unlink(missing_ok=True)
+            self._remove_marker(self.marker)
 
     @property
     def marker(self) -> str:
@@ -496,19 +497,38 @@ class Workspace:
 
     def at_work(self) -> list[str]:
         """Processes at work on the workspace; of another machine's all that did not end by themselves."""
+        found = []
+        for path, node, pid in self._markers():
+            if node != platform.node():
+                where = self.reached_at(path)
+                found.append(f"process {pid} of {node}; if it was killed, remove {where}")
+            elif self._is_at_work(path, pid):
+                found.append(f"process {pid}")
+        return found
+
+    def _clear_markers(self) -> None:
+        """Remove those of killed processes of this machine."""
+        for path, node, pid in self._markers():
+            if node == platform.node() and not self._is_at_work(path, pid):
+                self._remove_marker(path)
+
+    def _markers(self) -> list[tuple[str, str, str]]:
+        """The path, the machine and the number of the process of each marker."""
         if self.store:
             names = [path.rpartition("/")[2] for path in self.store.listing("running")]
         else:
-            names = [path.name for path in (self.root / "running").glob("*:*")]
-        found = []
-        for name in sorted(names):
-            node, _, pid = name.rpartition(":")
-            if node == platform.node():
-                found += [f"process {pid}"] if pid.isdigit() and is_alive(int(pid)) else []
-            else:
-                what = self.reached_at(f"running/{name}")
-                found.append(f"process {pid} of {node}; if it was killed, remove {what}")
-        return found
+            names = [path.name for path in (self.root / "running").glob("[!.]*:*")]
+        return [(f"running/{name}", *name.rpartition(":")[::2]) for name in sorted(names)]
+
+    def _is_at_work(self, path: str, pid: str) -> bool:
+        """Whether the process of this machine is alive that wrote a marker."""
+        start = (self._read(path) or b"").decode("utf-8", "replace").partition("\n")[2]
+        return pid.isdigit() and is_alive(int(pid), start)
+
+    def _remove_marker(self, path: str) -> None:
+        if self.store:
+            self.store.remove([path])
+        (self.root / path).unlink(missing_ok=True)
 
     # -- code and runs ------------------------------------------------------------------------
 
@@ -615,15 +635,15 @@ class ReadOnlyWorkspace(Workspace):
         """Nothing is written."""
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs under that number."""
+def is_alive(pid: int, start: str = "") -> bool:
+    """Whether a process of this machine runs under that number, and is the one that `started` then."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
-    return True
+        pass  # of another user
+    return start in ("", started(pid))
 
 
 def started(pid: int) -> str:

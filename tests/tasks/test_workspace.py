@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from schemas.errors import DamagedFile
 from schemas.records import Record, RunRecord
-from tasks.workspace import Workspace
+from tasks.workspace import Workspace, started
 from tests import REPOSITORY
 
 NAMES = ("20260101-000000-000001", "20260102-000000-000002", "20260103-000000-000003")
@@ -108,6 +109,55 @@ def test_scratch_of_a_killed_process_is_cleared_and_of_a_living_one_kept(tmp_pat
         assert len(list((tmp_path / "tmp").iterdir())) == 2
         workspace.clear_scratch()
         assert list((tmp_path / "tmp").iterdir()) == [mine]
+
+
+@pytest.fixture(params=["folder", "store"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Workspace:
+    """A workspace, in a folder or on a store, in which nothing lies yet."""
+    return Workspace(tmp_path if request.param == "folder" else f"memory://{tmp_path.name}")
+
+
+def leave(workspace: Workspace, pid: int, start: str | None) -> str:
+    """What a killed run leaves: its marker, whose path is returned, and a scratch folder.
+
+    Without a `start` as former versions wrote them.
+    """
+    marker = f"running/{platform.node()}:{pid}"
+    workspace.write_text(marker, "2026-11-26T20:00:00Z" + ("" if start is None else f"\n{start}"))
+    (workspace.root / "tmp" / f"{platform.node()}:{pid}:{'' if start is None else f'{start}-'}0f").mkdir(
+        parents=True
+    )
+    return marker
+
+
+@pytest.mark.parametrize("has_start", [True, False])
+def test_what_a_process_that_is_alive_has_begun_stays(empty: Workspace, has_start: bool) -> None:
+    alive = os.getppid()
+    marker = leave(empty, alive, started(alive) if has_start else None)
+    with empty.at_work_on():
+        assert len(list((empty.root / "tmp").iterdir())) == 1
+    assert empty.has(marker)
+    assert empty.at_work() == [f"process {alive}"]
+
+
+def test_a_process_that_has_the_number_of_a_killed_run_is_no_run(empty: Workspace) -> None:
+    marker = leave(empty, os.getppid(), "1")
+    assert empty.at_work() == []
+    with empty.at_work_on():
+        assert empty.at_work() == [f"process {os.getpid()}"]
+    assert not empty.has(marker)
+    assert list((empty.root / "tmp").iterdir()) == []
+
+
+def test_the_marker_of_another_machine_stays_and_one_half_written_is_none(empty: Workspace) -> None:
+    empty.write_text("running/elsewhere:7", "2026-11-26T20:00:00Z\n1")
+    beside = empty.root / "running" / ".elsewhere:8.0123456789ab"
+    beside.parent.mkdir(exist_ok=True)
+    beside.write_text("")
+    with empty.at_work_on():
+        pass
+    where = empty.reached_at("running/elsewhere:7")
+    assert empty.at_work() == [f"process 7 of elsewhere; if it was killed, remove {where}"]
 
 
 @pytest.fixture(params=["folder", "store"])
