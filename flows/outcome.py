@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -18,6 +20,7 @@ from tasks.walk import Walk
 from tasks.workspace import Workspace
 
 MODEL_PARTS = ("language_model", "fusion", "vocabulary", "matching")
+TIME = "%Y%m%d-%H%M%S"  # with which the names of runs begin, so that they sort by it
 
 
 def existing(dataset: Path) -> Path:
@@ -61,7 +64,7 @@ def describe(walk: Walk, command: str, dataset: Path, settings: Settings) -> Run
     report, bundle, evaluate, leaks = (_one(walk, name) for name in ("report", "bundle", "evaluate", "leaks"))
     workspace = walk.workspace
     return RunRecord(
-        run=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
+        run=_new_name(workspace),
         command=command,
         dataset=str(dataset),
         workspace=workspace.where,
@@ -81,6 +84,15 @@ def describe(walk: Walk, command: str, dataset: Path, settings: Settings) -> Run
         stages=[walked.summary() for walked in walk.stages],
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _new_name(workspace: Workspace) -> str:
+    """The name of a run that ends now: after that of every other, also where the clock was set back."""
+    time = datetime.now(UTC)
+    newest = next((name for name in workspace.run_names() if re.match(r"\d{8}-\d{6}-", name)), "")
+    with suppress(ValueError, OverflowError):  # there is none, or it is of no time that there is
+        time = max(time, datetime.strptime(newest[:15], TIME).replace(tzinfo=UTC) + timedelta(seconds=1))
+    return f"{time:{TIME}}-{secrets.token_hex(3)}"
 
 
 def _one(walk: Walk, name: str) -> Record | None:

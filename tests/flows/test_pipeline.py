@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.outcome import describe, last_run, reject_rate
+from flows.outcome import describe, finish, last_run, reject_rate
 from flows.pipeline import Wiring
 from flows.prune import find_unused, remove
 from schemas.records import Record
@@ -118,6 +118,22 @@ def test_prune_keeps_the_packs_that_a_run_refers_to_and_no_others(dataset: Path,
     next((store.root / "runs").iterdir()).unlink()
     remove(find_unused(store.root))
     assert not list((store.root / "packs").iterdir())
+
+
+def test_the_run_made_last_is_the_newest_also_after_the_clock_was_set_back(
+    dataset: Path, tmp_path: Path
+) -> None:
+    store = Workspace(tmp_path / "workspace")
+    before = describe(look(store, dataset), "run", dataset, SETTINGS)
+    before = before.model_copy(update={"run": "20991231-235959-ffffff"})
+    store.write_run(before)
+    store.write_text("runs/notes.json", "of no run")
+    (dataset / "beside.png").unlink()
+    run = finish(look(store, dataset), "run", dataset, SETTINGS)
+    assert run.run.startswith("21000101-000000-")
+    assert [found.run for found in store.runs()] == [run.run, before.run]
+    remove(find_unused(store.root, keep=1))
+    assert [found.run for found in store.runs()] == [run.run]
 
 
 def test_looking_at_a_data_set_copies_no_photographs_that_the_workspace_holds(
