@@ -21,7 +21,15 @@ from schemas.errors import CutlineError, UnknownDataset, UsageError
 
 DONE, FAILED, WRONG_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
 GO_ON = ("run", "reprocess", "caption", "rejects")  # when they are called again after Ctrl-C
-NO_SPACE = os.strerror(errno.ENOSPC)  # in whatever a library makes of it
+FREE_SOME = "on the disk of '{where}': free some and run it again; what was made is kept"
+ELSEWHERE = "--workspace and --out name other places"
+FAULTS = {  # of a disk, by the system's number: what was expected, what was found, what to do
+    errno.ENOSPC: f"no space is left {FREE_SOME}",
+    errno.EDQUOT: f"no space of your quota is left {FREE_SOME}",
+    errno.EROFS: f"'{{where}}': expected a disk that can be written, found a read-only one; {ELSEWHERE}",
+    errno.EACCES: f"'{{where}}': expected to be let at it, found no permission; change who may "
+    f"(chmod, chown); {ELSEWHERE}",
+}
 WORKSPACE = "cutline.workspace"  # the command's, where a message needs it
 
 
@@ -41,14 +49,10 @@ class Commands(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(DONE)
         except Exception as error:
-            if NO_SPACE not in str(error):
+            told = _fault_of_disk(error, ctx.meta.get(WORKSPACE, "where it works"))
+            if told is None:
                 raise
-            where = getattr(error, "filename", None) or ctx.meta.get(WORKSPACE, "where it works")
-            click.echo(
-                f"cutline: no space is left on the disk of '{where}': free some and run it again; "
-                "what was made is kept",
-                err=True,
-            )
+            click.echo(f"cutline: {told}", err=True)
             ctx.exit(FAILED)
         except KeyboardInterrupt:
             if ctx.invoked_subcommand not in GO_ON:
@@ -57,6 +61,23 @@ class Commands(click.Group):
 
             click.echo(STOPPED, err=True)
             ctx.exit(FAILED)
+
+
+def _fault_of_disk(error: Exception, workspace: object) -> str | None:
+    """What to tell of an error that a disk or its permissions are to blame for, else None."""
+    named = getattr(error, "filename", None)
+    where = _there(Path(named)) if isinstance(named, str) else workspace
+    if isinstance(error, PermissionError) and named:
+        return FAULTS[errno.EACCES].format(where=where)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if os.strerror(number) in str(error):  # in whatever a library makes of it
+            return FAULTS[number].format(where=where)
+    return None
+
+
+def _there(path: Path) -> Path:
+    """A path, or the folder above it that is there: what was to be made has a name that says nothing."""
+    return next((above for above in (path, *path.parents) if os.path.exists(above)), path)  # noqa: PTH110
 
 
 def examples(*lines: str) -> str:

@@ -18,6 +18,7 @@ from flows.server import choose_server, is_loopback
 from schemas.errors import UsageError
 from schemas.records import RunRecord
 from tasks.cluster import LOCAL, scheduler_of
+from tasks.workspace import Workspace
 
 CORES_A_WORKER = 4  # of a cluster on this machine; TensorFlow gains little from more
 STOPPED = "cutline: stopped; the same command goes on from here"
@@ -29,9 +30,11 @@ KILL_AT_END_OF_INPUT = 'read -r _; kill -KILL "$0" 2>/dev/null'
 def start(flow: str, *args: Any, root: Path, runner: str = LOCAL, **kwargs: Any) -> RunRecord:
     """Call a flow of `flows.prefect_flows` by its name, from a terminal, on a runner.
 
-    `root` is the folder for the embedded server's state. Raises UsageError, ClusterFailed.
+    `root` is the folder for the embedded server's state. Raises UsageError, ClusterFailed, OSError where
+    nothing can be written there.
     """
     address = scheduler_of(runner)  # fails before Prefect is imported, if it must
+    Workspace(root).check_writable()  # of what else fails there Prefect says nothing for two minutes
     url = choose_server(root)
     _check_server(runner, address, url)
     with _ended_by_signals() as take_signals:

@@ -107,6 +107,11 @@ class Workspace:
             self.root.mkdir(parents=True, exist_ok=True)
             marker.write_text("Cutline keeps here what it makes.\n", encoding="utf-8")
 
+    def check_writable(self) -> None:
+        """Write a file and take it away again. Raises OSError."""
+        with self.scratch() as folder:
+            (folder / "written").write_bytes(b"x")
+
     # -- records ------------------------------------------------------------------------------
 
     def look_ahead(self, stage: str, keys: Iterable[str]) -> None:
@@ -557,8 +562,9 @@ class Workspace:
             return False
 
     def keep_code(self) -> None:
-        """Write down what `recall_code` takes over."""
-        self.write_text(self.root / CODE_KNOWN, known_code())  # of this machine, also before a store
+        """Write down what `recall_code` takes over, where that can be done: it only spares time."""
+        with suppress(OSError):
+            self.write_text(self.root / CODE_KNOWN, known_code())  # of this machine, also before a store
 
     def write_run(self, run: RunRecord) -> None:
         """Write down a run; what it refers to is kept by `cutline prune`."""

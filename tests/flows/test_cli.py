@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import cv2
@@ -97,26 +98,51 @@ def test_without_captions_to_learn_from_a_run_names_the_tables_that_it_did_not_r
     assert "products.csv was not read" in output
 
 
+NO_SPACE = "left on the disk of '{where}': free some and run it again; what was made is kept"
+
+
 @pytest.mark.parametrize(
-    "error",
+    ("error", "told"),
     [
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-        pl.exceptions.ComputeError("parquet: underlying IO error: No space left on device (os error 28)"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), f"no space is {NO_SPACE}"),
+        (
+            pl.exceptions.ComputeError("parquet: underlying IO error: No space left on device (os error 28)"),
+            f"no space is {NO_SPACE}",
+        ),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), f"no space of your quota is {NO_SPACE}"),
+        (
+            OSError(errno.EROFS, os.strerror(errno.EROFS)),
+            "'{where}': expected a disk that can be written, found a read-only one; --workspace and --out "
+            "name other places",
+        ),
+        (
+            PermissionError(errno.EACCES, os.strerror(errno.EACCES), "{where}/tmp/new/half"),
+            "'{where}': expected to be let at it, found no permission; change who may (chmod, chown); "
+            "--workspace and --out name other places",
+        ),
     ],
 )
-def test_a_full_disk_is_told_of_in_one_line(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_disk_that_cannot_be_written_is_told_of_in_one_line(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(*_arguments: object) -> None:
+        if isinstance(error, OSError) and error.filename:
+            error.filename = error.filename.format(where=tmp_path)
         raise error
 
     monkeypatch.setattr("flows.run.run", fail)
     code, output = ask("run", "data/sample", "--workspace", tmp_path)
     assert code == 1
-    assert output == (
-        f"cutline: no space is left on the disk of '{tmp_path}': free some and run it again; "
-        "what was made is kept\n"
-    )
+    assert output == f"cutline: {told.format(where=tmp_path)}\n"
+
+
+def test_a_workspace_that_cannot_be_written_is_told_of_before_a_server_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flows.runners.choose_server", lambda _root: pytest.fail("it was looked for"))
+    code, output = ask("run", "data/sample", "--workspace", "/sys/cutline")  # where nobody may make folders
+    assert code == 1
+    assert re.fullmatch(r"cutline: '/(sys)?': expected .*, found .*\n", output)
 
 
 def test_more_rejects_than_the_set_rate_end_with_3(ran: Ran, tmp_path: Path) -> None:
