@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -672,7 +673,8 @@ def dashboard(port: int, workspace: Path) -> None:
     """Show a workspace in the browser: data sets, runs, captions, what is stale; changes nothing."""
     from flows.dashboard.app import serve
 
-    serve(workspace, port, lambda url: click.echo(f"dashboard of {workspace}: {url}  (Ctrl-C ends it)"))
+    with suppress(KeyboardInterrupt):
+        serve(workspace, port, lambda url: click.echo(f"dashboard of {workspace}: {url}  (Ctrl-C ends it)"))
 
 
 def _as_json(record: Any) -> str:

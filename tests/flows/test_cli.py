@@ -6,6 +6,10 @@ import errno
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import cv2
@@ -17,6 +21,7 @@ from click.testing import CliRunner
 from flows.captioning import common_folder
 from flows.cli import main
 from schemas.tables import dtypes_of
+from tests import REPOSITORY
 from tests.flows.conftest import Ran, cutline, draw, small
 
 COMMANDS = [
@@ -363,3 +368,18 @@ def test_prune_shows_then_removes_what_no_run_refers_to(ran: Ran, tmp_path: Path
     assert "removed 1 files" in output
     assert copy.made(copy.run()) == {}
     assert copy.run()["run"] == first["run"]
+
+
+def test_ctrl_c_ends_the_dashboard_as_what_was_asked_for(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flows", "dashboard", "--port", "0", "--workspace", str(tmp_path)]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout
+        urllib.request.urlopen(process.stdout.readline().split()[-4], timeout=20).read()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20) == ("", "")
+    finally:
+        process.kill()
+    assert process.returncode == 0
