@@ -1,8 +1,9 @@
 """The workspace: where shards, records, bundles, reports and runs lie, and how they get there.
 
-A file appears under its name only when it is whole: it is written beside, flushed to disk and
-renamed; on an object store, put in one request. A record is written after its outputs. So a process
-may be killed at any moment, and two may run at once, without a lock: what is there is whole.
+A file appears under its name only when it is whole: it is written in tmp/ (from where the next run
+removes it if this one is killed), flushed to disk and renamed; on an object store, put in one request.
+A record is written after its outputs. So a process may be killed at any moment, and two may run at
+once, without a lock: what is there is whole.
 
 Behind a workspace with an address stands an object store, with the same names; its folder is then a
 cache of this machine. A file of the cache is trusted as any other: by its size and time, else by its
@@ -227,10 +228,10 @@ class Workspace:
             return
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
-        beside.write_text(text, encoding="utf-8")
-        _flush(beside)
-        beside.replace(target)
+        with self._half() as half:
+            half.write_text(text, encoding="utf-8")
+            _flush(half)
+            half.replace(target)
 
     def _read(self, path: str) -> bytes | None:
         """The bytes of a small file; None where there is none."""
@@ -257,10 +258,10 @@ class Workspace:
         seen = self._seen(path, listed)
         if data is not None and len(data) == listed.size:
             seen.parent.mkdir(parents=True, exist_ok=True)
-            beside = seen.with_name(f".{uuid.uuid4().hex[:12]}")
-            beside.write_bytes(data)
-            beside.replace(seen)
-            for former in seen.parent.glob("[!.]*"):
+            with self._half() as half:
+                half.write_bytes(data)
+                half.replace(seen)
+            for former in seen.parent.iterdir():
                 if former != seen:
                     former.unlink(missing_ok=True)
         return data
@@ -269,23 +270,41 @@ class Workspace:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder of this process alone, gone afterwards; its name tells a later run whose it was."""
-        self.mark()
-        owner = f"{platform.node()}:{os.getpid()}:{started(os.getpid())}"
-        folder = self.root / "tmp" / f"{owner}-{uuid.uuid4().hex[:12]}"
-        folder.mkdir(parents=True)
+        """A folder of this process alone, gone afterwards."""
+        folder = self._own_path()
+        folder.mkdir()
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    @contextmanager
+    def _half(self) -> Iterator[Path]:
+        """Where this process alone writes one file, to be renamed once it is whole; else gone afterwards."""
+        path = self._own_path()
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _own_path(self) -> Path:
+        """A new path; its name tells a later run whose it was."""
+        self.mark()
+        owner = f"{platform.node()}:{os.getpid()}:{started(os.getpid())}"
+        (self.root / "tmp").mkdir(exist_ok=True)
+        return self.root / "tmp" / f"{owner}-{uuid.uuid4().hex[:12]}"
+
     def clear_scratch(self) -> None:
         """Remove what killed processes of this machine left half done."""
-        for folder in (self.root / "tmp").glob(f"{glob.escape(platform.node())}:*:*"):
-            _, pid, rest = folder.name.rsplit(":", 2)
+        for path in (self.root / "tmp").glob(f"{glob.escape(platform.node())}:*:*"):
+            _, pid, rest = path.name.rsplit(":", 2)
             start = rest.rpartition("-")[0]  # none in the names of former versions
-            if pid.isdigit() and not is_alive(int(pid), start):
-                shutil.rmtree(folder, ignore_errors=True)
+            if not pid.isdigit() or is_alive(int(pid), start):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def partial(self, stage: str, key: str) -> Path:
         """Where a long stage keeps its checkpoints until its record is written."""
@@ -421,20 +440,16 @@ class Workspace:
         """Copy an object into the cache, whole; False where it is gone or not what the record says."""
         assert self.store
         target = self.root / path
-        self.mark()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
-        try:
-            if not self.store.download(path, beside):
+        with self._half() as half:
+            if not self.store.download(path, half):
                 return False
             if output is not None:
-                if digest_of_file(beside) != output.digest:
+                if digest_of_file(half) != output.digest:
                     return False
-                os.utime(beside, ns=(output.mtime_ns, output.mtime_ns))
-            beside.replace(target)
+                os.utime(half, ns=(output.mtime_ns, output.mtime_ns))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            half.replace(target)
             return True
-        finally:
-            beside.unlink(missing_ok=True)
 
     def _stored_size(self, path: str) -> int | None:
         """Bytes of an object of the store, from a listing where its folder has one."""

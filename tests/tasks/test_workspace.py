@@ -111,6 +111,20 @@ def test_scratch_of_a_killed_process_is_cleared_and_of_a_living_one_kept(tmp_pat
         assert list((tmp_path / "tmp").iterdir()) == [mine]
 
 
+def test_of_a_file_that_was_being_written_when_a_run_was_killed_nothing_is_left(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom tasks.workspace import Workspace\n"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Workspace(Path(sys.argv[1])).write_text('runs/a.json', 'half of it')"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY)
+    workspace = Workspace(tmp_path)
+    assert [path.read_text() for path in (tmp_path / "tmp").iterdir()] == ["half of it"]
+    with workspace.at_work_on():
+        pass
+    assert workspace.made() == {}
+
+
 @pytest.fixture(params=["folder", "store"])
 def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Workspace:
     """A workspace, in a folder or on a store, in which nothing lies yet."""
