@@ -10,3 +10,7 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 # What Polars frees stays with its allocator for a while, on top of what the next stage takes; so it goes back
 # to the system at once. The allocator reads this where Polars is loaded; Polars puts its own defaults before.
 os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")
+
+# The user's ~/.keras/keras.json may say otherwise, and Keras reads this where it is loaded; what else that
+# file may say, `load_tensorflow` sets.
+os.environ["KERAS_BACKEND"] = "tensorflow"

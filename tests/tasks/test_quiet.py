@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 COMPUTE = """
 from tasks.quiet import load_tensorflow
@@ -17,3 +20,23 @@ for dtype in (tf.float32, tf.float16):
 def test_what_tensorflow_says_of_its_build_and_the_processor_reaches_nobody() -> None:
     done = subprocess.run([sys.executable, "-c", COMPUTE], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+SETTINGS = """
+from tasks.quiet import load_tensorflow
+load_tensorflow()
+import keras
+config, layer = keras.config, keras.layers.Dense(2)
+print(config.backend(), config.floatx(), config.epsilon(), config.image_data_format(), layer.compute_dtype)
+"""
+
+
+def test_numbers_do_not_depend_on_what_the_users_home_says_to_keras(tmp_path: Path) -> None:
+    told = {"backend": "jax", "floatx": "float16", "epsilon": 0.1, "image_data_format": "channels_first"}
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras" / "keras.json").write_text(json.dumps(told))
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment.pop("KERAS_HOME", None)
+    command = [sys.executable, "-c", SETTINGS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "tensorflow float32 1e-07 channels_last float32\n"
