@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,12 +37,11 @@ def start(flow: str, *args: Any, root: Path, runner: str = LOCAL, **kwargs: Any)
     Workspace(root).check_writable()  # of what else fails there Prefect says nothing for two minutes
     url = choose_server(root)
     _check_server(runner, address, url)
-    with _ended_by_signals() as take_signals:
+    with _ended_by_signals():
         from flows import prefect_flows
 
         embedded = None if url else _start_embedded()
-        # Prefect takes SIGTERM for itself when a flow begins.
-        called = getattr(prefect_flows, flow).with_options(on_running=[take_signals])
+        called = getattr(prefect_flows, flow).with_options(on_running=[_take_sigterm])
         if runner == LOCAL:
             return prefect_flows.from_terminal(called, *args, **kwargs)
         with _on_dask(called, address, embedded, root) as on_dask:
@@ -82,35 +81,30 @@ def _killer_of(pid: int) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[Callable[..., None]]:
+def _ended_by_signals() -> Iterator[None]:
     """Have Ctrl-C and SIGTERM end the process in ENDS_WITHIN_S at most, and the second at once.
 
     Left to itself Prefect waits for the shard in the making, which may be an hour of training. Until then
-    the terminal is put in order, and Prefect told that the run has ended. Yields what takes the signals
-    again from whoever has taken them since.
+    the terminal is put in order, and Prefect told that the run has ended.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda *_: None  # called by other code, to whom signals belong
+        yield  # called by other code, to whom signals belong
         return
 
     ends = threading.Event()
 
     def interrupt(_number: int, _frame: Any) -> NoReturn:
         ends.set()
-        answer_with(lambda _number, _frame: _stop())
+        for number in END_SIGNALS:
+            signal.signal(number, lambda _number, _frame: _stop())
         wait = threading.Timer(ENDS_WITHIN_S, _stop)
         wait.daemon = True
         wait.start()
         raise KeyboardInterrupt
 
-    def answer_with(handler: Callable[[int, Any], NoReturn]) -> None:
-        for number in END_SIGNALS:
-            signal.signal(number, handler)
-
-    before = {number: signal.getsignal(number) for number in END_SIGNALS}
-    answer_with(interrupt)
+    before = {number: signal.signal(number, interrupt) for number in END_SIGNALS}
     try:
-        yield lambda *_: answer_with(interrupt)
+        yield
     except BaseException:
         if ends.is_set():  # whatever Prefect made of it
             _stop()
@@ -118,6 +112,15 @@ def _ended_by_signals() -> Iterator[Callable[..., None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _take_sigterm(*_: Any) -> None:
+    """Answer SIGTERM as Ctrl-C, which Prefect leaves to us: it takes SIGTERM when a flow begins.
+
+    No closure, as it goes to a cluster's workers with the flow.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
 
 
 def _stop() -> NoReturn:
