@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Sequence
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zoneinfo import available_timezones
 
 from flows.outcome import existing
-from flows.server import demand_server
+from flows.server import demand_server, home_of
 from schemas.errors import UsageError
 from tasks.bundle import load_bundle
-from tasks.workspace import Workspace, bundle_at
+from tasks.workspace import Workspace, bundle_at, digest_of
 
 NIGHTLY, TRAIN, REPROCESS = NAMES = ("nightly-captions", "train", "reprocess")
 EVERY_NIGHT = "0 2 * * *"
@@ -30,13 +34,17 @@ def serve(
     timezone: str,
     workspace: Path,
 ) -> None:
-    """Serve the deployments until Ctrl-C or SIGTERM. Raises UsageError."""
+    """Serve the deployments until Ctrl-C or SIGTERM.
+
+    Raises UsageError, also where the same photographs are served from the same workspace already.
+    """
     when = {NIGHTLY: EVERY_NIGHT, **parse_schedules(schedules)}
     if timezone not in available_timezones():
         raise UsageError(f"--timezone {timezone}: expected a time zone such as Europe/Vienna or UTC")
+    photos = existing(photos)
     root = {"workspace": Workspace(workspace).where}
     of_dataset: dict[str, Any] = {**root, "dataset": str(existing(dataset))} if dataset else root
-    of_photos: dict[str, Any] = {**root, "photos": str(existing(photos))}
+    of_photos: dict[str, Any] = {**root, "photos": str(photos)}
     if model:
         of_photos["model"] = str(load_bundle(bundle_at(model)).folder.absolute())
     for name in (TRAIN, REPROCESS):
@@ -46,10 +54,45 @@ def serve(
             )
     for name, value in FOR_SERVED_RUNS.items():
         os.environ.setdefault(name, value)
-    demand_server(workspace)
-    from flows.serving import serve as serve_deployments
+    with _alone(photos, workspace) as offer:
+        demand_server(workspace)
+        from flows.serving import serve as serve_deployments
 
-    serve_deployments({NIGHTLY: of_photos, TRAIN: of_dataset, REPROCESS: of_dataset}, when, timezone)
+        parameters = {NIGHTLY: of_photos, TRAIN: of_dataset, REPROCESS: of_dataset}
+        serve_deployments(offer, parameters, when, timezone)
+
+
+@contextmanager
+def _alone(photos: Path, workspace: Path) -> Iterator[str]:
+    """What the deployments are called after, while no other process of this machine offers the same.
+
+    A second one would take over the parameters of the first, and pause its schedules when it ends. The
+    lock is the system's: it goes with the process, whatever ends that. Raises UsageError.
+    """
+    offer = offer_of(photos, Workspace(workspace).where)
+    with (home_of(workspace) / f"{offer}.lock").open("a+", encoding="utf-8") as lock:
+        lock.seek(0)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"'{photos}': expected photographs that no other `cutline serve` offers from the workspace "
+                f"{Workspace(workspace).where}, found process {lock.read().strip()} doing so; end that one "
+                "first, or take another folder or --workspace"
+            ) from None
+        lock.truncate()
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield offer
+
+
+def offer_of(photos: Path, workspace: str) -> str:
+    """The part that is a folder's own in the names of its deployments: /a/inbox → inbox-1f2e3d4c.
+
+    Folders of one name, workspaces, and machines that share a server, have deployments of their own.
+    """
+    readable = re.sub(r"[^\w.-]+", "-", photos.name)[:40]
+    return f"{readable}-{digest_of([socket.gethostname(), workspace, str(photos)])[:8]}".strip("-")
 
 
 def parse_schedules(schedules: Sequence[str]) -> dict[str, str]:

@@ -54,7 +54,7 @@ def start_server(workspace: Path, host: str, port: int) -> NoReturn:
             "set PREFECT_SERVER_API_AUTH_STRING=NAME:PASSWORD first, or leave --host out"
         )
     _check_free(host, port)
-    home = _home(workspace)
+    home = home_of(workspace)
     page = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     environment = {
         **ALWAYS,
@@ -133,7 +133,7 @@ def choose_server(workspace: Path) -> str | None:
             file=sys.stderr,
         )
     os.environ.pop("PREFECT_API_URL", None)
-    home = _home(workspace)
+    home = home_of(workspace)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_PROFILES_PATH"] = str(home / "profiles.toml")
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
@@ -161,7 +161,7 @@ def _addresses(workspace: Path) -> list[str]:
     return [configured] if configured else list(dict.fromkeys([*_address_of(workspace), DEFAULT_URL]))
 
 
-def _home(workspace: Path) -> Path:
+def home_of(workspace: Path) -> Path:
     """Where Prefect keeps the state of a workspace's runs."""
     Workspace(workspace).mark()
     home = Workspace(workspace).root / "prefect"

@@ -34,12 +34,17 @@ SECONDS_BETWEEN_LOOKS = 20.0  # for runs whose process was killed
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 
 
-def serve(parameters: Mapping[str, dict[str, Any]], schedules: Mapping[str, str], timezone: str) -> None:
+def serve(
+    offer: str, parameters: Mapping[str, dict[str, Any]], schedules: Mapping[str, str], timezone: str
+) -> None:
     """Offer the deployments and start their runs in processes of their own, until Ctrl-C or SIGTERM.
 
-    `parameters` and `schedules` (see `schedule_of`) are by deployment.
+    `offer` (see `offer_of`) ends their names; `parameters` and `schedules` (see `schedule_of`) are by
+    what they run.
     """
-    offered = [deployment_of(name, parameters.get(name, {}), schedules.get(name), timezone) for name in FLOWS]
+    offered = [
+        deployment_of(name, offer, parameters.get(name, {}), schedules.get(name), timezone) for name in FLOWS
+    ]
     watch_lost_machines()
     threading.Thread(target=_end_lost_runs, daemon=True).start()
     # Prefect's own answer to SIGTERM: the warning says nothing to whoever stops the service.
@@ -47,10 +52,12 @@ def serve(parameters: Mapping[str, dict[str, Any]], schedules: Mapping[str, str]
     serve_deployments(*offered, limit=len(offered))
 
 
-def deployment_of(name: str, parameters: dict[str, Any], when: str | None, timezone: str) -> RunnerDeployment:
+def deployment_of(
+    name: str, offer: str, parameters: dict[str, Any], when: str | None, timezone: str
+) -> RunnerDeployment:
     """One of the deployments, with its schedule where there is one."""
     deployment = FLOWS[name].to_deployment(
-        name,
+        f"{name}-{offer}",
         parameters=parameters,
         schedule=schedule_of(when, timezone) if when else None,
         concurrency_limit=ONE_AT_A_TIME,

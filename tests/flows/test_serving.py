@@ -45,22 +45,33 @@ def serving(photos: Path, ran: Ran, url: str) -> Iterator[subprocess.Popen[bytes
             process.wait(60)
 
 
-def runs_of(url: str) -> list[dict[str, Any]]:
-    """The runs that were at work, in order; those that came too early are left out."""
-    nightly = {"name": {"any_": ["nightly-captions"]}}
+def deployments_of(url: str, photos: Path) -> dict[str, dict[str, Any]]:
+    """What one `cutline serve` offers at the server, by what it runs: its names end alike."""
+    found = ask(url, "deployments/filter")
+    nightly = next(one for one in found if one["parameters"].get("photos") == str(photos))
+    ending = nightly["name"].removeprefix("nightly-captions")
+    return {one["name"].removesuffix(ending): one for one in found if one["name"].endswith(ending)}
+
+
+def runs_of(url: str, photos: Path) -> list[dict[str, Any]]:
+    """The runs that were at work on a folder, in order; those that came too early are left out."""
+    try:
+        nightly = {"id": {"any_": [deployments_of(url, photos)["nightly-captions"]["id"]]}}
+    except StopIteration:  # not offered yet
+        return []
     found = ask(url, "flow_runs/filter", sort="START_TIME_ASC", deployments=nightly)
     return [run for run in found if run["start_time"] and run["state_type"] != "CANCELLED"]
 
 
-def wait_for(url: str, wanted: Callable[[dict[str, Any]], bool], since: int = 0) -> dict[str, Any]:
-    """The first run, of those after the first `since`, that is as wanted."""
+def wait_for(url: str, photos: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first run on a folder that is as wanted."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        for run in runs_of(url)[since:]:
+        for run in runs_of(url, photos):
             if wanted(run):
                 return run
         time.sleep(0.25)
-    raise AssertionError([(run["state_name"], run["state"]["message"]) for run in runs_of(url)])
+    raise AssertionError([(run["state_name"], run["state"]["message"]) for run in runs_of(url, photos)])
 
 
 def process_of(run: dict[str, Any]) -> int | None:
@@ -68,9 +79,9 @@ def process_of(run: dict[str, Any]) -> int | None:
     return next((int(tag.split(":")[2]) for tag in run["tags"] if tag.startswith("process:")), None)
 
 
-def check_deployments(url: str) -> None:
+def check_deployments(url: str, photos: Path) -> None:
     """One at a time of each kind, and parameters with types, from which the page makes a form."""
-    found = {deployment["name"]: deployment for deployment in ask(url, "deployments/filter")}
+    found = deployments_of(url, photos)
     assert set(found) == {"nightly-captions", "train", "reprocess"}
     for deployment in found.values():
         assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
@@ -94,7 +105,9 @@ def test_a_schedule_captions_what_is_new_says_so_where_nothing_is_and_a_killed_r
     photos.mkdir()
     draw(photos / "first.png", 61)
     with serving(photos, copy, server) as process:
-        running = wait_for(server, lambda run: run["state_name"] == "Running" and bool(process_of(run)))
+        running = wait_for(
+            server, photos, lambda run: run["state_name"] == "Running" and bool(process_of(run))
+        )
         process.kill()  # first who would notice, then the run itself
         os.kill(process_of(running), signal.SIGKILL)
     assert (
@@ -103,18 +116,23 @@ def test_a_schedule_captions_what_is_new_says_so_where_nothing_is_and_a_killed_r
     )
 
     with serving(photos, copy, server):
-        killed = wait_for(server, lambda run: run["id"] == running["id"] and run["state_name"] == "Crashed")
+        killed = wait_for(
+            server, photos, lambda run: run["id"] == running["id"] and run["state_name"] == "Crashed"
+        )
         assert "Its process was killed" in killed["state"]["message"]
-        first = wait_for(server, lambda run: run["state_name"] == "Completed")
+        first = wait_for(server, photos, lambda run: run["state_name"] == "Completed")
         model = Path(ran.record["bundle"]).name
         assert first["state"]["message"].startswith(f"1 photograph captioned by {model}")
-        check_deployments(server)
+        check_deployments(server, photos)
         # New in this folder, though its caption is known from another run.
         shutil.copyfile(copy.dataset / "images" / "photo01.png", photos / "second.png")
-        second = wait_for(server, lambda run: run["state_name"] == "Completed" and run["id"] != first["id"])
+        second = wait_for(
+            server, photos, lambda run: run["state_name"] == "Completed" and run["id"] != first["id"]
+        )
         assert second["state"]["message"].startswith("1 photograph captioned")
         idle = wait_for(
             server,
+            photos,
             lambda run: run["state_name"] == "Nothing new" and run["start_time"] > second["start_time"],
         )
         assert "2 photographs" in idle["state"]["message"]
@@ -126,9 +144,40 @@ def test_a_schedule_captions_what_is_new_says_so_where_nothing_is_and_a_killed_r
     assert captions["caption"][1] == before["caption"][0]
     tasks = ask(server, "task_runs/filter", flow_runs={"id": {"any_": [idle["id"]]}})
     assert tasks == []  # nothing was done
-    ended = [run for run in runs_of(server) if run["end_time"]]
+    ended = [run for run in runs_of(server, photos) if run["end_time"]]
     for before, after in pairwise(ended):  # no two at once
         assert datetime.fromisoformat(before["end_time"]) <= datetime.fromisoformat(after["start_time"])
+
+
+def test_folders_of_one_name_are_served_side_by_side_and_the_end_of_one_leaves_the_other(
+    ran: Ran, server: str, tmp_path: Path
+) -> None:
+    copy = ran.copy(tmp_path)
+    one, other = tmp_path / "one" / "inbox", tmp_path / "other" / "inbox"
+    for number, photos in enumerate((one, other)):
+        photos.mkdir(parents=True)
+        draw(photos / "photo.png", 70 + number)
+    with serving(one, copy, server) as first:
+        with serving(other, copy, server):
+            for photos in (one, other):
+                done = wait_for(server, photos, lambda run: run["state_name"] == "Completed")
+                assert done["state"]["message"].startswith("1 photograph captioned")
+                assert done["parameters"]["photos"] == str(photos)
+            check_refused_twice(one, copy, server, first.pid)
+        assert not deployments_of(server, one)["nightly-captions"]["paused"]
+        before = {run["id"] for run in runs_of(server, one)}
+        wait_for(server, one, lambda run: run["id"] not in before and run["state_name"] == "Nothing new")
+        with serving(other, copy, server):  # once more: a schedule goes on where it ended
+            before = {run["id"] for run in runs_of(server, other)}
+            wait_for(server, other, lambda run: run["id"] not in before)
+
+
+def check_refused_twice(photos: Path, ran: Ran, url: str, process: int) -> None:
+    """The same folder from the same workspace is one deployment, which a second `cutline serve` would end."""
+    done = cutline("serve", photos, "--workspace", ran.workspace, check=False, PREFECT_API_URL=url)
+    assert done.returncode == 2
+    for named in (photos, ran.workspace, f"process {process}"):
+        assert str(named) in done.stderr
 
 
 NIGHTS = """
