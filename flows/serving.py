@@ -20,10 +20,9 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.flows import Flow
 from prefect.schedules import Cron, Interval, Schedule
 
-from flows.deployments import NIGHTLY, REPROCESS, TRAIN
+from flows.deployments import NIGHTLY, REPROCESS, TRAIN, no_schedule
 from flows.lost_runs import end_lost_runs
 from flows.prefect_flows import caption_new, reprocess, run_dataset
-from schemas.errors import UsageError
 
 FLOWS: dict[str, Flow[..., Any]] = {NIGHTLY: caption_new, TRAIN: run_dataset, REPROCESS: reprocess}
 LOST_RUNS = Path(__file__).parent / "deployment" / "lost-runs.yaml"
@@ -67,18 +66,13 @@ def deployment_of(
 
 
 def schedule_of(when: str, timezone: str) -> Schedule:
-    """A number of seconds, or a line of cron in the time of `timezone`. Raises UsageError."""
+    """When a time of `check_time` comes, in the time of `timezone`. Raises UsageError."""
     try:
-        if when.strip().isdigit():
-            if not int(when):
-                raise ValueError("a run every 0 seconds")
+        if when.strip().isdecimal():
             return Interval(timedelta(seconds=int(when)))
         return Cron(when, timezone=timezone)
-    except (ValueError, OverflowError) as error:
-        raise UsageError(
-            f"schedule '{when}': expected a number of seconds, or five fields of cron such as "
-            f"'0 2 * * *' (every night at two), and a time zone such as Europe/Vienna; found: {error}"
-        ) from None
+    except ValueError as error:
+        raise no_schedule(when, error) from None
 
 
 def watch_lost_machines() -> None:

@@ -258,10 +258,31 @@ def test_a_schedule_of_another_form_is_refused(schedule: str) -> None:
         parse_schedules([schedule])
 
 
-@pytest.mark.parametrize("when", ["9" * 20, "0", "* * *", "soon"])
-def test_a_time_that_is_none_is_refused(when: str) -> None:
+@pytest.mark.parametrize(
+    "when",
+    [
+        "9" * 5000,
+        "0",
+        str(366 * 86_400 + 1),
+        "* * *",
+        "soon",
+        "@daily",
+        "0 0 2 * * *",
+        "60 2 * * *",
+        "0 2 31 2 *",
+        "",
+    ],
+)
+def test_a_time_that_is_none_or_never_comes_is_refused(when: str) -> None:
     with pytest.raises(UsageError, match="expected a number of seconds, or five fields of cron"):
-        schedule_of(when, "Europe/Vienna")
+        parse_schedules([f"train={when}"])
+
+
+@pytest.mark.parametrize("when", ["1", str(366 * 86_400), "0 2 * * *", "*/5 8-18 * * mon-fri", "0 2 29 2 *"])
+def test_a_time_that_is_taken_is_one_for_prefect_too(when: str) -> None:
+    assert parse_schedules([f"train={when}"]) == {"train": when}
+    schedule = schedule_of(when, "Europe/Vienna")
+    assert schedule.cron == (None if when.isdigit() else when)
 
 
 def test_serve_needs_a_folder_a_data_set_to_train_on_and_a_server(ran: Ran, tmp_path: Path) -> None:
@@ -269,7 +290,9 @@ def test_serve_needs_a_folder_a_data_set_to_train_on_and_a_server(ran: Ran, tmp_
     assert (done.returncode, "found nothing there" in done.stderr) == (2, True)
     done = cutline("serve", tmp_path, "--workspace", tmp_path, "--schedule", "train=60", check=False)
     assert (done.returncode, "expected --dataset" in done.stderr) == (2, True)
-    done = cutline(
-        "serve", tmp_path, "--workspace", tmp_path, check=False, PREFECT_API_URL="http://127.0.0.1:9/api"
-    )
+    away = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    daily = ("--schedule", "nightly-captions=@daily")
+    done = cutline("serve", tmp_path, "--workspace", tmp_path, *daily, check=False, **away)
+    assert (done.returncode, "five fields" in done.stderr, "waiting for" in done.stderr) == (2, True, False)
+    done = cutline("serve", tmp_path, "--workspace", tmp_path, check=False, **away)
     assert (done.returncode, "start `cutline server` first" in done.stderr) == (2, True)
