@@ -12,7 +12,7 @@ import polars as pl
 from flows import DEFAULT_WORKSPACE
 from flows.config import Tree, settings_with
 from flows.generating import say_model
-from flows.outcome import existing, finish, last_run
+from flows.outcome import demand_ending, existing, finish, last_run
 from flows.pipeline import caption_stages
 from schemas.errors import UsageError
 from schemas.records import Record, RunRecord
@@ -43,6 +43,7 @@ def caption(
     failure. Raises UsageError, StaleModel, UnknownDataset.
     """
     check_ending(out)
+    demand_ending("--attention", attention, ".parquet")
     dataset, only = common_folder(photos)
     store = Workspace(workspace)
     bundle = load_bundle(bundle_at(model) if model else IN_THE_BOX)

@@ -241,11 +241,15 @@ def status(
 )
 @click.option("--max-words", "max_tokens", type=click.IntRange(1, 100), help="Of a caption.")
 @click.option("--beam", type=click.IntRange(1, 64), help="Captions followed at once; 1 is greedy.")
-@click.option("--alternatives", type=click.IntRange(1, 64), help="Captions kept a photograph, best first.")
+@click.option(
+    "--alternatives",
+    type=click.IntRange(1, 64),
+    help="Captions kept a photograph, best first; at most the beam.",
+)
 @click.option(
     "--attention",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write where the model looked for each word: a Parquet file.",
+    help="Also write where the model looked for each word: a name in .parquet.",
 )
 @set_option
 @workspace_option
@@ -568,7 +572,9 @@ def serve(
 )
 @click.option("--top", type=click.IntRange(1, 1000), default=12, show_default=True, help="How many.")
 @click.option(
-    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with thumbnails too."
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page with thumbnails too: a name in .html.",
 )
 @click.option("--exact", is_flag=True, help="Compare with every vector, not along the index's graph.")
 @click.option(

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from schemas.errors import UsageError
 from schemas.records import RunRecord
-from schemas.settings import WIDEST_BEAM, Settings
+from schemas.settings import Settings
 from tasks.bundle import Bundle, FeatureOrigin
 from tasks.networks import weights_digest
 from tasks.shown import clip
@@ -38,7 +38,8 @@ class _NothingTwice(yaml.SafeLoader):
 
 def read_settings(config: Path | None, assignments: Sequence[str]) -> Settings:
     """The defaults, overridden by a YAML file, overridden by assignments. Raises UsageError."""
-    return make_settings(merge(read_config(config) if config else {}, parse_assignments(assignments)))
+    tree = merge(read_config(config) if config else {}, parse_assignments(assignments))
+    return _wide_enough(make_settings(tree), tree)
 
 
 def read_config(path: Path) -> Tree:
@@ -96,11 +97,11 @@ def settings_of_run(run: RunRecord) -> Settings:
 def settings_with(bundle: Bundle, tree: Tree) -> Settings:
     """The settings that a bundle was trained with, and `tree` where that changes no feature.
 
-    The beam is as wide as there are alternatives, unless `tree` says how wide.
-    Raises UsageError for a stage that captioning does not have, StaleModel for features that the
-    bundle was not trained on.
+    The beam is as wide as there are alternatives, where `tree` names no beam.
+    Raises UsageError for a stage that captioning does not have, and for more alternatives than the beam
+    that is asked for; StaleModel for features that the bundle was not trained on.
     """
-    foreign = [stage for stage in tree if stage not in CHANGEABLE]
+    foreign = [stage for stage in tree if stage in Settings.model_fields and stage not in CHANGEABLE]
     if foreign:
         raise UsageError(
             f"setting {foreign[0]}: the bundle was trained with its own; "
@@ -114,15 +115,26 @@ def settings_with(bundle: Bundle, tree: Tree) -> Settings:
         "fusion": trained.fusion.model_dump(),
         "caption": trained.caption.model_dump(),
     }
-    settings = make_settings(merge(of_bundle, tree))
+    settings = _wide_enough(make_settings(merge(of_bundle, tree)), tree)
     caption = settings.caption
     if "beam" not in tree.get("caption", {}) and caption.alternatives > caption.beam:
-        wider = caption.model_copy(update={"beam": min(caption.alternatives, WIDEST_BEAM)})
+        wider = caption.model_copy(update={"beam": caption.alternatives})
         settings = settings.model_copy(update={"caption": wider})
     ours = weights_digest(settings.image_features)
     bundle.check_features(
         FeatureOrigin.of(settings.images, settings.image_features, ours, trained.features.channels)
     )
+    return settings
+
+
+def _wide_enough(settings: Settings, tree: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """The settings; UsageError where `tree` asks for more alternatives than for a beam."""
+    caption = settings.caption
+    if {"beam", "alternatives"} <= tree.get("caption", {}).keys() and caption.alternatives > caption.beam:
+        raise UsageError(
+            f"caption.alternatives={caption.alternatives}: expected at most the beam, which was asked to be "
+            f"{caption.beam}; widen caption.beam, or ask for fewer"
+        )
     return settings
 
 

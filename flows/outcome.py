@@ -37,6 +37,14 @@ def address_of(dataset: Path) -> Path:
     return Path(os.path.abspath(dataset))  # noqa: PTH100
 
 
+def demand_ending(option: str, file: Path | None, *endings: str) -> None:
+    """Raise UsageError where what an option writes would lie under a name that says something else."""
+    if file and file.suffix.lower() not in endings:
+        raise UsageError(
+            f"{option} '{file}': expected a name that ends in {' or '.join(endings)}, found '{file.suffix}'"
+        )
+
+
 def last_run(workspace: Workspace, command: str, dataset: Path) -> RunRecord | None:
     """The newest run of the same command on the same data set."""
     for record in workspace.runs():

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from flows.config import settings_of_run
-from flows.outcome import existing
+from flows.outcome import demand_ending, existing
 from schemas.errors import StaleModel, UsageError
 from schemas.records import Record, RunRecord
 from schemas.settings import Settings
@@ -44,6 +44,7 @@ def search(
         raise UsageError('expected a TEXT or --photo FILE: cutline search "two dogs on a beach"')
     if photo and not photo.exists():
         raise UsageError(f"'{photo}': expected a photograph, found nothing there")
+    demand_ending("--html", html, ".html", ".htm")
     collection = Collection.of(workspace, dataset)
     unknown: list[str] = []
     if photo:

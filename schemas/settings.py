@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class StageSettings(BaseModel):
     """Base of every stage's settings: frozen, finite, and an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `no` as false, which would pass for 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("expected a number")
+        return value
 
 
 class IngestSettings(StageSettings):
@@ -184,7 +192,9 @@ class CaptionSettings(StageSettings):
         "shorter captions are",
     )
     max_tokens: int = Field(20, ge=1, le=100, description="a caption ends there at the latest")
-    alternatives: int = Field(3, ge=1, description="captions kept a photograph, best first; at most the beam")
+    alternatives: int = Field(
+        3, ge=1, le=WIDEST_BEAM, description="captions kept a photograph, best first; at most the beam"
+    )
     batch_size: int = Field(
         32,
         ge=1,

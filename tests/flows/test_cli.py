@@ -44,6 +44,26 @@ def test_every_command_has_help_with_examples(command: str) -> None:
     assert f"cutline {command}" in output.partition("Examples:")[2]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["caption", ".", "--out", "c.csv", "--attention", "a.txt"],
+            "--attention 'a.txt': expected a name that ends in .parquet",
+        ),
+        (
+            ["search", "a dog", "--html", "x.txt"],
+            "--html 'x.txt': expected a name that ends in .html or .htm",
+        ),
+    ],
+)
+def test_a_name_of_another_form_than_what_is_written_is_refused(
+    arguments: list[str], expected: str, tmp_path: Path
+) -> None:
+    code, output = ask(*arguments, "--workspace", tmp_path)
+    assert (code, expected in output) == (2, True), output
+
+
 def test_the_list_of_commands_cuts_no_sentence_off() -> None:
     code, output = ask("--help")
     commands = output.partition("Commands:")[2].strip().splitlines()

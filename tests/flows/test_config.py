@@ -32,13 +32,28 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
         ({"alternatives": 5}, 20),  # as it was trained with
         ({"alternatives": 30}, 30),
         ({"alternatives": 30, "beam": 40}, 40),
-        ({"alternatives": 30, "beam": 5}, 5),
+        ({"beam": 2}, 2),
     ],
 )
 def test_the_beam_is_wide_enough_for_the_alternatives_unless_its_width_was_said(
     asked: dict[str, int], beam: int
 ) -> None:
     assert settings_with(load_bundle(IN_THE_BOX), {"caption": asked}).caption.beam == beam
+
+
+def test_more_alternatives_than_the_beam_that_was_asked_for_are_refused() -> None:
+    with pytest.raises(UsageError, match="alternatives=5: expected at most the beam"):
+        settings_with(load_bundle(IN_THE_BOX), {"caption": {"beam": 2, "alternatives": 5}})
+    with pytest.raises(UsageError, match="alternatives=5: expected at most the beam"):
+        read_settings(None, ["caption.beam=2", "caption.alternatives=5"])
+
+
+def test_a_stage_that_does_not_exist_is_told_from_one_that_the_bundle_has_settled() -> None:
+    bundle = load_bundle(IN_THE_BOX)
+    with pytest.raises(UsageError, match="captoin does not exist; did you mean caption"):
+        settings_with(bundle, {"captoin": {"beam": 3}})
+    with pytest.raises(UsageError, match="setting images: the bundle was trained with its own"):
+        settings_with(bundle, {"images": {"crop": "pad"}})
 
 
 @pytest.mark.parametrize(
@@ -49,6 +64,9 @@ def test_the_beam_is_wide_enough_for_the_alternatives_unless_its_width_was_said(
         ("images.crop=round", "'centre', 'pad' or 'squash'"),
         ("caption.beam=many", "caption.beam"),
         ("caption.beam=0", "greater than or equal to 1"),
+        ("caption.beam=true", "caption.beam: .*expected a number, found True"),
+        ("fusion.dropout=no", "fusion.dropout: .*expected a number, found False"),
+        ("caption.alternatives=65", "less than or equal to 64"),
         ("fusion.seed=-1", "greater than or equal to 0"),
         ("fusion.learning_rate=.inf", "finite"),
         ("crop=pad", "expected STAGE.KEY=VALUE"),
@@ -61,6 +79,11 @@ def test_the_beam_is_wide_enough_for_the_alternatives_unless_its_width_was_said(
 def test_a_mistake_is_named_with_what_was_expected(assignment: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_settings(None, [assignment])
+
+
+def test_a_switch_is_still_one_and_a_whole_number_is_a_share() -> None:
+    settings = read_settings(None, ["evaluate.meteor=yes", "fusion.dropout=0"])
+    assert (settings.evaluate.meteor, settings.fusion.dropout) == (True, 0.0)
 
 
 @pytest.mark.parametrize(
