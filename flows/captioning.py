@@ -22,6 +22,7 @@ from tasks.bundle import IN_THE_BOX, Bundle, load_bundle
 from tasks.cluster import LOCAL
 from tasks.export import captioned, check_ending, write_attention, write_captions
 from tasks.quiet import load_tensorflow
+from tasks.shown import count_of
 from tasks.tables import empty_table, read_table
 from tasks.walk import Maker, Walk
 from tasks.workspace import Workspace, bundle_at
@@ -71,8 +72,9 @@ def _warn_of_far(captions: pl.DataFrame) -> None:
     far = captions.filter(pl.col("distance") > 1).unique("photo_id").height
     if far:
         click.echo(
-            f"cutline: {far:,} of {captions['photo_id'].n_unique():,} photographs are unlike all that the "
-            "model has learned from (their distance is above 1): take their captions as guesses",
+            f"cutline: {far:,} of {count_of(captions['photo_id'].n_unique(), 'photograph')} "
+            f"{'is' if far == 1 else 'are'} unlike all that the model has learned from (a distance above 1): "
+            "take what is said of them as a guess",
             err=True,
         )
 

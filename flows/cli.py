@@ -318,7 +318,7 @@ def evaluate(
     """Score PREDICTIONS against REFERENCES: BLEU, ROUGE-L, CIDEr."""
     from tasks.caption_files import read_pair
     from tasks.evaluate import score
-    from tasks.shown import metric_of
+    from tasks.shown import count_of, metric_of
 
     pair = read_pair(predictions, references)
     if split:
@@ -326,7 +326,8 @@ def evaluate(
     elif pair.learned:
         scored = len(pair.said.keys() & pair.known.keys())
         click.echo(
-            f"cutline: {pair.learned:,} of {scored:,} photographs are of the train split, "
+            f"cutline: {pair.learned:,} of {count_of(scored, 'photograph')} "
+            f"{'is' if pair.learned == 1 else 'are'} of the train split, "
             "which the model learned from: --split test scores the others",
             err=True,
         )
@@ -334,7 +335,9 @@ def evaluate(
     without = len(known.keys() - said.keys())
     if without and missing != "refuse":
         verb = "left out" if missing == "skip" else "scored as empty captions"
-        click.echo(f"cutline: {without:,} photographs have references but no prediction: {verb}", err=True)
+        click.echo(
+            f"cutline: {count_of(without, 'photograph')} with references but no prediction: {verb}", err=True
+        )
     scores = score(said, known, meteor, missing)  # type: ignore[arg-type]
     if as_json:
         click.echo(json.dumps(scores))
@@ -647,6 +650,7 @@ def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -
 def prune(keep: int | None, yes: bool, workspace: Path) -> None:
     """Remove what no run refers to, after showing what and how much."""
     from flows.prune import demand_workspace, find_unused, remove
+    from tasks.shown import count_of
 
     demand_workspace(workspace)
     unused = find_unused(workspace, keep)
@@ -654,13 +658,13 @@ def prune(keep: int | None, yes: bool, workspace: Path) -> None:
         click.echo("nothing to remove: every file is one that a run refers to")
         return
     for kind, (count, size) in unused.by_kind().items():
-        click.echo(f"{kind:<24} {count:>7,} files {size / 1e6:>12,.1f} MB")
+        click.echo(f"{kind:<24} {count:>7,} {'file ' if count == 1 else 'files'} {size / 1e6:>12,.1f} MB")
     for bundle in unused.bundles:
         click.echo(f"bundle {bundle}")
     if not yes:
         click.confirm("Remove these files?", abort=True)
     removed = remove(unused)
-    click.echo(f"removed {len(removed.sizes):,} files, {removed.size / 1e6:,.1f} MB")
+    click.echo(f"removed {count_of(len(removed.sizes), 'file')}, {removed.size / 1e6:,.1f} MB")
 
 
 @main.command(

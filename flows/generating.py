@@ -29,7 +29,7 @@ from tasks.generate import (
     unknown_words,
 )
 from tasks.quiet import load_tensorflow
-from tasks.shown import one_line, quoted
+from tasks.shown import count_of, one_line, quoted
 from tasks.workspace import Workspace, bundle_at, bundle_folder
 
 if TYPE_CHECKING:
@@ -206,10 +206,10 @@ def show_perplexity(found: Perplexity, as_json: bool) -> None:
         click.echo(json.dumps({"perplexity": found.perplexity, **asdict(found)}, ensure_ascii=False))
         return
     click.echo(
-        f"cutline: {found.captions:,} captions, {found.tokens:,} tokens with their ends, of which "
-        f"{found.unknown:,} ({found.unknown / found.tokens:.1%}) are <unk>"
+        f"cutline: {count_of(found.captions, 'caption')}, {count_of(found.tokens, 'token')} with their ends, "
+        f"of which {found.unknown:,} ({found.unknown / found.tokens:.1%}) are <unk>"
         + (f": {', '.join(word[:40] for word in found.examples)}" if found.examples else "")
-        + (f"; {found.without_words:,} lines hold no word" if found.without_words else ""),
+        + (f"; without a word: {count_of(found.without_words, 'line')}" if found.without_words else ""),
         err=True,
     )
     click.echo(f"{found.perplexity:.2f}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from schemas.records import Record, RunRecord, StageSummary
 from tasks.shards import Overlaps, Shard, Stage, place_that_holds, why_made
+from tasks.shown import count_of
 from tasks.workspace import Workspace
 
 EXPLAINED_SHARDS = 50  # why is told for so many shards of a stage, then only counted
@@ -127,7 +128,7 @@ class Walk:
             # Ingest looks at the data set again in any case: a photograph's pack may be gone.
             if record and self.retry and (record.rejected or stage.name == "ingest"):
                 found = (
-                    f"{record.rejected} rejects are tried again"
+                    f"{count_of(record.rejected, 'reject')} to try again"
                     if record.rejected
                     else "the data set is looked at again"
                 )

@@ -33,6 +33,7 @@ from schemas.errors import DamagedFile, StoreFailed, UsageError
 from schemas.records import Output, Record, RunRecord
 from tasks.code import known_code, recall_code
 from tasks.listing import WORKSPACE_MARKER
+from tasks.shown import count_of
 from tasks.store import AT_ONCE, Listed, Store, address_of, folder_of
 
 HASH_BLOCK_BYTES = 1 << 20
@@ -140,7 +141,7 @@ class Workspace:
         if record is None:
             return None, "its record is damaged" if data is not None else ""
         if record.passing:
-            return None, f"{record.passing} rows could not be read last time"
+            return None, f"{count_of(record.passing, 'row')} could not be read last time"
         states = [(self._state(output, deep), output.path) for output in record.outputs]
         for state, path in states:
             if state in ("missing", "damaged"):

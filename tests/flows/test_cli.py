@@ -24,11 +24,6 @@ from schemas.tables import dtypes_of
 from tests import REPOSITORY
 from tests.flows.conftest import Ran, cutline, draw, small
 
-COMMANDS = [
-    "run", "status", "reprocess", "compare", "caption", "evaluate", "generate", "rejects", "prune",
-    "server", "serve", "dashboard",
-]  # fmt: skip
-
 
 def ask(*arguments: str | Path) -> tuple[int, str]:
     """Exit code and all output of a command, in this process."""
@@ -37,7 +32,7 @@ def ask(*arguments: str | Path) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sorted(main.commands))
 def test_every_command_has_help_with_examples(command: str) -> None:
     code, output = ask(command, "--help")
     assert code == 0
@@ -381,7 +376,7 @@ def test_prune_shows_then_removes_what_no_run_refers_to(ran: Ran, tmp_path: Path
     stray.write_bytes(b"x" * 1000)
     result = CliRunner().invoke(main, ["prune", "--workspace", str(copy.workspace)], input="n\n")
     assert "shards/images" in result.output
-    assert "1 files" in result.output
+    assert re.search(r" 1 file +0\.0 MB", result.output)
     assert stray.exists()
     code, output = ask("prune", "--yes", "--workspace", copy.workspace)
     assert (code, stray.exists()) == (0, False)

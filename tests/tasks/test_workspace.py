@@ -80,10 +80,13 @@ def test_a_damaged_record_counts_as_not_made(made: tuple[Workspace, Record], tex
     assert workspace.lookup("images", "k") == (None, "its record is damaged")
 
 
-def test_a_shard_with_rows_that_may_be_back_is_tried_again(made: tuple[Workspace, Record]) -> None:
+@pytest.mark.parametrize(("passing", "told"), [(1, "1 row"), (2, "2 rows")])
+def test_a_shard_with_rows_that_may_be_back_is_tried_again(
+    made: tuple[Workspace, Record], passing: int, told: str
+) -> None:
     workspace, record = made
-    workspace.write_record(record.model_copy(update={"passing": 2, "rejected": 2}))
-    assert workspace.lookup("images", "k") == (None, "2 rows could not be read last time")
+    workspace.write_record(record.model_copy(update={"passing": passing, "rejected": 2}))
+    assert workspace.lookup("images", "k") == (None, f"{told} could not be read last time")
 
 
 def test_scratch_is_gone_also_after_a_failure(tmp_path: Path) -> None:
