@@ -623,6 +623,7 @@ def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -
     """List what the last run (on DATASET) rejected, and why; or try it again."""
     from flows.run import last_rejects, retry_rejects
     from flows.tables import show_rejects, show_run
+    from tasks.shown import one_line
 
     if retry:
         record = retry_rejects(dataset, workspace)
@@ -631,10 +632,11 @@ def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -
         show_run(record)
         _exit(record.reject_rate, record.settings["ingest"]["max_reject_rate"])
         return
-    frame = last_rejects(dataset, workspace)
+    last, frame = last_rejects(dataset, workspace)
     if as_json:
         click.echo(json.dumps(frame.to_dicts(), ensure_ascii=False))
     else:
+        click.echo(one_line(f"rejects of {last.run} on {last.dataset}"))
         show_rejects(frame)
 
 

@@ -99,10 +99,10 @@ def retry_rejects(dataset: Path | None, workspace: Path = DEFAULT_WORKSPACE) -> 
     return start("run_dataset", Path(last.dataset), settings, workspace, root=root, retry=True)
 
 
-def last_rejects(dataset: Path | None, workspace: Path = DEFAULT_WORKSPACE) -> pl.DataFrame:
-    """The rejects table of the last run. Raises UsageError, DamagedFile."""
+def last_rejects(dataset: Path | None, workspace: Path = DEFAULT_WORKSPACE) -> tuple[RunRecord, pl.DataFrame]:
+    """The last run, and its rejects table. Raises UsageError, DamagedFile."""
     last = _last_of(dataset, workspace)
-    return History(Workspace(workspace)).rejects(last).drop("row").collect()
+    return last, History(Workspace(workspace)).rejects(last).drop("row").collect()
 
 
 def _last_of(dataset: Path | None, workspace: Path) -> RunRecord:

@@ -55,6 +55,7 @@ def search(
     # Different people write the same: more are asked for than are shown.
     captions = collection.captions.nearest(vector, 5 * top, exact=exact) if photo else []
     found = {
+        "run": collection.run.run,
         "dataset": collection.run.dataset,
         "text": text if not photo else "",
         "photo": str(photo) if photo else None,
@@ -228,7 +229,8 @@ class Collection:
 
 
 def show_found(found: dict[str, Any], as_json: bool) -> None:
-    """Names, scores and captions on standard output."""
+    """Names, scores and captions on standard output; on standard error where they were searched."""
+    click.echo(one_line(f"searched run {found['run']} on {found['dataset']}"), err=True)
     if found["unknown_words"]:
         click.echo(f"cutline: no training caption has {quoted(found['unknown_words'])}: left out", err=True)
     if as_json:

@@ -348,6 +348,7 @@ def test_photographs_that_the_model_learned_from_are_told_of_unless_a_split_is_c
 def test_rejects_are_listed_by_reason(ran: Ran) -> None:
     code, output = ask("rejects", ran.dataset, "--workspace", ran.workspace)
     assert code == 0
+    assert output.splitlines()[0] == f"rejects of {ran.record['run']} on {ran.dataset}"
     for reason in ("truncated", "empty_caption", "missing_photo"):
         assert reason in output
 
@@ -380,7 +381,7 @@ def test_prune_shows_then_removes_what_no_run_refers_to(ran: Ran, tmp_path: Path
     assert stray.exists()
     code, output = ask("prune", "--yes", "--workspace", copy.workspace)
     assert (code, stray.exists()) == (0, False)
-    assert "removed 1 files" in output
+    assert "removed 1 file" in output
     assert copy.made(copy.run()) == {}
     assert copy.run()["run"] == first["run"]
 
