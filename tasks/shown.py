@@ -110,5 +110,11 @@ def in_form(value: float | None, form: str) -> str:
 
 
 def change_in_form(change: float, form: str) -> str:
-    """How much a metric moved, as `in_form`, with its sign."""
-    return f"{'+' if change > 0 else ''}{in_form(change, form)}"
+    """How much a metric moved, with the sign of what is shown: that of a share in points of a hundred.
+
+    0.2, "share" → +20.0 points; -0.0001, "score" → 0.000.
+    """
+    shown = f"{decimal(100 * change, 1)} points" if form == "share" else in_form(change, form)
+    if not re.search("[1-9]", shown):
+        return shown.removeprefix("−")
+    return f"+{shown}" if change > 0 else shown

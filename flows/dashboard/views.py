@@ -196,9 +196,9 @@ class Views:
         names = list(dict.fromkeys(request.query_params.getlist("run")))[: MOST_COMPARED + 1]
         if len(names) > MOST_COMPARED:
             raise WrongQuery(f"at most {MOST_COMPARED} runs fit side by side; choose fewer")
-        if len(names) < 2:
-            return {"here": "runs", "runs": [], "choices": self._choices()}
         runs = sorted((self._named(name) for name in names), key=lambda run: run.run)  # oldest first
+        if len(runs) < 2:
+            return {"here": "runs", "runs": [], "choices": self._choices()}
         stages = list(dict.fromkeys(stage.name for run in runs for stage in run.stages))
         by_name = [{stage.name: stage for stage in run.stages} for run in runs]
         return {
@@ -333,6 +333,7 @@ class Views:
         return {
             "here": "stale",
             "run": run,
+            "only_captioned": bool(self.history.runs()),
             "choices": newest,
             "status": found,
             "seconds": None if None in told else sum(filter(None, told)),
@@ -549,15 +550,17 @@ def _score_rows(tables: list[pl.DataFrame]) -> list[ScoreRow]:
         metric = metric_of(name)
         values = [of_run.get((split, name)) for of_run in found]
         known = [value for value in values if value is not None]
-        better = name in QUALITY and metric.form == "score" and len(set(known)) > 1
+        texts = [in_form(value, metric.form) for value in values]
+        best = in_form(max(known), metric.form)
+        better = name in QUALITY and metric.form == "score" and set(texts) != {best}
         change = values[-1] - values[0] if len(values) == 2 and len(known) == 2 else None  # type: ignore[operator]
         rows.append(
             ScoreRow(
                 split,
                 metric.label,
                 metric.reading,
-                [in_form(value, metric.form) for value in values],
-                [better and value == max(known) for value in values],
+                texts,
+                [better and text == best for text in texts],
                 "" if change is None else change_in_form(change, metric.form),
             )
         )

@@ -148,6 +148,7 @@ def test_names_and_captions_that_hold_markup_are_shown_as_text(client: TestClien
         ("/rejects?reason=nonsense", 404),
         ("/rejects?reason=leak&page=x", 400),
         ("/compare?run=a&run=b", 404),
+        ("/compare?run=a", 404),
         (f"/compare?{'run=' + RUN}", 200),
         ("/compare?run=1&run=2&run=3&run=4&run=5", 400),
         (f"/changes?before={RUN}", 404),

@@ -129,7 +129,7 @@ def test_scores_side_by_side_have_the_labels_of_the_report_and_counts_are_whole(
     expected = [
         "CIDEr 0.250 0.500 +0.250",
         "vocabulary used 51 1,049 +998",
-        "distinct captions 50.0 % 75.0 % +25.0 %",
+        "distinct captions 50.0 % 75.0 % +25.0 points",
     ]
     assert rows[-3:] == [f"test {row}" for row in expected]
     page = comparison_page(a_comparison(), {})
