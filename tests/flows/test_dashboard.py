@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from flows.cli import main
 from flows.dashboard.app import HERE, make_app
 from flows.dashboard.guesses import without_guesses
+from flows.dashboard.views import _score_rows
 from tasks.gallery import Wish, captions_page
 from tasks.history import Captions
 from tasks.pages import ABOUT_DISTANCES, ABOUT_SCORES
@@ -211,6 +212,23 @@ def test_an_empty_workspace_says_what_to_do_on_every_page(tmp_path: Path) -> Non
     assert "expected an index" in seen(client.get("/search")).text
     assert "Two runs are needed" in seen(client.get("/compare")).text
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_workspace_of_captions_alone_has_nothing_that_could_be_stale_and_says_why(tmp_path: Path) -> None:
+    root = small_history(tmp_path / "workspace", tmp_path / "dataset").workspace.root
+    for record in (root / "runs").glob("*.json"):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "command": "caption"}))
+    text = seen(browse(root).get("/stale")).text
+    assert "captioned photographs with a model" in text
+    assert "holds no run yet" not in text
+
+
+def test_scores_that_read_the_same_have_no_best_and_no_change_of_a_sign() -> None:
+    tables = [
+        pl.DataFrame({"split": ["test"], "metric": ["CIDEr"], "value": [value]}) for value in (0.0002, 0.0001)
+    ]
+    (row,) = _score_rows(tables)
+    assert (row.values, row.best, row.moved) == (["0.000", "0.000"], [False, False], "0.000")
 
 
 def test_a_damaged_file_costs_the_part_that_needs_it(tmp_path: Path) -> None:
