@@ -462,7 +462,8 @@ def test_all_real_photographs_decode_as_in_pillow_and_become_squares(real_data: 
         header = read_header(data, 10**9)
         assert largest_difference(decode(data, SIDE), as_pillow_sees(data)) <= 1
         rows.append(
-            {"photo_id": photo_id(data), "path": file.name, "other_paths": [], "size": len(data)}
+            {"photo_id": photo_id(data), "path": file.name, "size": len(data)}
+            | {"other_paths": [], "other_source_ids": []}
             | {"width": header.width, "height": header.height, "format": "jpeg", "split": "train"}
         )
     assert len(rows) == 800
