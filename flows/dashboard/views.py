@@ -552,7 +552,8 @@ def _score_rows(tables: list[pl.DataFrame]) -> list[ScoreRow]:
         known = [value for value in values if value is not None]
         texts = [in_form(value, metric.form) for value in values]
         best = in_form(max(known), metric.form)
-        better = name in QUALITY and metric.form == "score" and set(texts) != {best}
+        differ = len({in_form(value, metric.form) for value in known}) > 1
+        better = differ and name in QUALITY and metric.form == "score"
         change = values[-1] - values[0] if len(values) == 2 and len(known) == 2 else None  # type: ignore[operator]
         rows.append(
             ScoreRow(
