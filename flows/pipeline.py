@@ -493,7 +493,7 @@ class Wiring:
                     replace(_shards(name, records, table), inputs={})
                     for name, records, table in (
                         ("image_features", features.of("train"), "image_features"),
-                        ("other_features", features.present[:1], "image_features"),
+                        ("any_features", features.present[:1], "image_features"),
                         ("tokens", tokens.of(*LEARNED_FROM), "tokens"),
                     )
                 ),

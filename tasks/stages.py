@@ -639,8 +639,8 @@ def make_bundle(work: Work) -> Made:
     photos = _ids(work.paths("image_features"), "photo_id")
     learned = captions.join(_ids(work.paths("tokens"), "caption_id"), on="caption_id", how="semi")
     paired = learned.join(photos, on="photo_id", how="semi")
-    one = work.paths("image_features") or work.paths("other_features")
-    channels = _sizes(pl.scan_parquet(one[0]).head(0).collect())["channels"]
+    features = pl.scan_parquet(work.paths("any_features")).head(0).collect()
+    channels = _sizes(features)["channels"]
     scores = read_table(work.path("scores"), "scores")
     by_split: dict[str, dict[str, float]] = {}
     for split, metric, value in scores.iter_rows():
