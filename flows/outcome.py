@@ -63,6 +63,7 @@ def finish(walk: Walk, command: str, dataset: Path, settings: Settings) -> RunRe
         of_this = {"run": record.run, "finished_at": record.finished_at, "stages": record.stages}
         if walk.last.model_copy(update=of_this) == record:
             return walk.last.model_copy(update={"stages": record.stages})
+    record = record.model_copy(update={"run": _new_name(walk.workspace)})
     walk.workspace.write_run(record)
     return record
 
@@ -72,7 +73,7 @@ def describe(walk: Walk, command: str, dataset: Path, settings: Settings) -> Run
     report, bundle, evaluate, leaks = (_one(walk, name) for name in ("report", "bundle", "evaluate", "leaks"))
     workspace = walk.workspace
     return RunRecord(
-        run=_new_name(workspace),
+        run=_name_at(datetime.now(UTC)),
         command=command,
         dataset=str(dataset),
         workspace=workspace.where,
@@ -100,6 +101,10 @@ def _new_name(workspace: Workspace) -> str:
     newest = next((name for name in workspace.run_names() if re.match(r"\d{8}-\d{6}-", name)), "")
     with suppress(ValueError, OverflowError):  # there is none, or it is of no time that there is
         time = max(time, datetime.strptime(newest[:15], TIME).replace(tzinfo=UTC) + timedelta(seconds=1))
+    return _name_at(time)
+
+
+def _name_at(time: datetime) -> str:
     return f"{time:{TIME}}-{secrets.token_hex(3)}"
 
 

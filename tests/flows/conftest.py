@@ -186,4 +186,4 @@ def ask(url: str, path: str, **body: Any) -> Any:
     request = urllib.request.Request(
         f"{url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    return json.load(urllib.request.urlopen(request, timeout=20))
+    return json.load(urllib.request.urlopen(request, timeout=60))
