@@ -392,7 +392,9 @@ def _learned(work: Work) -> Learned:
 
 def _learnable(work: Work, captions: pl.DataFrame) -> pl.DataFrame:
     """Captions whose photograph has features: those of one that was rejected teach nothing about any."""
-    return captions.join(_ids(work.paths("image_features"), "photo_id"), on="photo_id", how="semi")
+    return captions.join(
+        _ids(work.paths("image_features"), "photo_id"), on="photo_id", how="semi", maintain_order="left"
+    )
 
 
 def _ids(paths: Sequence[Path], name: str) -> pl.DataFrame:

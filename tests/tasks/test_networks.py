@@ -406,11 +406,11 @@ def network_of_constant(value: float) -> Network:
 
 
 def real_squares(folder: Path) -> np.ndarray:
-    """Photographs of which none was used to find the limits of int8: Flickr8k's test split, and COCO's."""
+    """Every third of Flickr8k's test split and of COCO's, with which the limits of int8 were not found."""
     names = (folder / "data/flickr8k/Flickr_8k.testImages.txt").read_text().split()
     paths = [folder / "data/flickr8k/images" / name for name in names]
     paths += sorted((folder / "data/coco-mini/train2017").glob("*.jpg"))
-    return np.stack([square_of(path.read_bytes(), ImagesSettings()) for path in paths])
+    return np.stack([square_of(path.read_bytes(), ImagesSettings()) for path in paths[::3]])
 
 
 @pytest.fixture(scope="module")
@@ -437,7 +437,7 @@ def test_bundled_features_of_real_photographs_are_close_to_those_of_the_float32_
     exact: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]], precision: str
 ) -> None:
     squares, expected = exact
-    assert len(squares) == 180
+    assert len(squares) == 60
     bundled = load_network(settings(precision=precision, batch_size=8), 224).features(squares)
     for name, a, b in zip(("regions", "pooled"), bundled, expected, strict=True):
         found = cosines(a, b)
