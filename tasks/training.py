@@ -239,7 +239,7 @@ def save_weights(model: keras.Model, path: Path) -> None:
 
         def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
             if isinstance(item, h5py.Dataset):
-                target.create_dataset(name, data=_halved(np.asarray(item)))
+                target.create_dataset(name, data=_halved(item))
             else:
                 target.require_group(name)
             _copy_attributes(item, target[name])
@@ -251,10 +251,9 @@ def save_weights(model: keras.Model, path: Path) -> None:
     full.unlink()
 
 
-def _halved(values: np.ndarray) -> np.ndarray:
-    """As float16. Raises CutlineError where a number is too large for it, or is none."""
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
+def _halved(values: h5py.Dataset) -> np.ndarray:
+    """As float16, by HDF5's conversion. Raises CutlineError where a number is too large for it, or is none."""
+    half = np.asarray(values, np.float16)
     if not np.isfinite(half).all():
         raise CutlineError(
             "expected weights below 65,504, found larger ones: the training diverged; lower its learning_rate"
