@@ -252,7 +252,7 @@ def save_weights(model: keras.Model, path: Path) -> None:
 
 
 def _halved(values: h5py.Dataset) -> np.ndarray:
-    """As float16, by HDF5's conversion. Raises CutlineError where a number is too large for it, or is none."""
+    """As float16, by HDF5. Raises CutlineError where a number is too large for it, or is none."""
     half = np.asarray(values, np.float16)
     if not np.isfinite(half).all():
         raise CutlineError(
