@@ -30,6 +30,7 @@ def captioned(photos: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
         pl.concat_list(pl.concat_list(name), f"other_{name}s").alias(name) for name in ("path", "source_id")
     ]
     files = photos.select("photo_id", "split", *every).explode("path", "source_id").sort("path", "photo_id")
+    files = files.select("path", "photo_id", "source_id", "split")
     columns = predictions.select("photo_id", "caption", "score", "distance", "alternatives")
     return check(files.join(columns, on="photo_id", maintain_order="left"), "captioned")
 
