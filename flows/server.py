@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from schemas.errors import UsageError
-from schemas.settings import path_of
+from schemas.settings import expanded
 from tasks.workspace import Workspace
 
 DEFAULT_URL = "http://127.0.0.1:4200/api"
@@ -181,7 +181,7 @@ def _configured(name: str) -> str | None:
     """A setting of Prefect's from the environment, else from the user's active profile."""
     if value := os.environ.get(name):
         return value
-    home = path_of(os.environ.get("PREFECT_HOME") or "~/.prefect")
+    home = expanded(os.environ.get("PREFECT_HOME") or "~/.prefect")
     try:
         profiles = tomllib.loads((home / "profiles.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):

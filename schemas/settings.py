@@ -232,6 +232,6 @@ class Settings(BaseModel):
     report: ReportSettings = ReportSettings()
 
 
-def path_of(setting: str) -> Path:
+def expanded(setting: str) -> Path:
     """The path that a setting names; `~` is the home folder, and stays where there is none."""
     return Path(os.path.expanduser(setting))  # noqa: PTH111 Path's own raises where there is none

@@ -217,7 +217,7 @@ def _rows_of_lines(files: Files, name: str) -> Iterator[Row]:
     form = kaggle_form(head)
     if "\t" in LINE_END.split(decode(head), 1)[0]:
         told = flickr8k_captions(files, name)
-    elif form is not None and form.between not in ("split", *_NAMES):  # else a column would go unread
+    elif form is not None and form.between not in _NAMES:  # else a column would go unread
         told = kaggle_captions(files, name, form)
     else:
         yield from _rows_of_table(csv_rows(files, name))
@@ -225,7 +225,7 @@ def _rows_of_lines(files: Files, name: str) -> Iterator[Row]:
     for one in told:
         if isinstance(one, Problem):
             raise _refused(one)
-        yield Row(None, None, one.name, one.caption)
+        yield Row(None, None, one.name, one.caption, one.split or None)
 
 
 def _rows_of_table(rows: Iterator[tuple[str, dict[str, Any]] | Problem]) -> Iterator[Row]:

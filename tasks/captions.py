@@ -16,7 +16,7 @@ from typing import NamedTuple
 import polars as pl
 
 from schemas.errors import UsageError
-from schemas.settings import path_of
+from schemas.settings import expanded
 from schemas.tables import dtypes_of
 
 _ROWS_A_STEP = 1_000  # captions between two reports of progress
@@ -298,7 +298,7 @@ def _as_tokens(word: str) -> set[str]:
 
 
 def _read_list(setting: str) -> str:
-    path = path_of(setting)
+    path = expanded(setting)
     if not path.is_file():
         known = ", ".join(sorted({"english", *_nltk_languages()}))
         raise UsageError(
@@ -315,8 +315,8 @@ def _read_list(setting: str) -> str:
 def _nltk_folders() -> Iterable[Path]:
     """Where NLTK looks for its data, in its order."""
     named = [folder for folder in os.environ.get("NLTK_DATA", "").split(os.pathsep) if folder]
-    yield from (path_of(folder) for folder in named)
-    yield path_of("~/nltk_data")
+    yield from (expanded(folder) for folder in named)
+    yield expanded("~/nltk_data")
     yield from (Path(sys.prefix, inner) for inner in ("nltk_data", "share/nltk_data", "lib/nltk_data"))
     yield from (
         Path(root, "nltk_data") for root in ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")

@@ -397,19 +397,7 @@ def _photos(copies: pl.DataFrame) -> pl.DataFrame:
     return (
         photos.sort(pl.col("kept").fill_null(len(SPLITS)), "photo_id")
         .with_columns(_split_name("kept").alias("split"))
-        .select(
-            *(
-                "photo_id",
-                "path",
-                "other_paths",
-                "source_id",
-                "other_source_ids",
-                "container",
-                "offset",
-                "size",
-            ),
-            *("width", "height", "format", "split"),
-        )
+        .select(*dtypes_of("photos"))
     )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from schemas.errors import MissingWeights, UsageError
-from schemas.settings import ImageFeaturesSettings, path_of
+from schemas.settings import ImageFeaturesSettings, expanded
 from tasks.int8 import float_weights, last_maps
 from tasks.processor import INT8_INSTRUCTIONS, has_int8
 
@@ -315,7 +315,7 @@ def _download(network: str, side_px: int) -> keras.Model:
 
 
 def _weights_file(weights: str) -> Path:
-    path = path_of(weights)
+    path = expanded(weights)
     if not path.is_file() or path.suffix != ".h5":
         found = "another kind of file" if path.is_file() else "a folder" if path.is_dir() else "no such file"
         raise MissingWeights(

@@ -144,7 +144,7 @@ def make_shard(shard: Shard, workspace: Workspace, advance: Advance) -> Record:
         outputs=outputs,
         rows_in=made.rows_in,
         rows_out=made.rows_out,
-        rejected=0 if rejects is None else rejects.filter(~pl.col("reason").is_in(list(NOTICES))).height,
+        rejected=0 if rejects is None else _lost(rejects),
         passing=0 if rejects is None else rejects.filter(pl.col("reason").is_in(list(PASSING))).height,
         reused_rows=made.reused_rows,
         gone_over=shard.rows,
@@ -262,8 +262,12 @@ def make_ingest(work: Work) -> Made:
         write_table(getattr(found, table), work.out / f"{table}.parquet", table)
     rows_out = found.photos.height + found.captions.height
     read = found.files.filter(pl.col("reason").is_null()).height + found.captions.height
-    lost = rejects.filter(~pl.col("reason").is_in(list(NOTICES))).height
-    return Made(read + lost, rows_out, rejects)
+    return Made(read + _lost(rejects), rows_out, rejects)
+
+
+def _lost(rejects: pl.DataFrame) -> int:
+    """Rows that could not be used; a notice is no loss."""
+    return rejects.filter(~pl.col("reason").is_in(list(NOTICES))).height
 
 
 def make_images_shard(work: Work) -> Made:

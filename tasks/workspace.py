@@ -36,7 +36,6 @@ from tasks.listing import WORKSPACE_MARKER
 from tasks.shown import count_of
 from tasks.store import AT_ONCE, Listed, Store, address_of, folder_of
 
-HASH_BLOCK_BYTES = 1 << 20
 CODE_KNOWN = "code.json"
 MADE = ("shards", "bundles", "reports", "models", "code", "packs", "partial", "tmp", "runs")
 CACHES = Path(__file__).resolve().parents[1] / "data" / "workspace" / "stores"

@@ -8,7 +8,7 @@ import pytest
 
 from flows.config import read_settings, settings_with
 from schemas.errors import UsageError
-from schemas.settings import Settings, path_of
+from schemas.settings import Settings, expanded
 from tasks.bundle import IN_THE_BOX, load_bundle
 
 
@@ -102,7 +102,7 @@ def test_without_a_home_folder_a_path_with_a_tilde_is_a_path_like_another(
 ) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     expected = setting.replace("~/", "/home/someone/")
-    assert path_of(setting) == Path(expected)
+    assert expanded(setting) == Path(expected)
 
 
 def test_settings_cannot_change_under_a_run() -> None:
