@@ -18,7 +18,9 @@ from typing import Any
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
+from flows.cli import main
 from flows.deployments import parse_schedules
 from flows.serving import schedule_of
 from schemas.errors import UsageError
@@ -285,14 +287,21 @@ def test_a_time_that_is_taken_is_one_for_prefect_too(when: str) -> None:
     assert schedule.cron == (None if when.isdigit() else when)
 
 
-def test_serve_needs_a_folder_a_data_set_to_train_on_and_a_server(ran: Ran, tmp_path: Path) -> None:
-    done = cutline("serve", tmp_path / "nowhere", "--workspace", tmp_path, check=False)
-    assert (done.returncode, "found nothing there" in done.stderr) == (2, True)
-    done = cutline("serve", tmp_path, "--workspace", tmp_path, "--schedule", "train=60", check=False)
-    assert (done.returncode, "expected --dataset" in done.stderr) == (2, True)
-    away = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
-    daily = ("--schedule", "nightly-captions=@daily")
-    done = cutline("serve", tmp_path, "--workspace", tmp_path, *daily, check=False, **away)
-    assert (done.returncode, "five fields" in done.stderr, "waiting for" in done.stderr) == (2, True, False)
-    done = cutline("serve", tmp_path, "--workspace", tmp_path, check=False, **away)
-    assert (done.returncode, "start `cutline server` first" in done.stderr) == (2, True)
+def test_serve_needs_a_folder_a_data_set_to_train_on_and_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serve(photos: Path, *arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["serve", str(photos), "--workspace", str(tmp_path), *arguments])
+        return done.exit_code, done.stderr
+
+    code, told = serve(tmp_path / "nowhere")
+    assert (code, "found nothing there" in told) == (2, True)
+    code, told = serve(tmp_path, "--schedule", "train=60")
+    assert (code, "expected --dataset" in told) == (2, True)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr("flows.server.WAIT_S", 1.0)
+    monkeypatch.setattr("flows.deployments.FOR_SERVED_RUNS", {})  # which would stay in this process
+    code, told = serve(tmp_path, "--schedule", "nightly-captions=@daily")
+    assert (code, "five fields" in told, "waiting for" in told) == (2, True, False)
+    code, told = serve(tmp_path)
+    assert (code, "start `cutline server` first" in told) == (2, True)
