@@ -26,7 +26,7 @@ from tasks.workspace import Workspace
 
 DEFAULT_URL = "http://127.0.0.1:4200/api"
 ANSWER_WITHIN_S = 10.0  # on a busy machine it takes a while; where nothing listens, that is told at once
-WAIT_S = 20.0  # for a server that is starting
+WAIT_S = 60.0  # for a server that is starting
 ADDRESS = "address"  # in the workspace's prefect folder: where its server was last started
 
 # For every server and client: stay at home, and record each task run (the recorder of the embedded
