@@ -119,14 +119,23 @@ class Work:
 
 
 def make_shard(shard: Shard, workspace: Workspace, advance: Advance) -> Record:
-    """Make one shard, publish its files, then its record, and return the record."""
+    """Make one shard, publish its files, then its record, and return the record.
+
+    Where another run has ended the same shard meanwhile, its files may be in use: they stay, as does its
+    record, which is then returned.
+    """
     module, _, name = shard.stage.function.partition(":")
     function: Callable[[Work], Made] = getattr(importlib.import_module(module), name)
     if shard.stage.tensorflow:
         load_tensorflow()
     started = time.monotonic()
+    before, _ = workspace.lookup(shard.stage.name, shard.key)
     with workspace.scratch() as out:
         made = function(Work(shard, workspace, out, advance))
+        meanwhile, _ = workspace.lookup(shard.stage.name, shard.key)
+        if meanwhile is not None and meanwhile != before:
+            workspace.forget_partial(shard.stage.name, shard.key)
+            return meanwhile
         rejects = made.rejects
         if rejects is not None and rejects.height:
             write_table(rejects, out / "rejects.parquet", "rejects")

@@ -27,20 +27,27 @@ from schemas.errors import UsageError
 from tests import REPOSITORY
 from tests.flows.conftest import Ran, ask, cutline, draw
 
-EVERY_S = 6
+WAIT_S = 240
+EVERY_FEW_SECONDS = ("--schedule", "nightly-captions=6")
 
 
 @contextmanager
-def serving(photos: Path, ran: Ran, url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`cutline serve` with a schedule of a few seconds."""
+def serving(photos: Path, ran: Ran, url: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`cutline serve`, once it offers its deployments."""
     command = [sys.executable, "-m", "flows", "serve", str(photos), "--workspace", str(ran.workspace)]
     environment = {"PREFECT_API_URL": url, "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
-    with (ran.workspace / "serve.log").open("a") as log:
+    log = photos.parent / "serve.log"
+    with log.open("a") as told:
         process = subprocess.Popen(
-            [*command, "--model", ran.record["bundle"], "--schedule", f"nightly-captions={EVERY_S}"],
-            cwd=REPOSITORY, env={**os.environ, **environment}, stdout=log, stderr=log,
+            [*command, "--model", ran.record["bundle"], *arguments],
+            cwd=REPOSITORY, env={**os.environ, **environment}, stdout=told, stderr=told, text=True,
         )  # fmt: skip
         try:
+            deadline = time.monotonic() + WAIT_S
+            while not deployments_of(url, photos):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.25)
             yield process
         finally:
             process.terminate()
@@ -48,26 +55,26 @@ def serving(photos: Path, ran: Ran, url: str) -> Iterator[subprocess.Popen[bytes
 
 
 def deployments_of(url: str, photos: Path) -> dict[str, dict[str, Any]]:
-    """What one `cutline serve` offers at the server, by what it runs: its names end alike."""
+    """What one `cutline serve` offers at the server, by what it runs; nothing until all is there."""
     found = ask(url, "deployments/filter")
-    nightly = next(one for one in found if one["parameters"].get("photos") == str(photos))
-    ending = nightly["name"].removeprefix("nightly-captions")
-    return {one["name"].removesuffix(ending): one for one in found if one["name"].endswith(ending)}
+    nightly = [one for one in found if one["parameters"].get("photos") == str(photos)]
+    endings = [one["name"].removeprefix("nightly-captions") for one in nightly]  # its names end alike
+    offered = {
+        one["name"].removesuffix(end): one for end in endings for one in found if one["name"].endswith(end)
+    }
+    return offered if len(offered) == 3 else {}
 
 
 def runs_of(url: str, photos: Path) -> list[dict[str, Any]]:
     """The runs that were at work on a folder, in order; those that came too early are left out."""
-    try:
-        nightly = {"id": {"any_": [deployments_of(url, photos)["nightly-captions"]["id"]]}}
-    except StopIteration:  # not offered yet
-        return []
+    nightly = {"id": {"any_": [deployments_of(url, photos)["nightly-captions"]["id"]]}}
     found = ask(url, "flow_runs/filter", sort="START_TIME_ASC", deployments=nightly)
     return [run for run in found if run["start_time"] and run["state_type"] != "CANCELLED"]
 
 
 def wait_for(url: str, photos: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The first run on a folder that is as wanted."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         for run in runs_of(url, photos):
             if wanted(run):
@@ -106,7 +113,7 @@ def test_a_schedule_captions_what_is_new_says_so_where_nothing_is_and_a_killed_r
     photos = tmp_path / "inbox"
     photos.mkdir()
     draw(photos / "first.png", 61)
-    with serving(photos, copy, server) as process:
+    with serving(photos, copy, server, *EVERY_FEW_SECONDS) as process:
         running = wait_for(
             server, photos, lambda run: run["state_name"] == "Running" and bool(process_of(run))
         )
@@ -117,7 +124,7 @@ def test_a_schedule_captions_what_is_new_says_so_where_nothing_is_and_a_killed_r
         == "Running"
     )
 
-    with serving(photos, copy, server):
+    with serving(photos, copy, server, *EVERY_FEW_SECONDS):
         killed = wait_for(
             server, photos, lambda run: run["id"] == running["id"] and run["state_name"] == "Crashed"
         )
@@ -161,6 +168,9 @@ def test_folders_of_one_name_are_served_side_by_side_and_the_end_of_one_leaves_t
         draw(photos / "photo.png", 70 + number)
     with serving(one, copy, server) as first:
         with serving(other, copy, server):
+            for photos in (one, other):
+                nightly = deployments_of(server, photos)["nightly-captions"]
+                ask(server, f"deployments/{nightly['id']}/create_flow_run")  # as "Quick run" of the page does
             for photos in (one, other):
                 done = wait_for(server, photos, lambda run: run["state_name"] == "Completed")
                 assert done["state"]["message"].startswith("1 photograph captioned")

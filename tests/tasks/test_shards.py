@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.shards import Overlaps, cut, place_of_row, place_that_holds
+from tasks.shards import Overlaps, Shard, Stage, cut, place_of_row, place_that_holds
+from tasks.stages import Made, Work, make_shard
+from tasks.workspace import Workspace
 from tests.tasks.datasets import an_id
 
 MOST = 64
+OVERTAKEN = Stage("overtaken", "tests.tasks.test_shards:make_overtaken")
 
 
 def ids_of(numbers: list[int]) -> list[str]:
@@ -94,3 +99,27 @@ def test_finding_them_takes_no_longer_a_shard_where_there_are_many() -> None:
 
     few, many = (min(seconds(count) for _ in range(5)) for count in (1_000, 64_000))
     assert many < 8 * few
+
+
+def make_overtaken(work: Work) -> Made:
+    """A file that tells who made it; who is to be overtaken lets another run end the same shard first."""
+    by = work.shard.sources["by"]
+    if by == "who was overtaken":
+        make_shard(replace(work.shard, sources={"by": "the other"}), work.workspace, work.advance)
+    (work.out / "made").write_text(by)
+    return Made(1, 1)
+
+
+def test_a_shard_that_another_run_ended_meanwhile_stays_and_one_that_was_there_is_made_anew(
+    tmp_path: Path,
+) -> None:
+    """What that run made may be in use by now, with its digest noted."""
+    workspace = Workspace(tmp_path)
+    shard = Shard(OVERTAKEN, "", {}, {}, "", {"by": "who was overtaken"})
+    record = make_shard(shard, workspace, lambda _: None)
+    (file,) = tmp_path.glob("shards/overtaken/*.made")
+    assert file.read_text() == "the other"
+    assert workspace.lookup("overtaken", shard.key) == (record, "")
+    record = make_shard(replace(shard, sources={"by": "who was asked again"}), workspace, lambda _: None)
+    assert file.read_text() == "who was asked again"
+    assert workspace.lookup("overtaken", shard.key) == (record, "")
