@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,7 @@ from tasks.training import (
     dropout,
     encode,
     fingerprint,
+    initial_seeds,
     load_weights,
     make_repeatable,
     save_weights,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 WEIGHTS = "fusion.weights.h5"
+SEEDS_BEFORE = 5  # of those that follow from a seed the first are a language model's
 REGION_LENGTH = 8.0  # regions and pooled features are scaled to this length
 DEV_BATCH, DEV_MAX_TOKENS = 32, 20  # how the dev split is captioned after each epoch
 TEXTS, PHOTOS = "texts", "photographs"  # the phases of a training
@@ -113,14 +116,21 @@ def build_fusion(
     settings: FusionSettings,
     lm_settings: LanguageModelSettings,
     gist: Gist | None = None,
+    seed: int = 0,
 ) -> Fusion:
-    """A fusion with random weights, for features of `channels` numbers a region."""
+    """A fusion with random weights, which follow from `seed`, for features of `channels` numbers a region."""
     import keras
 
-    dense, size, gist = keras.layers.Dense, settings.hidden_size, gist if gist and gist.size else None
+    seeds = islice(initial_seeds(seed), SEEDS_BEFORE, None)
+
+    def dense(size: int, kernel_initializer: Any = None, **more: Any) -> keras.layers.Dense:
+        drawn = kernel_initializer or keras.initializers.GlorotUniform(next(seeds))
+        return keras.layers.Dense(size, kernel_initializer=drawn, **more)
+
+    size, gist = settings.hidden_size, gist if gist and gist.size else None
     layers = {
         # Nothing is seen in regions at first where gists teach before them.
-        "value": dense(size, kernel_initializer="zeros" if gist else "glorot_uniform", name="value"),
+        "value": dense(size, kernel_initializer="zeros" if gist else None, name="value"),
         "state": dense(size, name="state"),
         "change": dense(lm_settings.embedding_size, kernel_initializer="zeros", name="change"),
         "projection": dense(lm_settings.embedding_size, name="projection"),
@@ -248,7 +258,7 @@ def train_fusion(
     `advance` is told the captions done, once an epoch each. Raises UsageError where no training caption has
     features, StaleModel where the language model does not fit.
     """
-    make_repeatable(settings.seed)
+    make_repeatable()
     words = load_language_model(language_model, vocabulary.height, lm_settings)
     data = Pairs.read(pairs, image_features, text_features, vocabulary, settings.kind, scratch, learned)
     imagined = _texts(learned, texts, vocabulary)
@@ -308,7 +318,8 @@ class _Trainer:
         self.train_rows, self.dev_rows = data.rows(dev=False), data.rows(dev=True)
         self.captions = sum(map(len, self.train_rows))
         self.rows_a_step = max(1, round(settings.batch_size * len(self.train_rows) / self.captions))
-        self.fusion = build_fusion(vocabulary.height, data.photos.shape[-1], settings, lm_settings, gist)
+        channels = data.photos.shape[-1]
+        self.fusion = build_fusion(vocabulary.height, channels, settings, lm_settings, gist, settings.seed)
         self.model = self.fusion.model
         # The same weights, multiplied as training does it; captions are written in float32 throughout.
         quick: Any = {name: by_product(layer) for name, layer in self.fusion.layers.items()}

@@ -22,6 +22,7 @@ from tasks.training import (
     dropout,
     encode,
     fingerprint,
+    initial_seeds,
     load_weights,
     make_repeatable,
     save_weights,
@@ -78,21 +79,36 @@ class LanguageModel:
         return step
 
 
-def build_language_model(vocabulary_size: int, settings: LanguageModelSettings) -> LanguageModel:
-    """A language model with random weights for `vocabulary_size` tokens."""
-    import keras
+def build_language_model(
+    vocabulary_size: int, settings: LanguageModelSettings, seed: int = 0
+) -> LanguageModel:
+    """A language model with random weights, which follow from `seed`, for `vocabulary_size` tokens."""
+    from keras import Input, Model, initializers, layers
 
+    seeds = initial_seeds(seed)
     # Wider than Keras's ±.05: with one matrix at both ends the first logits are else all but alike, and
     # the first pass is spent on making them differ.
-    spread = keras.initializers.RandomNormal(stddev=0.2)
-    embedding = keras.layers.ReversibleEmbedding(
+    spread = initializers.RandomNormal(stddev=0.2, seed=next(seeds))
+    embedding = layers.ReversibleEmbedding(
         vocabulary_size, settings.embedding_size, embeddings_initializer=spread, name="embedding"
     )
-    lstm = keras.layers.LSTM(settings.state_size, return_sequences=True, use_cudnn=False, name="lstm")
-    projection = keras.layers.Dense(settings.embedding_size, name="projection")
-    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    lstm = layers.LSTM(
+        settings.state_size,
+        return_sequences=True,
+        use_cudnn=False,
+        kernel_initializer=initializers.GlorotUniform(next(seeds)),
+        recurrent_initializer=initializers.Orthogonal(seed=next(seeds)),
+        seed=next(seeds),  # of its dropout, which is none
+        name="lstm",
+    )
+    projection = layers.Dense(
+        settings.embedding_size,
+        kernel_initializer=initializers.GlorotUniform(next(seeds)),
+        name="projection",
+    )
+    tokens = Input((None,), dtype="int32", name="tokens")
     logits = embedding(projection(lstm(embedding(tokens))), reverse=True)
-    return LanguageModel(keras.Model(tokens, logits, name="language_model"), embedding, lstm, projection)
+    return LanguageModel(Model(tokens, logits, name="language_model"), embedding, lstm, projection)
 
 
 def load_language_model(path: Path, vocabulary_size: int, settings: LanguageModelSettings) -> LanguageModel:
@@ -121,8 +137,9 @@ def train_language_model(
     captions, held_out = encode(train["tokens"], vocabulary), encode(dev["tokens"], vocabulary)
     if not len(captions):
         raise UsageError("no training caption is left for the language model: check the data set's splits")
-    make_repeatable(settings.seed)
-    trainer = _Trainer(captions, build_language_model(vocabulary.height, settings), settings)
+    make_repeatable()
+    network = build_language_model(vocabulary.height, settings, settings.seed)
+    trainer = _Trainer(captions, network, settings)
     made_from = fingerprint(
         settings.model_dump_json(), *_parts(captions), *_parts(held_out), str(vocabulary.height)
     )

@@ -358,7 +358,7 @@ def train_matching(
     dev split best is kept; without a dev split, what is there at the end. The same seed gives the
     same bytes. Raises UsageError where no training caption has features.
     """
-    make_repeatable(settings.seed)
+    make_repeatable()
     examples, words, weights = Examples.read(
         pairs, image_features, text_features, settings.max_words, scratch
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,13 +27,23 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def make_repeatable(seed: int) -> None:
-    """Make TensorFlow here give the same bits for the same work, and seed Keras's initial weights."""
-    import keras
+def make_repeatable() -> None:
+    """Make TensorFlow here give the same bits for the same work."""
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(seed)
+
+
+def initial_seeds(seed: int) -> Iterator[int]:
+    """A seed for each initial weight of a network, without end: those that Keras draws after
+    `keras.utils.set_random_seed`.
+
+    Keras draws them from the one generator of Python's `random`. So do other threads of the process, such as
+    Prefect's connections for their pings, and the same training then began with other weights.
+    """
+    rng = random.Random(seed)
+    while True:
+        yield rng.randint(1, 10**9)
 
 
 def fingerprint(*parts: str | bytes | memoryview) -> str:

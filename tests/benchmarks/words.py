@@ -76,7 +76,7 @@ def language_model(place: Place) -> Contest:
     tokens = _tokens_of(run, "train").sample(fraction=1, shuffle=True, seed=1)["tokens"]
     held_out = _tokens_of(run, "dev").head(HELD_OUT_CAPTIONS)["tokens"]
     captions = encode(tokens.head(LEARNED_CAPTIONS), vocabulary)
-    make_repeatable(settings.seed)
+    make_repeatable()
     one, other = (build_language_model(vocabulary.height, settings) for _ in range(2))
     other.model.set_weights(one.model.get_weights())
     trainer = _Trainer(captions, one, settings)
@@ -116,7 +116,7 @@ def fusion(place: Place) -> Contest:
     run = place.finished()
     settings, lm_settings = run.settings.fusion, run.settings.language_model
     vocabulary = run.table("vocabulary", "vocabulary")
-    make_repeatable(settings.seed)
+    make_repeatable()
     (weights,) = run.files("language_model", "language_model.weights.h5")
     words = load_language_model(weights, vocabulary.height, lm_settings)
     data = Pairs.read(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -31,6 +35,23 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "dataset"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def draws_beside() -> Iterator[None]:
+    """Another thread that draws from the generators of Python and NumPy, as Prefect's connections do."""
+    ended = threading.Event()
+
+    def draw() -> None:
+        while not ended.wait(1e-4):
+            random.random()
+            np.random.random()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
 
 
 @pytest.fixture(scope="session")

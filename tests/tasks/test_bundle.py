@@ -21,7 +21,7 @@ from tasks.networks import weights_digest
 from tasks.shards import Shard
 from tasks.stages import CAPTION, Work, _captioner, _load_captioner
 from tasks.tables import write_table
-from tasks.training import make_repeatable, save_weights
+from tasks.training import save_weights
 from tasks.workspace import Workspace, digest_of_file
 from tests.tasks.test_matching import a_matching
 from tests.tasks.toys import (
@@ -40,7 +40,6 @@ ORIGIN = FeatureOrigin.of(ImagesSettings(), ImageFeaturesSettings(), "a1" * 16, 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
-    make_repeatable(3)
     words = toy_vocabulary().height
     save_weights(build_language_model(words, LM_SETTINGS).model, folder / "language_model.weights.h5")
     fusion = build_fusion(words, CHANNELS, FUSION_SETTINGS, LM_SETTINGS, a_gist(folder))
@@ -185,8 +184,7 @@ def test_a_bundle_that_was_replaced_in_its_place_is_loaded_again(
 
     first = captioner()
     assert captioner() is first
-    make_repeatable(4)
-    another = build_language_model(toy_vocabulary().height, LM_SETTINGS)
+    another = build_language_model(toy_vocabulary().height, LM_SETTINGS, seed=1)
     save_weights(another.model, bundle / "language_model.weights.h5")
     kept, found = (words.language_model.embedding.embeddings.numpy() for words in (first, captioner()))
     assert np.abs(kept - found).max() > 0.01
@@ -196,8 +194,7 @@ def test_a_bundle_replaced_between_the_look_and_the_load_captions_nothing(bundle
     """Else captions of the new files would lie under the old ones' key, and be believed ever after."""
     files = ModelFiles.within(bundle)
     looked_at = tuple(map(digest_of_file, files))
-    make_repeatable(5)
-    another = build_language_model(toy_vocabulary().height, LM_SETTINGS)
+    another = build_language_model(toy_vocabulary().height, LM_SETTINGS, seed=1)
     save_weights(another.model, files.language_model)
     with pytest.raises(StaleModel, match="replaced while it was used"):
         _load_captioner(files, looked_at, LM_SETTINGS, FUSION_SETTINGS, CHANNELS)

@@ -18,7 +18,6 @@ from tasks.familiarity import Familiarity
 from tasks.fusion import build_fusion
 from tasks.language_model import build_language_model
 from tasks.pairs import photo_tensor
-from tasks.training import make_repeatable
 from tasks.vocabulary import END
 from tests.slow_captions import SlowCaptioner
 from tests.tasks.datasets import an_id
@@ -33,7 +32,6 @@ def a_random_captioner(
     """An untrained model with decided opinions: it babbles, repeats itself and stops anywhere."""
     lm_settings = LanguageModelSettings(embedding_size=12, state_size=16)
     settings = FusionSettings(kind=kind, hidden_size=16, heads=2)
-    make_repeatable(5)
     fusion = build_fusion(len(tokens), CHANNELS, settings, lm_settings)
     language_model = build_language_model(len(tokens), lm_settings)
     rng = np.random.default_rng(5)

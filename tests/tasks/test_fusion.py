@@ -42,6 +42,7 @@ def test_it_learns_what_the_photographs_show(toy_fusion: tuple[Path, pl.DataFram
     assert curve.filter("best")["dev_cider"][0] == curve["dev_cider"].max() > 0.95
 
 
+@pytest.mark.usefixtures("draws_beside")
 def test_two_trainings_give_the_same_bytes(
     toy_features: Path, toy_fusion: tuple[Path, pl.DataFrame], tmp_path: Path
 ) -> None:

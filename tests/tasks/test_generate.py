@@ -35,7 +35,6 @@ from tasks.generate import (
 )
 from tasks.language_model import LanguageModel, build_language_model, perplexity
 from tasks.pairs import photo_tensor
-from tasks.training import make_repeatable
 from tasks.vocabulary import END, UNK
 from tests.tasks.toys import (
     CHANNELS,
@@ -203,7 +202,6 @@ def test_captions_of_a_photograph_come_as_often_as_the_fusion_says(captioner: Ca
 
 @pytest.mark.parametrize("kind", ["attention", "concat"])
 def test_either_kind_of_fusion_is_asked_with_the_whole_text_so_far(captioner: Captioner, kind: str) -> None:
-    make_repeatable(7)
     settings = FUSION_SETTINGS.model_copy(update={"kind": kind})
     fusion = build_fusion(len(VOCABULARY), CHANNELS, settings, LM_SETTINGS)
     rng = np.random.default_rng(7)
@@ -288,7 +286,6 @@ def test_more_tokens_only_make_lines_longer(sampler: Sampler) -> None:
 
 @pytest.mark.parametrize("favourite", [END, UNK, 0, 1])
 def test_no_line_is_empty_or_holds_a_special_token(favourite: int) -> None:
-    make_repeatable(3)
     model = build_language_model(len(VOCABULARY), LanguageModelSettings(embedding_size=12, state_size=16))
     (embeddings,) = model.embedding.get_weights()
     embeddings[favourite] *= 10  # no other is as long in its direction

@@ -136,6 +136,26 @@ def test_the_learning_rate_rises_and_then_falls_to_nothing() -> None:
     assert float(learning_rates(0.1, 1, 1)(0)) == pytest.approx(0.1)
 
 
+def test_the_first_weights_are_those_that_keras_draws_after_the_same_seed() -> None:
+    import keras
+
+    keras.utils.set_random_seed(7)
+    normal = keras.initializers.RandomNormal(stddev=0.2)
+    size, states = LM_SETTINGS.embedding_size, LM_SETTINGS.state_size
+    theirs = [
+        keras.layers.Embedding(9, size, embeddings_initializer=normal),
+        keras.layers.LSTM(states),
+        keras.layers.Dense(size),
+    ]
+    for layer, width in zip(theirs, (9, size, states), strict=True):
+        layer.build((None, None, width))
+    ours = build_language_model(9, LM_SETTINGS, seed=7)
+    for layer, other in zip((ours.embedding, ours.lstm, ours.projection), theirs, strict=True):
+        for mine, another in zip(layer.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_array_equal(mine, another)
+
+
+@pytest.mark.usefixtures("draws_beside")
 def test_two_trainings_give_the_same_bytes(trained: tuple[Path, pl.DataFrame], tmp_path: Path) -> None:
     curve = train(tmp_path, tmp_path / "scratch")
     assert (tmp_path / WEIGHTS).read_bytes() == (trained[0] / WEIGHTS).read_bytes()

@@ -12,7 +12,7 @@ from schemas.settings import TextFeaturesSettings
 from schemas.tables import check
 from tasks.language_model import build_language_model
 from tasks.text_features import make_text_features
-from tasks.training import make_repeatable, save_weights
+from tasks.training import save_weights
 from tasks.vocabulary import UNK
 from tests.tasks.toys import LM_SETTINGS, as_tokens, toy_captions, toy_vocabulary
 
@@ -20,7 +20,6 @@ from tests.tasks.toys import LM_SETTINGS, as_tokens, toy_captions, toy_vocabular
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("lm") / "language_model.weights.h5"
-    make_repeatable(7)
     save_weights(build_language_model(toy_vocabulary().height, LM_SETTINGS).model, path)
     return path
 
