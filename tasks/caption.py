@@ -22,6 +22,7 @@ from tasks.fusion import Fusion, load_fusion
 from tasks.gist import GIST, Gist
 from tasks.language_model import WEIGHTS as LANGUAGE_MODEL
 from tasks.language_model import LanguageModel, load_language_model
+from tasks.lstm import rows_alike
 from tasks.matching import MATCHING, Matching
 from tasks.pairs import photo_tensor
 from tasks.tables import list_column, read_table
@@ -119,7 +120,7 @@ class Captioner:
     def search(self, photos: np.ndarray, settings: CaptionSettings) -> Hypotheses:
         """The best captions of at most MOST photographs, (N, R, C) float16. Raises as `caption_photos`."""
         few = len(photos) <= settings.batch_size // 2
-        slots = min(FEW, settings.batch_size) if few else settings.batch_size
+        slots = rows_alike(min(FEW, settings.batch_size) if few else settings.batch_size, settings.beam)
         key = (slots, settings)
         if key not in self._searches:
             self._searches[key] = BeamSearch(

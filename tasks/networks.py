@@ -259,7 +259,13 @@ def float_maps(model: keras.Model, network: str) -> Maps:
 
     # Each network's own preprocessing lies beside the function that builds it.
     preprocess = sys.modules[_builder(network).__module__].preprocess_input
-    return lambda squares: model(preprocess(tf.cast(squares, tf.float32)), training=False)
+
+    def maps_of(square: tf.Tensor) -> tf.Tensor:
+        return model(preprocess(tf.cast(square[None], tf.float32)), training=False)[0]
+
+    # One at a time: the last rows of a matrix of them all may be rounded otherwise (tasks/lstm.py).
+    last = tf.TensorSpec(model.output.shape[1:], tf.float32)
+    return lambda squares: tf.map_fn(maps_of, squares, fn_output_signature=last, parallel_iterations=1)
 
 
 def _compile(maps: Maps, shape: tuple[int, int, int, int]) -> tf.types.experimental.ConcreteFunction:

@@ -12,6 +12,7 @@ import polars as pl
 
 from schemas.settings import LanguageModelSettings, TextFeaturesSettings
 from tasks.language_model import load_language_model
+from tasks.lstm import rows_alike
 from tasks.tables import list_column, tensor_column
 from tasks.training import Ragged, encode
 from tasks.vocabulary import PAD, START
@@ -38,14 +39,15 @@ def make_text_features(
     captions = encode(tokens["tokens"], vocabulary)
     is_content = _content_positions(tokens)
     stamp = language_model.stat()
-    read = _reader(language_model, stamp.st_mtime_ns, vocabulary.height, lm_settings, settings.batch_size)
+    size = rows_alike(settings.batch_size)
+    read = _reader(language_model, stamp.st_mtime_ns, vocabulary.height, lm_settings, size)
     ends = np.cumsum(captions.lengths + 1)
     states = np.zeros((int(ends[-1]) if len(ends) else 0, lm_settings.state_size), np.float16)
     vectors = np.zeros((len(captions), lm_settings.state_size), np.float16)
     by_length = np.argsort(captions.lengths, kind="stable")
-    for place in range(0, len(by_length), settings.batch_size):
-        rows = by_length[place : place + settings.batch_size]
-        batch = read(_with_start(captions, rows, settings.batch_size)).numpy()
+    for place in range(0, len(by_length), size):
+        rows = by_length[place : place + size]
+        batch = read(_with_start(captions, rows, size)).numpy()
         for row, values in zip(rows, batch, strict=False):
             length = captions.lengths[row]
             states[ends[row] - length - 1 : ends[row]] = values[: length + 1]

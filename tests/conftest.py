@@ -18,6 +18,11 @@ settings.load_profile("untimed")
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those marked `long` first."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder that holds `data/flickr8k`, `data/coco-mini` and `weights`; skips where there is none."""

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from tests.conftest import Once
 
 COLOURS = {"red": (40, 40, 220), "green": (60, 180, 60), "blue": (220, 90, 40), "yellow": (40, 220, 230)}
 SPLITS = {"train": 20, "dev": 5, "test": 5}
+
+EMBEDDED = {"PREFECT_API_URL": ""}  # what a run has in its environment that is to start a server of its own
 
 # Everything real, only small and short.
 SMALL = [
@@ -93,9 +97,9 @@ def cutline(
     return done
 
 
-def run_json(dataset: Path, workspace: Path, *arguments: str) -> dict[str, Any]:
+def run_json(dataset: Path, workspace: Path, *arguments: str, **environment: str) -> dict[str, Any]:
     """`cutline run --json` with the small settings."""
-    done = cutline("run", dataset, "--workspace", workspace, "--json", *small(), *arguments)
+    done = cutline("run", dataset, "--workspace", workspace, "--json", *small(), *arguments, **environment)
     return json.loads(done.stdout)
 
 
@@ -118,8 +122,8 @@ class Ran:
         shutil.copytree(self.dataset, folder / "dataset")
         return Ran(folder / "dataset", folder / "workspace", self.record)
 
-    def run(self, *arguments: str) -> dict[str, Any]:
-        return run_json(self.dataset, self.workspace, *arguments)
+    def run(self, *arguments: str, **environment: str) -> dict[str, Any]:
+        return run_json(self.dataset, self.workspace, *arguments, **environment)
 
     def made(self, record: dict[str, Any]) -> dict[str, int]:
         """Shards made, of the stages that made any."""
@@ -127,7 +131,7 @@ class Ran:
 
 
 @pytest.fixture(scope="session")
-def ran(once: Once) -> Ran:
+def ran(once: Once, server: str) -> Ran:
     """One run of every stage; never change what it returns, copy it."""
 
     def fill(folder: Path) -> None:
@@ -154,7 +158,10 @@ def tables(workspace: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`cutline server` on loopback; its API's address."""
+    """`cutline server` on loopback; its API's address.
+
+    From here on runs use it: Prefect's embedded server takes longer to start than such a run takes.
+    """
     workspace = tmp_path_factory.mktemp("server")
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
@@ -164,7 +171,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             _wait_until_healthy(url, process, workspace / "log")
             assert (workspace / "prefect" / "prefect.db").is_file()  # its state lies in the workspace
-            yield url
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PREFECT_API_URL", url)
+                yield url
         finally:
             process.terminate()
             assert process.wait(30) in (0, -signal.SIGTERM)
@@ -183,7 +192,15 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -
 
 
 def ask(url: str, path: str, **body: Any) -> Any:
+    """What the server answers; where its database is locked for longer than it waits, it is asked again."""
     request = urllib.request.Request(
         f"{url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    return json.load(urllib.request.urlopen(request, timeout=60))
+    for _ in range(10):
+        try:
+            return json.load(urllib.request.urlopen(request, timeout=60))
+        except urllib.error.HTTPError as error:
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                raise
+            time.sleep(1)
+    raise AssertionError(f"{url}/{path}: the database stays locked")

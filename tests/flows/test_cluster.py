@@ -24,7 +24,7 @@ from tasks.cluster import check_workers, scheduler_of
 from tasks.store import Store
 from tasks.workspace import Workspace, bundle_at
 from tests import REPOSITORY, free_port
-from tests.flows.conftest import Ran, cutline, small, tables
+from tests.flows.conftest import EMBEDDED, Ran, cutline, small, tables
 from tests.object_store import KEY_ID, S3, SECRET
 
 
@@ -112,6 +112,7 @@ def copy_to(store: Store, workspace: Path) -> None:
                 store.upload(file, path)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)  # on a machine that does much else
 def test_a_run_on_a_cluster_whose_workers_die_and_whose_store_fails_gives_the_same_tables(
     ran: Ran, cluster: Cluster, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -136,7 +137,7 @@ def test_a_run_on_a_cluster_whose_workers_die_and_whose_store_fails_gives_the_sa
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     command = ["run", ran.dataset, "--workspace", workspace.where, "--runner", f"dask://{cluster.address}"]
-    done = cutline(*command, "--json", *small(), check=False)
+    done = cutline(*command, "--json", *small(), check=False, **EMBEDDED)
     assert done.returncode == 0, done.stderr + cluster.logs()
     assert len(killed) == 2
     s3.faults()

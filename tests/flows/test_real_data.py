@@ -11,6 +11,8 @@ from tests.flows.conftest import run_json
 
 
 @pytest.mark.real_data
+@pytest.mark.long
+@pytest.mark.usefixtures("server")
 def test_a_real_coco_data_set_is_captioned_whole(real_data: Path, tmp_path: Path) -> None:
     record = run_json(real_data / "data" / "coco-mini", tmp_path / "workspace")
     rows = {stage["name"]: (stage["rows_out"], stage["rejected"]) for stage in record["stages"]}

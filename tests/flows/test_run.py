@@ -19,7 +19,7 @@ import pytest
 from tasks.history import History
 from tasks.workspace import Workspace
 from tests import REPOSITORY
-from tests.flows.conftest import Ran, cutline, draw, make_dataset, run_json, small, tables
+from tests.flows.conftest import EMBEDDED, Ran, cutline, draw, make_dataset, run_json, small, tables
 
 STAGES = [
     "ingest", "images", "image_features", "captions", "vocabulary", "language_model", "text_features",
@@ -233,15 +233,18 @@ KILLED_AT = {
 }
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_of_any_stage_a_rerun_ends_as_if_nothing_had_happened(
     ran: Ran, tmp_path: Path
 ) -> None:
+    """The first time together with Prefect's server, which the last run has to get along with."""
     dataset, workspace = make_dataset(tmp_path / "dataset"), tmp_path / "workspace"
     command = [sys.executable, "-m", "flows", "run", str(dataset), "--workspace", str(workspace), *small()]
     for stage, sign in KILLED_AT.items():
         process = subprocess.Popen(
             command,
             cwd=REPOSITORY,
+            env=os.environ | (EMBEDDED if stage == "images" else {}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -251,12 +254,13 @@ def test_killed_in_the_middle_of_any_stage_a_rerun_ends_as_if_nothing_had_happen
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    record = run_json(dataset, workspace)
+    record = run_json(dataset, workspace, **EMBEDDED)
     assert any(stage["reused"] for stage in record["stages"])
     assert tables(workspace) == tables(ran.workspace)
     assert not list((workspace / "partial").iterdir())
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_run_in_seconds_and_the_same_command_goes_on_from_there(
     ran: Ran, tmp_path: Path
 ) -> None:
@@ -265,7 +269,7 @@ def test_ctrl_c_ends_a_run_in_seconds_and_the_same_command_goes_on_from_there(
     code, told = ended_at_work(copy, lambda process: os.killpg(process.pid, signal.SIGINT))
     assert told.splitlines()[-1] == STOPPED
     assert code == 1
-    record = copy.run(*PADDED)
+    record = copy.run(*PADDED, **EMBEDDED)
     images = next(stage for stage in record["stages"] if stage["name"] == "images")
     assert images["reused"] > 0
     assert record["scores"]
@@ -292,6 +296,7 @@ def ended_at_work(ran: Ran, end: Callable[[subprocess.Popen[str]], None]) -> tup
     process = subprocess.Popen(
         [sys.executable, "-m", "flows", *arguments],
         cwd=REPOSITORY,
+        env=os.environ | EMBEDDED,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -314,12 +319,18 @@ def wait_for(happened, process: subprocess.Popen, what: str) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_two_runs_at_once_on_one_workspace_both_succeed_with_equal_tables(ran: Ran, tmp_path: Path) -> None:
     dataset, workspace = make_dataset(tmp_path / "dataset"), tmp_path / "workspace"
     command = [sys.executable, "-m", "flows", "run", str(dataset), "--workspace", str(workspace), *small()]
     runs = [
         subprocess.Popen(
-            command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=REPOSITORY,
+            env=os.environ | EMBEDDED,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for _ in range(2)
     ]

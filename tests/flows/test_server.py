@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import socket
 import subprocess
 import sys
@@ -16,21 +16,21 @@ import pytest
 from flows.server import answers, is_loopback
 from schemas.errors import ServerLost
 from tests import free_port
-from tests.flows.conftest import Ran, ask, cutline, draw, small
+from tests.flows.conftest import EMBEDDED, Ran, ask, cutline, draw, small
 
 
 def test_states_and_artifacts_of_a_run_are_on_the_server_that_answers(
     ran: Ran, server: str, tmp_path: Path
 ) -> None:
     copy = ran.copy(tmp_path)
-    shutil.rmtree(copy.workspace / "prefect")  # what the embedded server of the first run left
     draw(copy.dataset / "images" / "another.png", 52)
     done = cutline(
         "run", copy.dataset, "--workspace", copy.workspace, "--json", *small(), PREFECT_API_URL=server
     )
     record = json.loads(done.stdout)
     assert not (copy.workspace / "prefect" / "prefect.db").exists()
-    (flow_run,) = ask(server, "flow_runs/filter", flow_runs={"name": {"any_": ["run dataset"]}})
+    named = {"name": {"any_": ["run dataset"]}}
+    (flow_run,) = ask(server, "flow_runs/filter", flow_runs=named, sort="START_TIME_DESC", limit=1)
     of_run = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}, "limit": 200}
     assert flow_run["state_name"] == "Completed"
     states = {run["name"]: run["state_name"] for run in ask(server, "task_runs/filter", **of_run)}
@@ -71,7 +71,10 @@ def test_python_files_of_the_folder_that_a_run_is_started_from_are_not_run(ran: 
     strangers.mkdir()
     (strangers / "click.py").write_text("open('was_run', 'w').close()\nraise SystemExit(1)\n")
     command = [Path(sys.executable).with_name("cutline"), "run", copy.dataset, "--workspace", copy.workspace]
-    done = subprocess.run([*command, *small()], cwd=strangers, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        [*command, *small()],
+        cwd=strangers, env=os.environ | EMBEDDED, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [path.name for path in strangers.iterdir()] == ["click.py"]
 

@@ -104,6 +104,7 @@ def check_deployments(url: str, photos: Path) -> None:
     assert found["reprocess"]["parameter_openapi_schema"]["properties"]["dry_run"]["type"] == "boolean"
 
 
+@pytest.mark.long
 def test_a_schedule_captions_what_is_new_says_so_where_nothing_is_and_a_killed_run_ends(
     ran: Ran,
     server: str,
@@ -228,6 +229,7 @@ for number, ending in enumerate([write, cut_off, write]):
 """
 
 
+@pytest.mark.usefixtures("server")
 def test_a_night_cut_off_before_its_file_was_written_is_made_good_by_the_next(tmp_path: Path) -> None:
     """Also where someone has captioned the folder by hand meanwhile: the file lacks nothing that is known."""
     inbox, workspace = tmp_path / "inbox", tmp_path / "workspace"
@@ -244,6 +246,7 @@ def test_a_night_cut_off_before_its_file_was_written_is_made_good_by_the_next(tm
     assert file.stat().st_mtime_ns == written  # it holds the same already
 
 
+@pytest.mark.usefixtures("server")
 def test_folders_of_one_name_have_captions_of_their_own_and_a_store_holds_them(tmp_path: Path) -> None:
     """Two inboxes, and one of them again, also on a machine whose cache is empty."""
     inboxes = [tmp_path / "a" / "inbox", tmp_path / "b" / "inbox"]
