@@ -264,8 +264,7 @@ def float_maps(model: keras.Model, network: str) -> Maps:
         return model(preprocess(tf.cast(square[None], tf.float32)), training=False)[0]
 
     # One at a time: the last rows of a matrix of them all may be rounded otherwise (tasks/lstm.py).
-    last = tf.TensorSpec(model.output.shape[1:], tf.float32)
-    return lambda squares: tf.map_fn(maps_of, squares, fn_output_signature=last, parallel_iterations=1)
+    return lambda squares: tf.map_fn(maps_of, squares, fn_output_signature=tf.float32, parallel_iterations=1)
 
 
 def _compile(maps: Maps, shape: tuple[int, int, int, int]) -> tf.types.experimental.ConcreteFunction:

@@ -286,7 +286,7 @@ def test_where_no_photograph_can_be_used_no_file_of_yesterday_stands_for_todays(
     assert pl.read_parquet(tmp_path / "captions.parquet").height == 0
     looked = pl.read_parquet(attention)
     assert looked.height == 0
-    assert looked.schema == dtypes_of("attention", regions=49)
+    assert looked.schema == dtypes_of("attention", regions=9)
 
 
 def test_single_files_are_captioned_alone(ran: Ran, folder: Path, captioned: tuple[Path, dict]) -> None:

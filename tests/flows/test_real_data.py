@@ -14,7 +14,8 @@ from tests.flows.conftest import run_json
 @pytest.mark.long
 @pytest.mark.usefixtures("server")
 def test_a_real_coco_data_set_is_captioned_whole(real_data: Path, tmp_path: Path) -> None:
-    record = run_json(real_data / "data" / "coco-mini", tmp_path / "workspace")
+    dataset = real_data / "data" / "coco-mini"
+    record = run_json(dataset, tmp_path / "workspace", "--set", "images.side_px=224")
     rows = {stage["name"]: (stage["rows_out"], stage["rejected"]) for stage in record["stages"]}
     assert rows["images"] == (80, 0)
     assert rows["captions"] == (400, 0)
