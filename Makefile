@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test bench install lint lock clean
+.PHONY: demo test bench install lint lock database clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -36,6 +36,12 @@ lint: install
 lock:
 	uv pip compile -q --universal --no-strip-extras --python-version 3.11 --generate-hashes --extra dev \
 		--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml -o requirements.lock
+
+# Writes Prefect's empty database anew: with it, a new workspace is ready ten seconds sooner.
+database: install
+	rm -rf .venv/prefect
+	PREFECT_HOME=$(CURDIR)/.venv/prefect $(BIN)/prefect server database upgrade -y
+	gzip -9nc .venv/prefect/prefect.db > flows/prefect.db.gz
 
 clean:
 	rm -rf .venv data/workspace

@@ -7,6 +7,7 @@ is imported, so this comes first.
 from __future__ import annotations
 
 import base64
+import gzip
 import ipaddress
 import json
 import os
@@ -16,6 +17,7 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
@@ -27,6 +29,8 @@ from tasks.workspace import Workspace
 DEFAULT_URL = "http://127.0.0.1:4200/api"
 ANSWER_WITHIN_S = 10.0  # on a busy machine it takes a while; where nothing listens, that is told at once
 WAIT_S = 60.0  # for a server that is starting
+DATABASE = "prefect.db"  # where Prefect looks for it in its home
+EMPTY_DATABASE = Path(__file__).with_name("prefect.db.gz")  # written by `make database`
 ADDRESS = "address"  # in the workspace's prefect folder: where its server was last started
 
 # For every server and client: stay at home, and record each task run (the recorder of the embedded
@@ -54,7 +58,7 @@ def start_server(workspace: Path, host: str, port: int) -> NoReturn:
             "set PREFECT_SERVER_API_AUTH_STRING=NAME:PASSWORD first, or leave --host out"
         )
     _check_free(host, port)
-    home = home_of(workspace)
+    home = home_with_database(workspace)
     page = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     environment = {
         **ALWAYS,
@@ -133,7 +137,7 @@ def choose_server(workspace: Path) -> str | None:
             file=sys.stderr,
         )
     os.environ.pop("PREFECT_API_URL", None)
-    home = home_of(workspace)
+    home = home_with_database(workspace)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_PROFILES_PATH"] = str(home / "profiles.toml")
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
@@ -166,6 +170,23 @@ def home_of(workspace: Path) -> Path:
     Workspace(workspace).mark()
     home = Workspace(workspace).root / "prefect"
     home.mkdir(exist_ok=True)
+    return home
+
+
+def home_with_database(workspace: Path) -> Path:
+    """As `home_of`; a new one begins with an empty database, as Prefect makes it.
+
+    Prefect itself goes through all versions that its tables ever had, which takes ten seconds, and does so
+    where this database is of an earlier version than its own.
+    """
+    home = home_of(workspace)
+    elsewhere = os.environ.get("PREFECT_SERVER_DATABASE_CONNECTION_URL")
+    if not elsewhere and not (home / DATABASE).exists():
+        with Workspace(workspace).scratch() as folder, suppress(OSError):
+            whole = folder / DATABASE
+            whole.write_bytes(gzip.decompress(EMPTY_DATABASE.read_bytes()))
+            # Not over one that another run has begun with. Where there are no links, Prefect makes its own.
+            (home / DATABASE).hardlink_to(whole)
     return home
 
 

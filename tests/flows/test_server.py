@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from threading import Thread
 
 import httpx
 import pytest
 
-from flows.server import answers, is_loopback
+from flows.server import answers, home_with_database, is_loopback
 from schemas.errors import ServerLost
 from tests import free_port
 from tests.flows.conftest import EMBEDDED, Ran, ask, cutline, draw, small
@@ -62,6 +65,33 @@ def test_something_else_that_listens_at_the_servers_port_is_no_server() -> None:
 
         Thread(target=greet, daemon=True).start()
         assert not answers(f"http://127.0.0.1:{port}/api")
+
+
+def test_a_workspace_begins_with_the_database_that_prefect_itself_would_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [Path(sys.executable).with_name("prefect"), "server", "database", "upgrade", "-y"]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "theirs"), **EMBEDDED}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    monkeypatch.delenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", raising=False)
+    home = home_with_database(tmp_path / "workspace")
+    ours, theirs = (tables_of(folder / "prefect.db") for folder in (home, tmp_path / "theirs"))
+    assert ours == theirs
+    assert len(ours) > 50
+    (home / "prefect.db").write_bytes(b"at work")
+    home_with_database(tmp_path / "workspace")
+    assert (home / "prefect.db").read_bytes() == b"at work"
+
+
+def tables_of(database: Path) -> list[tuple[str, ...]]:
+    """The definitions of all tables and indices, and which version of Prefect's they are.
+
+    Prefect adds the constraints of a table in any order.
+    """
+    with closing(sqlite3.connect(database)) as connection:
+        found = connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
+        lines = [(kind, name, *sorted(re.split(r",?\s*\n", sql or ""))) for kind, name, sql in found]
+        return lines + connection.execute("SELECT * FROM alembic_version").fetchall()
 
 
 def test_python_files_of_the_folder_that_a_run_is_started_from_are_not_run(ran: Ran, tmp_path: Path) -> None:
