@@ -244,23 +244,25 @@ def ids(sentence: str) -> tuple[int, ...]:
 
 
 def expected_cider(gist: Gist, about: np.ndarray, captions: list[tuple[int, ...]]) -> np.ndarray:
-    """Of captions that are written token by token."""
+    """Of captions that are written token by token, those of one length side by side."""
     import tensorflow as tf
 
     agreement = Agreement.of(gist, toy_vocabulary().height)
     foretold = agreement.foretold(about.astype(np.float32)[None])
-    values = []
-    for caption in captions:
-        ngrams = agreement.begun(1, 1)
-        for written, token in enumerate(caption):
-            again = tf.constant([[[caption[:written].count(token)]]])
+    values = np.zeros(len(captions))
+    for length in set(map(len, captions)):
+        rows = [row for row, caption in enumerate(captions) if len(caption) == length]
+        ngrams = agreement.begun(1, len(rows))
+        for written in range(length):
+            token = [[captions[row][written]] for row in rows]
+            again = [[captions[row][:written].count(captions[row][written])] for row in rows]
             grown = agreement.extended(
-                ngrams, tf.constant([[[token]]]), tf.constant([written]), foretold, again
+                ngrams, tf.constant([token]), tf.constant([written]), foretold, tf.constant([again])
             )
             ngrams = tf.nest.map_structure(lambda of_all: of_all[:, :, 0], grown)
-        worth = agreement.worth_of_length(tf.constant(len(caption)))
-        values.append(float(ngrams.expected_cider()[0, 0] * worth))
-    return np.array(values)
+        worth = agreement.worth_of_length(tf.constant(length))
+        values[rows] = ngrams.expected_cider()[0] * worth
+    return values
 
 
 def toy_captioner(features: Path, folder: Path, settings: FusionSettings) -> Captioner:
