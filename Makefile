@@ -18,12 +18,11 @@ bench: install
 
 install: $(STAMP)
 
-# The lock is complete, so nothing is resolved (--no-deps); every file is checked by its hash. Of all the
-# modules that are installed few are ever imported: Python compiles those when they are (--no-compile).
+# The lock is complete, so nothing is resolved (--no-deps); every file is checked by its hash.
 $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
 	$(BIN)/python -c 'import sys; assert sys.version_info[:2] == (3, 11), f"expected Python 3.11, found {sys.version}; set PYTHON=..."'
-	$(BIN)/pip install --quiet --no-deps --no-compile --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/pip check
 	touch $(STAMP)
