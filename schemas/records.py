@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Frozen(BaseModel):
@@ -43,6 +43,8 @@ class Record(Frozen):
     took_s: float
     made_at: str  # ISO 8601, UTC
     versions: dict[str, str]  # libraries, for people; never part of a key
+    # Said to the run that found it made meanwhile by another; never written down.
+    taken_over: bool = Field(default=False, exclude=True)
 
     def output(self, name: str) -> Output:
         """The output called `name`; KeyError where there is none."""

@@ -1,6 +1,7 @@
 """The work: one module a noun, free of Prefect."""
 
 import os
+from pathlib import Path
 
 # OpenBLAS's threads, once called, wait for the next product in a busy loop for a tenth of a second, 2^26
 # ticks, beside what TensorFlow computes: a tenth of the time that captions take. 2^4 is the least it knows.
@@ -11,6 +12,10 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 # to the system at once. The allocator reads this where Polars is loaded; Polars puts its own defaults before.
 os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")
 
-# The user's ~/.keras/keras.json may say otherwise, and Keras reads this where it is loaded; what else that
-# file may say, `load_tensorflow` sets.
+# Keras reads, where it is loaded, what ~/.keras/keras.json says of numbers, and writes that file where there
+# is none. With a home that is no folder it does neither: no number may depend on it, as no key holds it.
 os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["KERAS_HOME"] = os.devnull
+
+# Matplotlib keeps a list of the machine's fonts; it belongs with what else is not the user's own.
+os.environ.setdefault("MPLCONFIGDIR", str(Path(__file__).resolve().parents[1] / "data/workspace/matplotlib"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from threading import Lock
 from typing import Any
 from uuid import UUID
@@ -48,8 +48,8 @@ def make(
 ) -> State[list[Record]]:
     """Make shards, each unless another run, or a worker that was lost, has made it meanwhile.
 
-    `keys` are the shards' keys as the flow has them: a worker with other code has others. The state
-    says what was made.
+    Where another process is at one, that is waited for. `keys` are the shards' keys as the flow has
+    them: a worker with other code has others. The state says what was made.
     """
     return _make(shards, keys, where, advance)
 
@@ -58,7 +58,7 @@ def _make(
     shards: Sequence[Shard], keys: Sequence[str], where: str, advance: Advance | None
 ) -> State[list[Record]]:
     workspace = _workspace(where)
-    records, made = [], []
+    records = []
     with _one_at_a_time:
         for shard, key in zip(shards, keys, strict=True):
             if shard.key != key:
@@ -66,19 +66,35 @@ def _make(
                     f"{shard.stage.name}: this worker has other code than the machine that runs the flow; "
                     "install the same version of Cutline there, and start the worker anew"
                 )
-            record = None
-            if not shard.sources.get("again"):
-                record, _ = workspace.lookup(shard.stage.name, key)
-            if record is None:
-                record = make_shard(shard, workspace, advance or _nobody_counts)
-                made.append(record)
-            records.append(record)
+            with workspace.alone_on(key, partial(_wait_for, shard.stage.name)):
+                records.append(_made(shard, workspace, advance or _nobody_counts))
+    made = [record for record in records if not record.taken_over]
     if not made:
         return Completed(name="Cached", message="another run made it meanwhile", data=records)
     read, written, rejected = (sum(getattr(record, name) for record in made) for name in COUNTS)
     took_s = sum(record.took_s for record in made)
     told = f"{read:,} rows read, {written:,} written, {rejected:,} rejected, in {took_s:,.1f} s"
     return Completed(message=told, data=records)
+
+
+def _made(shard: Shard, workspace: Workspace, advance: Advance) -> Record:
+    """The record of a shard, which is made where it is not there."""
+    if not shard.sources.get("again"):
+        record, _ = workspace.lookup(shard.stage.name, shard.key)
+        if record is not None:
+            advance(shard.rows)
+            return record.model_copy(update={"taken_over": True})
+    return make_shard(shard, workspace, advance)
+
+
+@cache  # it is told once of a stage
+def _wait_for(stage: str, process: str) -> None:
+    print(
+        f"cutline: {stage}: {process or 'another process'} makes the same for this workspace; "
+        "waiting for what it makes",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _nobody_counts(_rows: int) -> None:

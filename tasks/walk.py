@@ -118,11 +118,12 @@ class Walk:
         started = time.monotonic()
         walked = Walked(stage, list(shards), [None] * len(shards))
         missing: list[tuple[int, Shard]] = []
+        whys: dict[int, str] = {}
         earlier = _Earlier(self.workspace, stage, self.last)
         self.workspace.look_ahead(stage.name, [shard.key for shard in shards if shard])
         for place, shard in enumerate(shards):
             if shard is None:
-                walked.whys.append("what it needs is made first")
+                whys[place] = "what it needs is made first"
                 continue
             record, found = self.workspace.lookup(stage.name, shard.key, self.deep)
             # Ingest looks at the data set again in any case: a photograph's pack may be gone.
@@ -139,15 +140,17 @@ class Walk:
                 missing.append((place, shard))
                 explained = len(missing) <= EXPLAINED_SHARDS or found
                 before = earlier.at(shard) if explained else None
-                walked.whys.append(
-                    why_made(shard, before, self.workspace, found) if explained else "as the others"
-                )
+                whys[place] = why_made(shard, before, self.workspace, found) if explained else "as the others"
         if self.maker:
             ready = earlier.with_donors([shard for _, shard in missing])
-            walked.made = self.maker(stage, ready, len(shards) - len(missing))
-            for (place, _), record in zip(missing, walked.made, strict=True):
+            records = self.maker(stage, ready, len(shards) - len(missing))
+            for (place, _), record in zip(missing, records, strict=True):
                 walked.records[place] = record
+                if record.taken_over:
+                    del whys[place]
+            walked.made = [record for record in records if not record.taken_over]
             walked.took_s = time.monotonic() - started
+        walked.whys = list(whys.values())
         self.stages.append(walked)
         return walked
 

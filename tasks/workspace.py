@@ -20,13 +20,14 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from schemas.errors import DamagedFile, StoreFailed, UsageError
@@ -83,6 +84,12 @@ def _bundle_parts(where: Path | str) -> tuple[Workspace | None, str]:
     if not workspace:
         raise UsageError(f"bundle '{address}': expected a store's address that ends in /bundles/NAME")
     return Workspace(workspace), f"bundles/{name}"
+
+
+def _sign(lock: int) -> None:
+    """Write into the file of a lock whose it is."""
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} of {platform.node()}".encode(), 0)
 
 
 class Workspace:
@@ -505,6 +512,32 @@ class Workspace:
             yield
         finally:
             self._remove_marker(self.marker)
+
+    @contextmanager
+    def alone_on(self, key: str, waits_for: Callable[[str], None]) -> Iterator[None]:
+        """While no other process makes the shard of that key; `waits_for` is told of the one that does.
+
+        The lock is the system's: it goes with the process, whatever ends that. Machines that share a store
+        do not see each other's, nor does anyone where the file system has none: then both make the shard.
+        """
+        self.mark()
+        file = self.root / "tmp" / f"{key}.lock"
+        file.parent.mkdir(exist_ok=True)
+        lock = FileLock(file, fallback_to_soft=False, on_acquired=_sign)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            with suppress(FileNotFoundError):  # it has just ended
+                waits_for(file.read_text(encoding="utf-8"))
+            lock.acquire()
+        except OSError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)  # whoever waits for it sees that, and makes another
+            lock.release()
 
     @property
     def marker(self) -> str:

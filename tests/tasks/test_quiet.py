@@ -1,4 +1,4 @@
-"""TensorFlow says nothing that a user would have to read."""
+"""What libraries say and write of themselves, and read of the user."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 COMPUTE = """
 from tasks.quiet import load_tensorflow
@@ -40,3 +42,19 @@ def test_numbers_do_not_depend_on_what_the_users_home_says_to_keras(tmp_path: Pa
     command = [sys.executable, "-c", SETTINGS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "tensorflow float32 1e-07 channels_last float32\n"
+
+
+DRAWN = """
+import polars as pl
+from tasks.curves import draw_curve
+losses = {"epoch": [1, 2], "train_loss": [2.0, 1.0], "dev_loss": [2.0, 1.5], "dev_cider": [0.1, 0.2]}
+draw_curve(pl.DataFrame({**losses, "best": [False, True]}), "fusion")
+"""
+
+
+@pytest.mark.parametrize("does", [SETTINGS, DRAWN])
+def test_libraries_write_nothing_into_the_users_home(does: str, tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG", "KERAS", "MPL"))}
+    command = [sys.executable, "-c", does]
+    subprocess.run(command, env={**kept, "HOME": str(tmp_path)}, capture_output=True, check=True)
+    assert list(tmp_path.rglob("*")) == []

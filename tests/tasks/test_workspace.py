@@ -114,6 +114,61 @@ def test_scratch_of_a_killed_process_is_cleared_and_of_a_living_one_kept(tmp_pat
         assert list((tmp_path / "tmp").iterdir()) == [mine]
 
 
+AT_A_SHARD = """
+import sys, time
+from pathlib import Path
+from tasks.workspace import Workspace
+with Workspace(Path(sys.argv[1])).alone_on("k", print):
+    print("at it", flush=True)
+    if sys.argv[2] == "killed":
+        time.sleep(400)
+"""
+
+
+@pytest.mark.parametrize("ends", ["killed", "by itself"])
+def test_a_shard_that_another_process_makes_is_waited_for_until_it_ends_in_whatever_way(
+    ends: str, tmp_path: Path
+) -> None:
+    """Meanwhile others can be made; afterwards nothing of it is left."""
+    workspace = Workspace(tmp_path)
+    waited_for: list[str] = []
+    command = [sys.executable, "-c", AT_A_SHARD, str(tmp_path), ends]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "at it\n"
+        with workspace.alone_on("another", waited_for.append):
+            assert waited_for == []
+        if ends == "killed":
+
+            def kill(process: str) -> None:
+                waited_for.append(process)
+                other.kill()
+
+            with workspace.alone_on("k", kill):
+                assert waited_for == [f"process {other.pid} of {platform.node()}"]
+        else:
+            other.wait()
+            with workspace.alone_on("k", waited_for.append):
+                assert waited_for == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_of_many_processes_one_at_a_time_makes_a_shard(tmp_path: Path) -> None:
+    """Each adds one to a number that it has read a moment ago."""
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom tasks.workspace import Workspace\n"
+        "folder = Path(sys.argv[1])\ncount = folder / 'count'\n"
+        "for _ in range(20):\n    with Workspace(folder).alone_on('k', lambda _: None):\n"
+        "        before = int(count.read_text())\n        time.sleep(0.002)\n"
+        "        count.write_text(str(before + 1))\n"
+    )
+    (tmp_path / "count").write_text("0")
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    processes = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(4)]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert (tmp_path / "count").read_text() == "80"
+
+
 def test_of_a_file_that_was_being_written_when_a_run_was_killed_nothing_is_left(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom tasks.workspace import Workspace\n"
