@@ -1,7 +1,5 @@
 """Wiring only: which stage after which, and the command line."""
 
-from pathlib import Path
+from tasks import DEFAULT_WORKSPACE  # before NumPy, for what it sets
 
-import tasks  # noqa: F401  before NumPy, for what it sets
-
-DEFAULT_WORKSPACE = Path(__file__).resolve().parents[1] / "data" / "workspace"
+__all__ = ["DEFAULT_WORKSPACE"]

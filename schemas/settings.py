@@ -70,7 +70,8 @@ class VocabularySettings(StageSettings):
 class ImageFeaturesSettings(StageSettings):
     network: str = Field("VGG16", description="a network of keras.applications by its name")
     weights: str = Field(
-        "bundled", description="`bundled` (VGG16 only), `imagenet` (downloaded by Keras), or a path"
+        "bundled",
+        description="`bundled` (VGG16 only), `imagenet` (Keras downloads them into data/workspace/keras), or a path",
     )
     precision: Literal["auto", "float32", "int8"] = Field(
         "auto",

@@ -12,10 +12,11 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 # to the system at once. The allocator reads this where Polars is loaded; Polars puts its own defaults before.
 os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")
 
-# Keras reads, where it is loaded, what ~/.keras/keras.json says of numbers, and writes that file where there
-# is none. With a home that is no folder it does neither: no number may depend on it, as no key holds it.
+# The user's keras.json may say otherwise, and Keras reads this where it is loaded; what else that file may say,
+# `load_tensorflow` sets.
 os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ["KERAS_HOME"] = os.devnull
 
-# Matplotlib keeps a list of the machine's fonts; it belongs with what else is not the user's own.
-os.environ.setdefault("MPLCONFIGDIR", str(Path(__file__).resolve().parents[1] / "data/workspace/matplotlib"))
+# Where Keras keeps that file and what it downloads, and matplotlib its list of fonts: not in the user's home.
+DEFAULT_WORKSPACE = Path(__file__).resolve().parents[1] / "data" / "workspace"
+os.environ.setdefault("KERAS_HOME", str(DEFAULT_WORKSPACE / "keras"))
+os.environ.setdefault("MPLCONFIGDIR", str(DEFAULT_WORKSPACE / "matplotlib"))

@@ -32,6 +32,7 @@ from pydantic import ValidationError
 
 from schemas.errors import DamagedFile, StoreFailed, UsageError
 from schemas.records import Output, Record, RunRecord
+from tasks import DEFAULT_WORKSPACE
 from tasks.code import known_code, recall_code
 from tasks.listing import WORKSPACE_MARKER
 from tasks.shown import count_of
@@ -39,7 +40,7 @@ from tasks.store import AT_ONCE, Listed, Store, address_of, folder_of
 
 CODE_KNOWN = "code.json"
 MADE = ("shards", "bundles", "reports", "models", "code", "packs", "partial", "tmp", "runs")
-CACHES = Path(__file__).resolve().parents[1] / "data" / "workspace" / "stores"
+CACHES = DEFAULT_WORKSPACE / "stores"
 
 
 def digest_of(value: object) -> str:

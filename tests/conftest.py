@@ -23,6 +23,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What stands before stores is gone with the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUTLINE_CACHE", str(tmp_path_factory.mktemp("caches")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
     """What a test, or a command that it calls, sets in the environment ends with it."""

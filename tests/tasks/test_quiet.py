@@ -33,12 +33,10 @@ print(config.backend(), config.floatx(), config.epsilon(), config.image_data_for
 """
 
 
-def test_numbers_do_not_depend_on_what_the_users_home_says_to_keras(tmp_path: Path) -> None:
+def test_numbers_do_not_depend_on_what_a_user_says_to_keras(tmp_path: Path) -> None:
     told = {"backend": "jax", "floatx": "float16", "epsilon": 0.1, "image_data_format": "channels_first"}
-    (tmp_path / ".keras").mkdir()
-    (tmp_path / ".keras" / "keras.json").write_text(json.dumps(told))
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    environment.pop("KERAS_HOME", None)
+    (tmp_path / "keras.json").write_text(json.dumps(told))
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path)}
     command = [sys.executable, "-c", SETTINGS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "tensorflow float32 1e-07 channels_last float32\n"
