@@ -12,8 +12,8 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 # to the system at once. The allocator reads this where Polars is loaded; Polars puts its own defaults before.
 os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")
 
-# The user's keras.json may say otherwise, and Keras reads this where it is loaded; what else that file may say,
-# `load_tensorflow` sets.
+# The user's keras.json may say otherwise, and Keras reads this where it is loaded; what else that file may
+# say, `load_tensorflow` sets.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 # Where Keras keeps that file and what it downloads, and matplotlib its list of fonts: not in the user's home.

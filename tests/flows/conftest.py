@@ -31,7 +31,6 @@ EMBEDDED = {"PREFECT_API_URL": ""}  # what a run has in its environment that is 
 # Everything real, only small and short.
 SMALL = [
     "images.side_px=96",
-    "image_features.batch_size=8",
     "vocabulary.min_count=1",
     "language_model.embedding_size=16",
     "language_model.state_size=32",
