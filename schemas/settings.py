@@ -71,7 +71,7 @@ class ImageFeaturesSettings(StageSettings):
     network: str = Field("VGG16", description="a network of keras.applications by its name")
     weights: str = Field(
         "bundled",
-        description="`bundled` (VGG16 only), `imagenet` (Keras downloads them into data/workspace/keras), or a path",
+        description="`bundled` (VGG16 only), `imagenet` (downloaded to data/workspace/keras), or a path",
     )
     precision: Literal["auto", "float32", "int8"] = Field(
         "auto",
