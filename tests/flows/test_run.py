@@ -267,12 +267,14 @@ def test_ctrl_c_ends_a_run_in_seconds_and_the_same_command_goes_on_from_there(
 ) -> None:
     copy = ran.copy(tmp_path)
     # A terminal tells every process that runs in it.
-    code, told = ended_at_work(copy, lambda process: os.killpg(process.pid, signal.SIGINT))
+    change = "caption.beam=3"
+    code, told = ended_at(copy, "caption", change, lambda process: os.killpg(process.pid, signal.SIGINT))
     assert told.splitlines()[-1] == STOPPED
     assert code == 1
-    record = copy.run(*PADDED, **EMBEDDED)
-    images = next(stage for stage in record["stages"] if stage["name"] == "images")
-    assert images["reused"] > 0
+    record = copy.run("--set", change, **EMBEDDED)
+    caption = next(stage for stage in record["stages"] if stage["name"] == "caption")
+    assert caption["reused"] > 0
+    assert caption["made"] > 0
     assert record["scores"]
 
 
@@ -280,20 +282,25 @@ def test_ctrl_c_ends_a_run_in_seconds_and_the_same_command_goes_on_from_there(
 def test_a_run_that_is_killed_leaves_no_process_behind(
     ran: Ran, tmp_path: Path, number: signal.Signals
 ) -> None:
-    code, told = ended_at_work(ran.copy(tmp_path), lambda process: process.send_signal(number))
+    copy = ran.copy(tmp_path)
+    code, told = ended_at(copy, "images", "images.crop=pad", lambda process: process.send_signal(number))
     if number == signal.SIGTERM:
         assert told.splitlines()[-1] == STOPPED
         assert code == 1
 
 
 STOPPED = "cutline: stopped; the same command goes on from here"
-PADDED = ["--set", "images.crop=pad"]  # so that there is work on photographs
 
 
-def ended_at_work(ran: Ran, end: Callable[[subprocess.Popen[str]], None]) -> tuple[int, str]:
-    """End a run at its second stage; its exit code, and what it and its children said until all had ended."""
-    known = set((ran.workspace / "shards" / "images").iterdir())
-    arguments = ["run", str(ran.dataset), "--workspace", str(ran.workspace), *small(), *PADDED]
+def ended_at(
+    ran: Ran, stage: str, change: str, end: Callable[[subprocess.Popen[str]], None]
+) -> tuple[int, str]:
+    """End a run in the middle of a stage that a changed setting has made anew.
+
+    Its exit code, and what it and its children said until all had ended.
+    """
+    known = set((ran.workspace / "shards" / stage).iterdir())
+    arguments = ["run", str(ran.dataset), "--workspace", str(ran.workspace), *small(), "--set", change]
     process = subprocess.Popen(
         [sys.executable, "-m", "flows", *arguments],
         cwd=REPOSITORY,
@@ -303,7 +310,7 @@ def ended_at_work(ran: Ran, end: Callable[[subprocess.Popen[str]], None]) -> tup
         start_new_session=True,
     )
     try:
-        wait_for(lambda: set((ran.workspace / "shards" / "images").glob("*.json")) - known, process, "images")
+        wait_for(lambda: set((ran.workspace / "shards" / stage).glob("*.json")) - known, process, stage)
         end(process)
         _, told = process.communicate(timeout=20)  # to its end, which is when no process holds it any more
     finally:
