@@ -1,4 +1,4 @@
-"""One page of a run's captions at a time, sorted by score, filtered by words."""
+"""One page of a run's captions at a time, sorted by score, filtered by words and files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ SORTS = {
 
 @dataclass(frozen=True)
 class Wish:
-    """Which captions to show: those that hold every one of `words`, of `split`, of all if empty."""
+    """Which captions to show: those that hold every one of `words`, of files whose path holds `file`, of
+    `split`; of all if empty."""
 
     words: str = ""
+    file: str = ""
     sort: str = "best"  # of SORTS
     split: str = ""
     page: int = 1
@@ -46,13 +48,15 @@ class Page:
 def captions_page(captions: Captions, wish: Wish, size: int) -> Page:
     """The captions of a wish: photo_id, path, split, caption, score, distance. Raises DamagedFile.
 
-    A page behind the last one is the last one. Words are compared without case, as whole words. Runs of
-    older versions told no distance: it is null there.
+    A page behind the last one is the last one. Words and paths are compared without case, words as whole
+    ones. Runs of older versions told no distance: it is null there.
     """
-    by_name = bool(wish.split) or wish.sort == "path"
+    by_name = bool(wish.split or wish.file) or wish.sort == "path"
     found = captions.named() if by_name else captions.rows
     if wish.split:
         found = found.filter(pl.col("split") == wish.split)
+    if wish.file:
+        found = found.filter(pl.col("path").str.contains(f"(?i){pl.escape_regex(wish.file)}"))
     for word in wish.words.split():
         found = found.filter(pl.col("caption").str.contains(whole_word(word)))
     with reading():

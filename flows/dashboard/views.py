@@ -238,11 +238,18 @@ class Views:
             return {"here": "captions", "run": None}
         wish = gallery.Wish(
             words=_text(request, "words"),
+            file=_text(request, "file"),
             sort=_choice(request, "sort", gallery.SORTS, "best"),
             split=_choice(request, "split", SPLIT_CHOICES, ""),
             page=_page(request),
         )
-        query = {"run": run.run, "words": wish.words, "sort": wish.sort, "split": wish.split}
+        query = {
+            "run": run.run,
+            "words": wish.words,
+            "file": wish.file,
+            "sort": wish.sort,
+            "split": wish.split,
+        }
         return {
             "here": "captions",
             "run": run,

@@ -146,6 +146,8 @@ def test_names_and_captions_that_hold_markup_are_shown_as_text(client: TestClien
         (f"/captions?words={'x' * 101}", 400),
         ("/captions?words=%00%ff%f0%9f%98%80", 200),
         ("/captions?words=(%5B*%2B%5C", 200),
+        (f"/captions?file={'x' * 101}", 400),
+        ("/captions?file=%00%ff(%5B*%2B%5C", 200),
         ("/rejects?reason=nonsense", 404),
         ("/rejects?reason=leak&page=x", 400),
         ("/compare?run=a&run=b", 404),
@@ -280,6 +282,13 @@ def test_a_caption_of_a_photograph_unlike_all_that_was_learned_from_is_marked_as
     page = seen(client.get("/captions?words=beach"))
     (photo,) = {path for path in page.all("a", "href") if path.startswith("/photos/")}
     assert "score −0.20 · distance 1.30 a guess, by the run" in words_of(client.get(photo))
+
+
+def test_captions_of_one_file_are_found_by_its_name(client: TestClient) -> None:
+    text = words_of(client.get("/captions?file=PHOTO4"))
+    assert "1 caption of files with PHOTO4 in their path" in text
+    assert "a cat −0.50" in text
+    assert "hotdog" not in text
 
 
 def test_the_surest_captions_on_the_overview_are_no_guesses(client: TestClient) -> None:

@@ -78,6 +78,36 @@ def test_words_are_found_as_pythons_own_patterns_find_them(captions: Captions) -
     assert whole_word("dog") == r"(?i)\bdog\b"
 
 
+@pytest.mark.parametrize(
+    ("file", "found"),
+    [
+        ("photo4.jpg", ["a cat"]),
+        ("OTO4.", ["a cat"]),
+        (
+            "photo",
+            [
+                "a dog on the beach",
+                "A hotdog, please",
+                "two children (and a Dog)",
+                "a cat",
+                "c++ is no dog's life",
+            ],
+        ),
+        ("photo.", []),  # the dot is one
+        ("<script>", ["<b>a dog</b> & <script>alert(2)</script>"]),
+    ],
+)
+def test_files_are_found_by_a_part_of_their_path(captions: Captions, file: str, found: list[str]) -> None:
+    assert shown(captions, Wish(file=file)) == found
+
+
+def test_words_and_a_file_are_looked_for_together(captions: Captions) -> None:
+    assert shown(captions, Wish("dog", file="photo", split="train")) == [
+        "a dog on the beach",
+        "two children (and a Dog)",
+    ]
+
+
 def test_a_split_is_shown_alone(captions: Captions) -> None:
     assert shown(captions, Wish(split="dev")) == ["a cat"]
     assert shown(captions, Wish(split="unlabelled")) == []
