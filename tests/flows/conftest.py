@@ -42,6 +42,7 @@ SMALL = [
     "matching.size=16",
     "matching.epochs=1",
     "caption.max_tokens=8",
+    "caption.batch_size=8",
     "report.gallery=4",
 ]
 
