@@ -45,12 +45,42 @@ def test_states_and_artifacts_of_a_run_are_on_the_server_that_answers(
     assert artifacts >= {"stages", "scores", "rejects", "samples", "report", "progress"}
 
 
-def test_where_no_server_answers_a_run_says_so_and_uses_the_embedded_one(ran: Ran, tmp_path: Path) -> None:
-    copy = ran.copy(tmp_path)
-    nobody = f"http://127.0.0.1:{free_port()}/api"
-    done = cutline("run", copy.dataset, "--workspace", copy.workspace, *small(), PREFECT_API_URL=nobody)
-    assert f"expected a server at {nobody}, none answered; this run uses the embedded one" in done.stderr
+NOBODY = f"http://127.0.0.1:{free_port()}/api"
+
+
+@pytest.fixture(scope="module")
+def alone(
+    ran: Ran, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A run where no server answers, started from a folder with a Python file; its end, and that folder."""
+    copy = ran.copy(tmp_path_factory.mktemp("alone"))
+    strangers = copy.workspace.parent / "strangers"
+    strangers.mkdir()
+    (strangers / "click.py").write_text("open('was_run', 'w').close()\nraise SystemExit(1)\n")
+    command = [Path(sys.executable).with_name("cutline"), "run", copy.dataset, "--workspace", copy.workspace]
+    done = subprocess.run(
+        [*command, *small(), "--set", "report.gallery=3"],
+        cwd=strangers, env=os.environ | {"PREFECT_API_URL": NOBODY}, capture_output=True, text=True,
+        timeout=400,
+    )  # fmt: skip
+    return done, strangers
+
+
+def test_where_no_server_answers_a_run_says_so_and_uses_the_embedded_one(
+    alone: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, _ = alone
+    assert done.returncode == 0, done.stderr
+    assert f"expected a server at {NOBODY}, none answered; this run uses the embedded one" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_python_files_of_the_folder_that_a_run_is_started_from_are_not_run(
+    alone: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    """Neither by the run nor by Prefect's server, which it starts."""
+    _, strangers = alone
+    assert [path.name for path in strangers.iterdir()] == ["click.py"]
 
 
 def test_something_else_that_listens_at_the_servers_port_is_no_server() -> None:
@@ -92,20 +122,6 @@ def tables_of(database: Path) -> list[tuple[str, ...]]:
         found = connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
         lines = [(kind, name, *sorted(re.split(r",?\s*\n", sql or ""))) for kind, name, sql in found]
         return lines + connection.execute("SELECT * FROM alembic_version").fetchall()
-
-
-def test_python_files_of_the_folder_that_a_run_is_started_from_are_not_run(ran: Ran, tmp_path: Path) -> None:
-    copy = ran.copy(tmp_path)
-    strangers = tmp_path / "strangers"
-    strangers.mkdir()
-    (strangers / "click.py").write_text("open('was_run', 'w').close()\nraise SystemExit(1)\n")
-    command = [Path(sys.executable).with_name("cutline"), "run", copy.dataset, "--workspace", copy.workspace]
-    done = subprocess.run(
-        [*command, *small(), "--set", "report.gallery=3"],
-        cwd=strangers, env=os.environ | EMBEDDED, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in strangers.iterdir()] == ["click.py"]
 
 
 def test_a_port_that_is_taken_and_an_address_without_a_password_are_refused(tmp_path: Path) -> None:
