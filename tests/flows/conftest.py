@@ -30,7 +30,7 @@ EMBEDDED = {"PREFECT_API_URL": ""}  # what a run has in its environment that is 
 
 # Everything real, only small and short.
 SMALL = [
-    "images.side_px=64",
+    "images.side_px=96",
     "vocabulary.min_count=1",
     "language_model.embedding_size=16",
     "language_model.state_size=32",
