@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import socket
@@ -19,7 +18,7 @@ from flows.outcome import existing
 from flows.server import demand_server, home_of
 from schemas.errors import UsageError
 from tasks.bundle import load_bundle
-from tasks.workspace import Workspace, bundle_at, digest_of
+from tasks.workspace import Workspace, bundle_at, digest_of, lock_on
 
 NIGHTLY, TRAIN, REPROCESS = NAMES = ("nightly-captions", "train", "reprocess")
 EVERY_NIGHT = "0 2 * * *"
@@ -70,24 +69,23 @@ def serve(
 def _alone(photos: Path, workspace: Path) -> Iterator[str]:
     """What the deployments are called after, while no other process of this machine offers the same.
 
-    A second one would take over the parameters of the first, and pause its schedules when it ends. The
-    lock is the system's: it goes with the process, whatever ends that. Raises UsageError.
+    A second one would take over the parameters of the first, and pause its schedules when it ends. Raises
+    UsageError.
     """
-    offer = offer_of(photos, Workspace(workspace).where)
-    with (home_of(workspace) / f"{offer}.lock").open("a+", encoding="utf-8") as lock:
-        lock.seek(0)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"'{photos}': expected photographs that no other `cutline serve` offers from the workspace "
-                f"{Workspace(workspace).where}, found process {lock.read().strip()} doing so; end that one "
-                "first, or take another folder or --workspace"
-            ) from None
-        lock.truncate()
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+    where = Workspace(workspace).where
+    offer = offer_of(photos, where)
+
+    def refuse(process: str) -> None:
+        raise UsageError(
+            f"'{photos}': expected photographs that no other `cutline serve` offers from the workspace "
+            f"{where}, found {process} doing so; end that one first, or take another folder or --workspace"
+        )
+
+    lock = lock_on(home_of(workspace) / f"{offer}.lock", refuse)
+    try:
         yield offer
+    finally:
+        lock.release()
 
 
 def offer_of(photos: Path, workspace: str) -> str:

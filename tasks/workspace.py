@@ -87,6 +87,22 @@ def _bundle_parts(where: Path | str) -> tuple[Workspace | None, str]:
     return Workspace(workspace), f"bundles/{name}"
 
 
+def lock_on(file: Path, taken: Callable[[str], None]) -> FileLock:
+    """The lock of a file, for this process alone: the system's, which goes with it, whatever ends it.
+
+    `taken` is told which process has it first, and may raise; else that one's end is waited for. Raises
+    OSError where the file system has no locks.
+    """
+    lock = FileLock(file, fallback_to_soft=False, on_acquired=_sign)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        with suppress(FileNotFoundError):  # it has just ended
+            taken(file.read_text(encoding="utf-8"))
+        lock.acquire()
+    return lock
+
+
 def _sign(lock: int) -> None:
     """Write into the file of a lock whose it is."""
     os.ftruncate(lock, 0)
@@ -297,10 +313,15 @@ class Workspace:
 
     def _own_path(self) -> Path:
         """A new path; its name tells a later run whose it was."""
-        self.mark()
         owner = f"{platform.node()}:{os.getpid()}:{started(os.getpid())}"
-        (self.root / "tmp").mkdir(exist_ok=True)
-        return self.root / "tmp" / f"{owner}-{uuid.uuid4().hex[:12]}"
+        return self._tmp() / f"{owner}-{uuid.uuid4().hex[:12]}"
+
+    def _tmp(self) -> Path:
+        """The folder of what goes with the process that writes it."""
+        self.mark()
+        folder = self.root / "tmp"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def clear_scratch(self) -> None:
         """Remove what killed processes of this machine left half done."""
@@ -518,19 +539,12 @@ class Workspace:
     def alone_on(self, key: str, waits_for: Callable[[str], None]) -> Iterator[None]:
         """While no other process makes the shard of that key; `waits_for` is told of the one that does.
 
-        The lock is the system's: it goes with the process, whatever ends that. Machines that share a store
-        do not see each other's, nor does anyone where the file system has none: then both make the shard.
+        Machines that share a store do not see each other's locks, nor does anyone where the file system has
+        none: then both make the shard.
         """
-        self.mark()
-        file = self.root / "tmp" / f"{key}.lock"
-        file.parent.mkdir(exist_ok=True)
-        lock = FileLock(file, fallback_to_soft=False, on_acquired=_sign)
+        file = self._tmp() / f"{key}.lock"
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            with suppress(FileNotFoundError):  # it has just ended
-                waits_for(file.read_text(encoding="utf-8"))
-            lock.acquire()
+            lock = lock_on(file, waits_for)
         except OSError:
             yield
             return
