@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from filelock import FileLock
@@ -26,19 +27,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What stands before stores is gone with the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUTLINE_CACHE", str(tmp_path_factory.mktemp("caches")))
+    with patch.dict(os.environ, CUTLINE_CACHE=str(tmp_path_factory.mktemp("caches"))):
         yield
 
 
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
     """What a test, or a command that it calls, sets in the environment ends with it."""
-    before = dict(os.environ)
-    yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -72,9 +69,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 @pytest.fixture(scope="session")
 def s3_of_session() -> Iterator[S3]:
     """A real S3 server on loopback, and the credentials for it in the environment."""
-    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
+    with s3_server() as server, patch.dict(os.environ, server.environment):
         yield server
 
 

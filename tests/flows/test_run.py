@@ -225,6 +225,7 @@ def test_an_output_deleted_or_damaged_by_hand_is_made_again_the_same(ran: Ran, t
 
 KILLED_AT = {
     "images": "shards/ingest/*.json",
+    "image_features": "shards/images/*.json",
     "language_model": "partial/language_model-*/*",
     "fusion": "partial/fusion-*/*",
     "report": "shards/evaluate/*.json",
@@ -263,8 +264,8 @@ def test_ctrl_c_ends_a_run_in_seconds_and_the_same_command_goes_on_from_there(
     ran: Ran, tmp_path: Path
 ) -> None:
     copy = ran.copy(tmp_path)
-    # A terminal tells every process that runs in it.
     change = "caption.beam=3"
+    # A terminal tells every process that runs in it.
     code, told = ended_at(copy, "caption", change, lambda process: os.killpg(process.pid, signal.SIGINT))
     assert told.splitlines()[-1] == STOPPED
     assert code == 1

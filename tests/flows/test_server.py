@@ -63,6 +63,7 @@ def alone(
         cwd=strangers, env=os.environ | {"PREFECT_API_URL": NOBODY}, capture_output=True, text=True,
         timeout=400,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     return done, strangers
 
 
@@ -70,7 +71,6 @@ def test_where_no_server_answers_a_run_says_so_and_uses_the_embedded_one(
     alone: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
     done, _ = alone
-    assert done.returncode == 0, done.stderr
     assert f"expected a server at {NOBODY}, none answered; this run uses the embedded one" in done.stderr
     assert "Traceback" not in done.stderr
 
