@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from httpx import TransportError
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
@@ -223,8 +223,8 @@ def own_captions(photos: Path) -> str:
     return f"captions/{photos.name}-{digest_of(str(photos))[:8]}.parquet"
 
 
-def from_terminal(flow: Callable[..., Any], *args: Any, **kwargs: Any) -> RunRecord:
-    """Call a flow without its heartbeat, whose thread costs a second at the end.
+def from_terminal(flow: Callable[..., Any], server: str, *args: Any, **kwargs: Any) -> RunRecord:
+    """Call a flow, which a server's address is to watch, without its heartbeat, whose thread costs a second.
 
     A person watches; deployments keep it. Errors are shown by the command line, not by Prefect.
     Raises ServerLost.
@@ -232,7 +232,7 @@ def from_terminal(flow: Callable[..., Any], *args: Any, **kwargs: Any) -> RunRec
     for name in ("prefect", "prefect._internal"):  # the second has a level of its own
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        with temporary_settings({PREFECT_API_URL: server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             return flow(*args, **kwargs)
     except TransportError as error:
         raise ServerLost(

@@ -6,12 +6,14 @@ is imported, so this comes first.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import gzip
 import ipaddress
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 import tomllib
@@ -22,7 +24,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
 
-from schemas.errors import UsageError
+from schemas.errors import ServerLost, UsageError
 from schemas.settings import expanded
 from tasks.workspace import Workspace
 
@@ -31,6 +33,9 @@ ANSWER_WITHIN_S = 10.0  # on a busy machine it takes a while; where nothing list
 WAIT_S = 60.0  # for a server that is starting
 DATABASE = "prefect.db"  # where Prefect looks for it in its home
 EMPTY_DATABASE = Path(__file__).with_name("prefect.db.gz")  # written by `make database`
+START_WITHIN_S, END_WITHIN_S = 120.0, 5.0  # the embedded server
+EMBEDDED = Path(__file__).with_name("embedded.py")  # its program
+OF_EMBEDDED = {"PREFECT_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 ADDRESS = "address"  # in the workspace's prefect folder: where its server was last started
 
 # For every server and client: stay at home, and record each task run (the recorder of the embedded
@@ -140,12 +145,49 @@ def choose_server(workspace: Path) -> str | None:
     home = home_with_database(workspace)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_PROFILES_PATH"] = str(home / "profiles.toml")
-    os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
-    os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
     # It ends with the run, now and then in the middle of a write, and would tell of that in a hundred lines.
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "CRITICAL")
     return None
+
+
+def start_embedded() -> str:
+    """Start Prefect's server beside this process, as `choose_server` set it up; its address.
+
+    It takes seconds until it answers (see `wait_for_embedded`), and ends with this process. In a session of
+    its own it hears nothing of Ctrl-C, so that this process can still write down there how the run ended.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        process = subprocess.Popen(  # noqa: S603 the command is ours
+            [sys.executable, EMBEDDED, str(listener.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+            env={**os.environ, **OF_EMBEDDED},
+        )
+    atexit.register(_end, process)  # before Prefect is imported: what that does at the end comes first
+    os.environ["PREFECT_API_URL"] = url
+    return url
+
+
+def wait_for_embedded(url: str) -> None:
+    """Wait until an embedded server answers. Raises ServerLost where it ended, or takes too long."""
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=START_WITHIN_S).close()  # noqa: S310 of loopback
+    except OSError as error:
+        raise ServerLost(
+            f"expected Prefect's server to start, which watches a run, found: {error}; run it again, or "
+            "call `cutline server`, which says what is wrong"
+        ) from None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(END_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _server_that_answers(workspace: Path) -> str | None:
