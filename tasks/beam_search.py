@@ -12,6 +12,7 @@ import numpy as np
 from schemas.errors import UsageError
 from tasks.agreement import Agreement
 from tasks.fit import Fit
+from tasks.fusion import Memory
 from tasks.vocabulary import END, PAD, START, UNK
 
 if TYPE_CHECKING:
@@ -291,8 +292,6 @@ class BeamSearch:
     ) -> Slots:
         """Each caption by one token, and of all these the best; those of a photograph compete."""
         import tensorflow as tf
-
-        from tasks.fusion import Memory  # which imports this module
 
         rows, beam, size = slots.states.shape
         states, cells = read(

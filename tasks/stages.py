@@ -419,7 +419,7 @@ def _ids(paths: Sequence[Path], name: str) -> pl.DataFrame:
 def make_fusion(work: Work) -> Made:
     """The fusion's weights, trained from the Parquet features alone."""
     from tasks.evaluate import score
-    from tasks.fusion import train_fusion
+    from tasks.fusion_training import train_fusion
 
     settings = work.settings
     captions = read_table(work.path("captions"), "captions")

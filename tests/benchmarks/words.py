@@ -108,7 +108,8 @@ def language_model(place: Place) -> Contest:
 
 def fusion(place: Place) -> Contest:
     """Passes over training captions with their photographs, from the same weights on."""
-    from tasks.fusion import PHOTOS, _Trainer, build_fusion, start_from
+    from tasks.fusion import build_fusion, start_from
+    from tasks.fusion_training import PHOTOS, _Trainer
     from tasks.language_model import load_language_model
     from tasks.pairs import Pairs
     from tasks.training import make_repeatable

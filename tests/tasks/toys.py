@@ -25,7 +25,8 @@ from schemas.settings import (
 from tasks.agreement import Agreement
 from tasks.caption import Captioner
 from tasks.familiarity import Familiarity
-from tasks.fusion import load_fusion, train_fusion
+from tasks.fusion import load_fusion
+from tasks.fusion_training import train_fusion
 from tasks.gist import LONGEST_CAPTION, Gist, Learned, Likeness, landmarks_of, learn_gist
 from tasks.language_model import load_language_model, train_language_model
 from tasks.tables import read_table, tensor_column, write_table
