@@ -180,8 +180,8 @@ def run(
     as_json: bool,
 ) -> None:
     """Run every stage on DATASET: train, caption, score, report. Makes only what is missing."""
+    from flows.commands import run as run_stages
     from flows.config import read_settings
-    from flows.run import run as run_stages
 
     settings = read_settings(config, assignments)
     record = run_stages(dataset, settings, workspace, deep, runner)
@@ -213,7 +213,7 @@ def status(
 ) -> None:
     """Say what a run on DATASET would make, and why, without running."""
     from flows.config import read_settings
-    from flows.run import status as look
+    from flows.plan import status as look
 
     record = look(dataset, read_settings(config, assignments), workspace, deep)
     if as_json:
@@ -277,7 +277,7 @@ def caption(
     The column distance tells how far a photograph lies from those that the model learned from; above 1
     its caption is a guess.
     """
-    from flows.captioning import caption as caption_photos
+    from flows.commands import caption as caption_photos
     from flows.config import merge, parse_assignments
 
     asked = {"max_tokens": max_tokens, "beam": beam, "alternatives": alternatives}
@@ -468,16 +468,17 @@ def reprocess(
     Makes what depends on the changes and nothing else, then says which captions they changed. A new
     data set takes the settings of the newest run.
     """
-    from flows import reprocessing
+    from flows.commands import reprocess as make_anew
+    from flows.reprocessing import dry_run as look
     from flows.tables import show_comparison, show_run, show_status
 
     if dry_run:
-        record = reprocessing.dry_run(dataset, assignments, workspace)
+        record = look(dataset, assignments, workspace)
         if as_json:
             click.echo(_as_json(record))
         show_status(record)
         return
-    record, comparison = reprocessing.reprocess(dataset, assignments, workspace)
+    record, comparison = make_anew(dataset, assignments, workspace)
     if as_json:
         click.echo(_as_json(record))
     show_run(record)
@@ -625,7 +626,7 @@ def search(
 )
 def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -> None:
     """List what the last run (on DATASET) rejected, and why; or try it again."""
-    from flows.run import last_rejects, retry_rejects
+    from flows.commands import last_rejects, retry_rejects
     from flows.tables import show_rejects, show_run
     from tasks.shown import one_line
 

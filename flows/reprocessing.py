@@ -1,4 +1,4 @@
-"""Making an existing workspace anew with changed settings or on another data set, and what it changed."""
+"""What is to be made anew with changed settings or on another data set, and what that changed."""
 
 from __future__ import annotations
 
@@ -7,35 +7,14 @@ from pathlib import Path
 
 from flows import DEFAULT_WORKSPACE
 from flows.config import make_settings, merge, parse_assignments
-from flows.outcome import existing, finish, last_run
-from flows.run import plan, status
+from flows.outcome import existing, last_run
+from flows.plan import status
 from schemas.errors import UsageError
 from schemas.records import RunRecord
 from schemas.settings import Settings
 from tasks.compare import Comparison, choose_runs
 from tasks.compare import compare as compare_runs
 from tasks.workspace import Workspace
-
-
-def reprocess(
-    dataset: Path | None, changes: Sequence[str], workspace: Path = DEFAULT_WORKSPACE
-) -> tuple[RunRecord, Comparison | None]:
-    """Run again with the settings of the last run and `changes` to them; makes what depends on those.
-
-    Without `dataset`, that of the newest run. Returns the run's record, and its comparison with the
-    last one unless it is the last one. Raises UsageError.
-    """
-    dataset, settings = what_to_make(dataset, changes, workspace)
-    before = last_before(dataset, workspace)
-    walk = plan(dataset, settings, workspace)
-    if walk.complete:
-        record = finish(walk, "run", dataset, settings)
-    else:
-        from flows.runners import start
-
-        asked = (dataset, tuple(changes), False, workspace)
-        record = start("reprocess", *asked, root=walk.workspace.root)
-    return record, moved(before, record, workspace)
 
 
 def dry_run(dataset: Path | None, changes: Sequence[str], workspace: Path = DEFAULT_WORKSPACE) -> RunRecord:

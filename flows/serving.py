@@ -20,9 +20,9 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.flows import Flow
 from prefect.schedules import Cron, Interval, Schedule
 
-from flows.deployments import NIGHTLY, REPROCESS, TRAIN, no_schedule
 from flows.lost_runs import end_lost_runs
 from flows.prefect_flows import caption_new, reprocess, run_dataset
+from flows.schedules import NIGHTLY, REPROCESS, TRAIN, no_schedule
 
 FLOWS: dict[str, Flow[..., Any]] = {NIGHTLY: caption_new, TRAIN: run_dataset, REPROCESS: reprocess}
 LOST_RUNS = Path(__file__).parent / "deployment" / "lost-runs.yaml"

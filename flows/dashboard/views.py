@@ -17,7 +17,7 @@ from starlette.requests import Request
 from flows.config import settings_of_run
 from flows.dashboard.disk import held_by_kind
 from flows.dashboard.guesses import without_guesses
-from flows.run import status
+from flows.plan import status
 from flows.searching import Collection
 from schemas.errors import CutlineError, UsageError
 from schemas.records import RunRecord

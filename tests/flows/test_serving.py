@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import main
-from flows.deployments import parse_schedules
+from flows.schedules import parse_schedules
 from flows.serving import schedule_of
 from schemas.errors import UsageError
 from tests import REPOSITORY
