@@ -16,7 +16,8 @@ from flows.schedules import EVERY_NIGHT, NIGHTLY, REPROCESS, TRAIN, parse_schedu
 from flows.server import demand_server, home_of
 from schemas.errors import UsageError
 from tasks.bundle import load_bundle
-from tasks.workspace import Workspace, bundle_at, digest_of, lock_on
+from tasks.processes import lock_on
+from tasks.workspace import Workspace, bundle_at, digest_of
 
 FOR_SERVED_RUNS = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",

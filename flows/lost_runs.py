@@ -26,7 +26,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
 from prefect.states import Crashed
 
-from tasks.workspace import is_alive, started
+from tasks.processes import is_alive, started
 
 UNFINISHED = [StateType.RUNNING, StateType.CANCELLING]
 TAG = "process:"

@@ -17,7 +17,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("tasks",)
 # How shards are kept and looked up says nothing about what is in them.
-STORE = ("tasks.workspace", "tasks.shards", "tasks.code", "tasks.walk", "tasks.quiet")
+STORE = ("tasks.workspace", "tasks.processes", "tasks.shards", "tasks.code", "tasks.walk", "tasks.quiet")
 # `ast.parse` fails about once in five thousand calls while four threads do nothing but parse.
 PARSE_ATTEMPTS = 5
 

@@ -27,7 +27,6 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from schemas.errors import DamagedFile, StoreFailed, UsageError
@@ -35,6 +34,7 @@ from schemas.records import Output, Record, RunRecord
 from tasks import DEFAULT_WORKSPACE
 from tasks.code import known_code, recall_code
 from tasks.listing import WORKSPACE_MARKER
+from tasks.processes import is_alive, lock_on, started
 from tasks.shown import count_of
 from tasks.store import AT_ONCE, Listed, Store, address_of, folder_of
 
@@ -85,28 +85,6 @@ def _bundle_parts(where: Path | str) -> tuple[Workspace | None, str]:
     if not workspace:
         raise UsageError(f"bundle '{address}': expected a store's address that ends in /bundles/NAME")
     return Workspace(workspace), f"bundles/{name}"
-
-
-def lock_on(file: Path, taken: Callable[[str], None]) -> FileLock:
-    """The lock of a file, for this process alone: the system's, which goes with it, whatever ends it.
-
-    `taken` is told which process has it first, and may raise; else that one's end is waited for. Raises
-    OSError where the file system has no locks.
-    """
-    lock = FileLock(file, fallback_to_soft=False, on_acquired=_sign)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        with suppress(FileNotFoundError):  # it has just ended
-            taken(file.read_text(encoding="utf-8"))
-        lock.acquire()
-    return lock
-
-
-def _sign(lock: int) -> None:
-    """Write into the file of a lock whose it is."""
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} of {platform.node()}".encode(), 0)
 
 
 class Workspace:
@@ -702,27 +680,6 @@ class ReadOnlyWorkspace(Workspace):
 
     def write_record(self, record: Record) -> None:
         """Nothing is written."""
-
-
-def is_alive(pid: int, start: str = "") -> bool:
-    """Whether a process of this machine runs under that number, and is the one that `started` then."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # of another user
-    return start in ("", started(pid))
-
-
-def started(pid: int) -> str:
-    """When a process of this machine began, in ticks since boot; empty where it is gone or the system
-    does not tell."""
-    try:
-        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return ""
-    return "" if state in "ZX" else numbers[18]  # a killed process stays listed until its parent looks
 
 
 def _flush(path: Path) -> None:

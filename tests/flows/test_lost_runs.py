@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Pending
 
 from flows.lost_runs import is_lost, is_never_started, tag_of_this_process
-from tasks.workspace import started
+from tasks.processes import started
 
 HOST = socket.gethostname()
 

@@ -13,7 +13,8 @@ import pytest
 
 from schemas.errors import DamagedFile
 from schemas.records import Record, RunRecord
-from tasks.workspace import Workspace, started
+from tasks.processes import started
+from tasks.workspace import Workspace
 from tests import REPOSITORY
 
 NAMES = ("20260101-000000-000001", "20260102-000000-000002", "20260103-000000-000003")
