@@ -149,6 +149,11 @@ def test_captions_are_filtered_sorted_and_opened(visit: Visit) -> None:
         ]
     )
     expect(page.get_by_role("status")).to_contain_text("4 captions with dog")
+    page.get_by_label("File").fill("photo1")
+    page.get_by_role("button", name="Show").click()
+    visit.look()
+    expect(captions).to_have_text(["a dog on the beach"])
+    visit.page.go_back()
     page.locator(".gallery a").last.click()
     visit.look()
     expect(page.locator("h1")).to_have_text("<b>a dog</b> & <script>alert(2)</script>")
@@ -191,7 +196,7 @@ def test_the_keyboard_reaches_the_content_first_and_every_field_has_a_name(visit
     for role in ("main", "banner", "contentinfo"):
         assert visit.page.get_by_role(role).count() == 1  # type: ignore[arg-type]
     fields = visit.page.locator("select, input:not([type=hidden])").all()
-    assert len(fields) == 4
+    assert len(fields) == 5
     assert all(field.evaluate("field => field.labels.length") == 1 for field in fields)
 
 
