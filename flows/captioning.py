@@ -3,35 +3,98 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import click
 import polars as pl
 
-from flows.outcome import existing, last_run
-from flows.pipeline import caption_stages
+from flows import DEFAULT_WORKSPACE
+from flows.captions import captions_of, walk_captions
+from flows.config import Tree, settings_with
+from flows.generating import say_model
+from flows.outcome import demand_ending, existing, finish
 from schemas.errors import UsageError
-from schemas.records import Record, RunRecord
+from schemas.records import RunRecord
 from schemas.settings import Settings
-from tasks.bundle import Bundle
-from tasks.export import captioned
-from tasks.tables import empty_table, read_table
-from tasks.walk import Maker, Walk
-from tasks.workspace import Workspace
+from schemas.tables import dtypes_of
+from tasks.bundle import IN_THE_BOX, Bundle, load_bundle
+from tasks.cluster import LOCAL
+from tasks.export import check_ending, write_attention, write_captions
+from tasks.quiet import load_tensorflow
+from tasks.shown import count_of
+from tasks.tables import read_table
+from tasks.workspace import Workspace, bundle_at
 
 
-def walk_captions(
-    store: Workspace,
-    dataset: Path,
-    settings: Settings,
-    bundle: Bundle,
-    only: Sequence[str] = (),
-    maker: Maker | None = None,
-) -> Walk:
-    """Look up what captioning needs, and have the missing made where there is a maker."""
-    walk = Walk(store, maker, last_run(store, "caption", dataset))
-    caption_stages(walk, dataset, settings, bundle, only)
-    return walk
+def caption(
+    photos: Sequence[Path],
+    model: Path | None,
+    out: Path,
+    tree: Tree,
+    workspace: Path = DEFAULT_WORKSPACE,
+    runner: str = LOCAL,
+    attention: Path | None = None,
+) -> tuple[RunRecord, float]:
+    """Caption files, folders or a Parquet manifest, and write the captions to `out`.
+
+    Without a `model` the one in the box is used. Where the model looked for each word is written to
+    `attention`, if that is given. Returns the run's record and the highest rate of rejects that is no
+    failure. Raises UsageError, StaleModel, UnknownDataset.
+    """
+    check_ending(out)
+    demand_ending("--attention", attention, ".parquet")
+    dataset, only = common_folder(photos)
+    store = Workspace(workspace)
+    bundle = load_bundle(bundle_at(model) if model else IN_THE_BOX)
+    if attention:
+        bundle.check_attention()
+    settings = settings_with(bundle, tree)
+    say_model(bundle.folder)
+    walk = walk_captions(store, dataset, settings, bundle, only)
+    if walk.complete:
+        record = finish(walk, "caption", dataset, settings)
+    else:
+        from flows.runners import start
+
+        asked = (dataset, bundle.folder.absolute(), tree, only, workspace)
+        record = start("caption_photos", *asked, root=store.root, runner=runner)
+    captions = captions_of(store, record)
+    write_captions(captions, out)
+    _warn_of_far(captions)
+    if attention:
+        write_attention(_attention(store, record, bundle, captions, settings), attention)
+    return record.model_copy(update={"captions": str(out.absolute())}), settings.ingest.max_reject_rate
+
+
+def _warn_of_far(captions: pl.DataFrame) -> None:
+    far = captions.filter(pl.col("distance") > 1).unique("photo_id").height
+    if far:
+        click.echo(
+            f"cutline: {far:,} of {count_of(captions['photo_id'].n_unique(), 'photograph')} "
+            f"{'is' if far == 1 else 'are'} unlike all that the model has learned from (a distance above 1): "
+            "take what is said of them as a guess",
+            err=True,
+        )
+
+
+def _attention(
+    store: Workspace, run: RunRecord, bundle: Bundle, captions: pl.DataFrame, settings: Settings
+) -> Iterator[pl.DataFrame]:
+    """The `attention` table, a shard at a time; one without rows where no photograph could be used."""
+    from tasks.networks import load_network
+
+    load_tensorflow()
+    shards = store.records_of(run, "image_features")
+    if not shards:
+        network = load_network(settings.image_features, settings.images.side_px)
+        yield pl.DataFrame(schema=dtypes_of("attention", regions=network.regions))
+        return
+    captioner = bundle.captioner()
+    for shard in shards:
+        path = store.file(shard.output("image_features.parquet").path)
+        features = read_table(path, "image_features", ["photo_id", "regions"])
+        yield captioner.attention(features, captions)
 
 
 def common_folder(photos: Sequence[Path]) -> tuple[Path, list[str]]:
@@ -59,22 +122,3 @@ def _photographs_at(path: Path) -> Path:
     if not path.exists():
         raise UsageError(f"'{path}': expected a photograph or a folder, found nothing there")
     return existing(path)
-
-
-def captions_of(workspace: Workspace, record: RunRecord) -> pl.DataFrame:
-    """The `captioned` table of a run's photographs. Raises DamagedFile."""
-    predictions = workspace.outputs_of(record, "caption", "predictions.parquet")
-    photos = read_table(workspace.outputs_of(record, "ingest", "photos.parquet"), "photos")
-    rows = read_table(predictions, "predictions") if predictions else empty_table("predictions")
-    return captioned(photos, rows)
-
-
-def photos_of(workspace: Workspace, captioned: Sequence[Record]) -> pl.Series:
-    """The photographs that some shards of captions hold, by id."""
-    paths = [record.output("predictions.parquet").path for record in captioned]
-    found = (
-        read_table(workspace.files(paths), "predictions", ["photo_id"])
-        if paths
-        else empty_table("predictions")
-    )
-    return found["photo_id"]

@@ -180,8 +180,8 @@ def run(
     as_json: bool,
 ) -> None:
     """Run every stage on DATASET: train, caption, score, report. Makes only what is missing."""
-    from flows.commands import run as run_stages
     from flows.config import read_settings
+    from flows.run import run as run_stages
 
     settings = read_settings(config, assignments)
     record = run_stages(dataset, settings, workspace, deep, runner)
@@ -277,7 +277,7 @@ def caption(
     The column distance tells how far a photograph lies from those that the model learned from; above 1
     its caption is a guess.
     """
-    from flows.commands import caption as caption_photos
+    from flows.captioning import caption as caption_photos
     from flows.config import merge, parse_assignments
 
     asked = {"max_tokens": max_tokens, "beam": beam, "alternatives": alternatives}
@@ -468,8 +468,8 @@ def reprocess(
     Makes what depends on the changes and nothing else, then says which captions they changed. A new
     data set takes the settings of the newest run.
     """
-    from flows.commands import reprocess as make_anew
-    from flows.reprocessing import dry_run as look
+    from flows.changes import dry_run as look
+    from flows.reprocessing import reprocess as make_anew
     from flows.tables import show_comparison, show_run, show_status
 
     if dry_run:
@@ -626,7 +626,7 @@ def search(
 )
 def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -> None:
     """List what the last run (on DATASET) rejected, and why; or try it again."""
-    from flows.commands import last_rejects, retry_rejects
+    from flows.run import last_rejects, retry_rejects
     from flows.tables import show_rejects, show_run
     from tasks.shown import one_line
 

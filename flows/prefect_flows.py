@@ -21,15 +21,15 @@ from pydantic import Field
 
 from flows import DEFAULT_WORKSPACE
 from flows.artifacts import leave_artifacts, leave_comparison, leave_plan
-from flows.captioning import captions_of, photos_of, walk_captions
+from flows.captions import captions_of, photos_of, walk_captions
+from flows.changes import dry_run as look
+from flows.changes import last_before, moved, what_to_make
 from flows.config import Tree, settings_with
 from flows.generating import name_of_model, newest_bundle
 from flows.lost_runs import claim_run
 from flows.outcome import existing, finish, last_run
 from flows.pipeline import run_stages
 from flows.progress import display
-from flows.reprocessing import dry_run as look
-from flows.reprocessing import last_before, moved, what_to_make
 from schemas.errors import ServerLost, UnknownDataset
 from schemas.records import RunRecord
 from schemas.settings import IngestSettings, Settings

@@ -1,4 +1,4 @@
-"""What is to be made anew with changed settings or on another data set, and what that changed."""
+"""Reprocessing: making a data set anew with changed settings, and comparing two runs."""
 
 from __future__ import annotations
 
@@ -6,49 +6,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows import DEFAULT_WORKSPACE
-from flows.config import make_settings, merge, parse_assignments
-from flows.outcome import existing, last_run
-from flows.plan import status
+from flows.changes import last_before, moved, what_to_make
+from flows.outcome import finish
+from flows.plan import plan
 from schemas.errors import UsageError
 from schemas.records import RunRecord
-from schemas.settings import Settings
 from tasks.compare import Comparison, choose_runs
 from tasks.compare import compare as compare_runs
 from tasks.workspace import Workspace
 
 
-def dry_run(dataset: Path | None, changes: Sequence[str], workspace: Path = DEFAULT_WORKSPACE) -> RunRecord:
-    """What `reprocess` would make, why, and how long by the rates of the last run; makes nothing.
+def reprocess(
+    dataset: Path | None, changes: Sequence[str], workspace: Path = DEFAULT_WORKSPACE
+) -> tuple[RunRecord, Comparison | None]:
+    """Run again with the settings of the last run and `changes` to them; makes what depends on those.
 
-    Raises UsageError, UnknownDataset.
+    Without `dataset`, that of the newest run. Returns the run's record, and its comparison with the
+    last one unless it is the last one. Raises UsageError.
     """
     dataset, settings = what_to_make(dataset, changes, workspace)
-    return status(dataset, settings, workspace)
+    before = last_before(dataset, workspace)
+    walk = plan(dataset, settings, workspace)
+    if walk.complete:
+        record = finish(walk, "run", dataset, settings)
+    else:
+        from flows.runners import start
 
-
-def what_to_make(dataset: Path | None, changes: Sequence[str], workspace: Path) -> tuple[Path, Settings]:
-    """The data set, and the settings of its last run (else of the newest run) with the changes.
-
-    Raises UsageError where there was no run, and for settings that there are not.
-    """
-    newest = next((run for run in Workspace(workspace).runs() if run.command == "run"), None)
-    if newest is None:
-        raise UsageError(f"expected an earlier run in {workspace}, found none; start with `cutline run`")
-    dataset = existing(dataset or Path(newest.dataset))
-    base = last_run(Workspace(workspace), "run", dataset) or newest
-    return dataset, make_settings(merge(base.settings, parse_assignments(changes)))
-
-
-def last_before(dataset: Path, workspace: Path) -> RunRecord | None:
-    """The run that a new one on the data set is compared with."""
-    return last_run(Workspace(workspace), "run", dataset)
-
-
-def moved(before: RunRecord | None, after: RunRecord, workspace: Path) -> Comparison | None:
-    """The comparison of a run with the one before; None where there is none or they are the same."""
-    if before is None or before.run == after.run:
-        return None
-    return compare_runs(Workspace(workspace), before, after)
+        asked = (dataset, tuple(changes), False, workspace)
+        record = start("reprocess", *asked, root=walk.workspace.root)
+    return record, moved(before, record, workspace)
 
 
 def compare(before: str | None, after: str | None, workspace: Path = DEFAULT_WORKSPACE) -> Comparison:

@@ -53,7 +53,7 @@ def cpu_of_stages(store: Workspace, walk: Callable[[Maker], object]) -> dict[str
 
 
 def main() -> None:
-    from flows.captioning import walk_captions
+    from flows.captions import walk_captions
     from flows.config import settings_with
     from flows.pipeline import run_stages
     from tasks.bundle import IN_THE_BOX, load_bundle

@@ -150,7 +150,7 @@ def test_a_disk_that_cannot_be_written_is_told_of_in_one_line(
             error.filename = error.filename.format(where=tmp_path)
         raise error
 
-    monkeypatch.setattr("flows.commands.run", fail)
+    monkeypatch.setattr("flows.run.run", fail)
     code, output = ask("run", "data/sample", "--workspace", tmp_path)
     assert code == 1
     assert output == f"cutline: {told.format(where=tmp_path)}\n"

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from distributed import Client
 
-from flows.commands import last_rejects
 from flows.prune import find_unused, remove
+from flows.run import last_rejects
 from schemas.errors import ClusterFailed, UsageError
 from tasks.bundle import load_bundle
 from tasks.cluster import check_workers, scheduler_of
