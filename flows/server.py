@@ -194,11 +194,23 @@ def _server_that_answers(workspace: Path) -> str | None:
     """The address of the first server that answers, which Prefect uses from now on."""
     for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
+    _ask_no_proxy()
     for url in _addresses(workspace):
         if answers(url):
             os.environ["PREFECT_API_URL"] = url
             return url
     return None
+
+
+def _ask_no_proxy() -> None:
+    """Reach what listens on this machine directly, also where the environment names a proxy (HTTP_PROXY)."""
+    excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if excepted != "*":
+        names = dict.fromkeys([*filter(None, excepted.split(",")), "localhost", "127.0.0.1", "::1"])
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(names)
+    for name in ("ALL_PROXY", "all_proxy"):
+        if os.environ.get(name, "").startswith("socks"):
+            del os.environ[name]  # Prefect's client refuses to start with it, and nothing else would use it
 
 
 def _addresses(workspace: Path) -> list[str]:

@@ -50,6 +50,12 @@ def test_states_and_artifacts_of_a_run_are_on_the_server_that_answers(
     assert artifacts >= {"stages", "scores", "rejects", "samples", "report", "progress"}
 
 
+PROXIES = {  # that no one answers at
+    "http_proxy": f"http://127.0.0.1:{free_port()}",
+    "HTTPS_PROXY": f"http://127.0.0.1:{free_port()}",
+    "all_proxy": f"socks5://127.0.0.1:{free_port()}",
+    "no_proxy": "example.com",
+}
 NOBODY = f"http://127.0.0.1:{free_port()}/api"
 
 
@@ -57,7 +63,8 @@ NOBODY = f"http://127.0.0.1:{free_port()}/api"
 def alone(
     ran: Ran, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """A run where no server answers, started from a folder with a Python file; its end, and that folder."""
+    """A run where no server answers, started from a folder with a Python file, and where the environment
+    names proxies; its end, and that folder."""
     copy = ran.copy(tmp_path_factory.mktemp("alone"))
     strangers = copy.workspace.parent / "strangers"
     strangers.mkdir()
@@ -65,8 +72,8 @@ def alone(
     command = [Path(sys.executable).with_name("cutline"), "run", copy.dataset, "--workspace", copy.workspace]
     done = subprocess.run(
         [*command, *small(), "--set", "report.gallery=3"],
-        cwd=strangers, env=os.environ | {"PREFECT_API_URL": NOBODY}, capture_output=True, text=True,
-        timeout=400,
+        cwd=strangers, env=os.environ | {"PREFECT_API_URL": NOBODY} | PROXIES, capture_output=True,
+        text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done, strangers
@@ -78,6 +85,16 @@ def test_where_no_server_answers_a_run_says_so_and_uses_the_embedded_one(
     done, _ = alone
     assert f"expected a server at {NOBODY}, none answered; this run uses the embedded one" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_proxy_is_not_asked_for_what_listens_on_this_machine(
+    alone: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, strangers = alone
+    assert done.returncode == 0, done.stderr
+    with closing(sqlite3.connect(strangers.parent / "workspace" / "prefect" / "prefect.db")) as database:
+        states = database.execute("SELECT state_name FROM flow_run").fetchall()
+    assert states == [("Completed",)]
 
 
 def test_python_files_of_the_folder_that_a_run_is_started_from_are_not_run(
