@@ -224,7 +224,7 @@ def own_captions(photos: Path) -> str:
 
 
 def from_terminal(flow: Callable[..., Any], server: str, *args: Any, **kwargs: Any) -> RunRecord:
-    """Call a flow, which a server's address is to watch, without its heartbeat, whose thread costs a second.
+    """Call a flow, watched by the server at an address, without its heartbeat, whose thread costs a second.
 
     A person watches; deployments keep it. Errors are shown by the command line, not by Prefect.
     Raises ServerLost.

@@ -172,14 +172,13 @@ def start_embedded() -> str:
 
 
 def wait_for_embedded(url: str) -> None:
-    """Wait until an embedded server answers. Raises ServerLost where it ended, or takes too long."""
-    try:
-        urllib.request.urlopen(f"{url}/health", timeout=START_WITHIN_S).close()  # noqa: S310 of loopback
-    except OSError as error:
+    """Wait until an embedded server answers. Raises ServerLost where it ended, or takes too long, and as
+    `answers` does."""
+    if not answers(url, START_WITHIN_S):  # asked once: until the server is there, the system holds the line
         raise ServerLost(
-            f"expected Prefect's server to start, which watches a run, found: {error}; run it again, or "
-            "call `cutline server`, which says what is wrong"
-        ) from None
+            "expected Prefect's server to start, which watches a run, found that it did not; run it again, "
+            "or call `cutline server`, which says what is wrong"
+        )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -266,7 +265,7 @@ def _configured(name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def answers(url: str) -> bool:
+def answers(url: str, within_s: float = ANSWER_WITHIN_S) -> bool:
     """Whether a healthy Prefect server of a version that this client speaks to is there.
 
     Raises UsageError where it answers and refuses us.
@@ -277,7 +276,7 @@ def answers(url: str) -> bool:
     if password := _configured("PREFECT_API_AUTH_STRING"):
         request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_WITHIN_S) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=within_s) as answer:  # noqa: S310
             return str(json.load(answer)).startswith("3.")
     except urllib.error.HTTPError as error:
         if error.code not in (401, 403):
