@@ -14,7 +14,7 @@ import polars as pl
 from schemas.errors import UsageError
 from schemas.records import Record, RunRecord
 from schemas.settings import Settings
-from tasks.history import READING, REJECTING
+from tasks.history import REJECTING
 from tasks.listing import is_valid, printable
 from tasks.walk import Walk
 from tasks.workspace import Workspace
@@ -133,9 +133,8 @@ def held_out_scores(path: Path) -> dict[str, float]:
 
 
 def reject_rate(walk: Walk) -> float:
-    """Share, 0 to 1, of the rows read that were rejected, further captions too; notices do not count."""
+    """Share, 0 to 1, of the rows read from the data set that were rejected; notices do not count."""
     rejecting = [walked for walked in walk.stages if walked.stage.name in REJECTING]
     rejected = sum(record.rejected for walked in rejecting for record in walked.present)
-    reading = [walked for walked in rejecting if walked.stage.name in READING]
-    rows = sum(record.rows_in for walked in reading for record in walked.present)
+    rows = sum(record.rows_in for walked in rejecting[:1] for record in walked.present)
     return rejected / rows if rows else 0.0

@@ -22,7 +22,6 @@ from tasks import stages
 from tasks.bundle import Bundle
 from tasks.caption import MODEL_FILES
 from tasks.captions import load_stopwords
-from tasks.further import files_of
 from tasks.ingest import listing_digest
 from tasks.layouts import detect
 from tasks.listing import scan
@@ -37,9 +36,7 @@ CAPTIONS_A_SHARD = 4096
 MOST_TITLE_BYTES = 200
 PAIRED = ("train", "dev", "test")  # families of captions that have a photograph
 REJECTS = "rejects.parquet"
-OF_ITS_OWN = ("train", "train-text")  # families of the data set's captions that a model may see
-FURTHER = "further"  # that of captions of another kind
-LEARNED_FROM = (*OF_ITS_OWN, FURTHER)
+LEARNED_FROM = ("train", "train-text")  # families whose words a model may see
 
 NO_SETTINGS = StageSettings()  # of a stage that has nothing to choose
 
@@ -76,7 +73,7 @@ def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
     wiring = Wiring(walk, dataset, settings)
     ingest = wiring.ingest()
     features = wiring.image_features(wiring.images(ingest))
-    tokens = wiring.tokens(ingest, *wiring.further(ingest))
+    tokens = wiring.tokens(ingest)
     vocabulary = wiring.vocabulary(ingest, tokens)
     language_model = wiring.language_model(tokens, vocabulary)
     text_features = wiring.text_features(tokens, vocabulary, language_model)
@@ -154,30 +151,27 @@ class Wiring:
         return self.walk.stage(stage, [shard])
 
     def _cut(
-        self, stage: Stage, settings: StageSettings, table: str, before: Sequence[Walked], **inputs: str
+        self, stage: Stage, settings: StageSettings, table: str, ingest: Walked, **inputs: str
     ) -> Walked:
-        """A stage over the rows of a table that each stage `before` wrote, cut by content within each
-        family."""
+        """A stage over rows of an ingest table, cut by content within each family."""
+        record = ingest.one
+        if record is None:
+            return self.walk.stage(stage, [None])
+        path = record.output(f"{table}.parquet").path
         lineage = lineage_of(stage, settings.model_dump(), "", **inputs)
         shards: list[Shard | None] = []
-        for walked in before:
-            if walked.one is None:
-                shards.append(None)
-                continue
-            path = walked.one.output(f"{table}.parquet").path
-            family = FURTHER if walked.stage is stages.FURTHER else None
-            for part, ids in _families(self.walk.workspace.file(path), table, family):
-                shards.append(
-                    Shard(
-                        stage=stage,
-                        place=part.place,
-                        inputs={"rows": _digest_of_ids(ids), **inputs},
-                        settings=settings.model_dump(),
-                        lineage=lineage,
-                        sources={**self.shared_sources, "rows": path, "start": part.start},
-                        rows=part.stop - part.start,
-                    )
+        for part, ids in _families(self.walk.workspace.file(path), table):
+            shards.append(
+                Shard(
+                    stage=stage,
+                    place=part.place,
+                    inputs={"rows": _digest_of_ids(ids), **inputs},
+                    settings=settings.model_dump(),
+                    lineage=lineage,
+                    sources={**self.shared_sources, "rows": path, "start": part.start},
+                    rows=part.stop - part.start,
                 )
+            )
         return self.walk.stage(stage, shards)
 
     def _follow(
@@ -232,7 +226,9 @@ class Wiring:
         )
         if ingest.one is None and not self.walk.maker:
             detect(scan(self.dataset, self.only), self.settings.ingest.layout)  # fails early, if it must
-        self._look_ahead(ingest)
+        if ingest.one is None and self.walk.preview and ingest.shards[0]:
+            made = stages.make_shard(ingest.shards[0], self.walk.preview, lambda _rows: None)
+            ingest.records[0] = in_place(made, self.walk.preview)
         if ingest.one and files and ingest.whys == ["input: files"]:
             new = path_of(self.walk.workspace, ingest.one, "files.parquet")
             ingest.whys[0] = changed_files(Path(files), new)
@@ -240,7 +236,7 @@ class Wiring:
 
     def images(self, ingest: Walked) -> Walked:
         """Squares, in shards of PHOTOS_A_SHARD photographs of one split at the most."""
-        return self._cut(stages.IMAGES, self.settings.images, "photos", [ingest])
+        return self._cut(stages.IMAGES, self.settings.images, "photos", ingest)
 
     def image_features(self, images: Walked) -> Walked:
         """Regions and pooled features; the weights and the precision are part of the key.
@@ -251,46 +247,17 @@ class Wiring:
         weights = {"weights": weights_digest(settings), "precision": resolved_precision(settings)}
         return self._follow(stages.IMAGE_FEATURES, settings, images.records, "images", Reads(weights))
 
-    def further(self, ingest: Walked) -> list[Walked]:
-        """Captions of another kind, where the settings name any; read again where those that the data set
-        holds out are others. Raises UsageError and UnknownDataset."""
-        settings = self.settings.further
-        if not settings.captions:
-            return []
-        files = files_of(settings)
-        captions = _unkeyed("captions", ingest.one)
-        held_out = {}
-        if ingest.one:
-            held_out["held_out"] = _digest_of_texts(self.walk.workspace.file(captions.sources["captions"]))
-        reads = Reads({"files": listing_digest(files)}) | captions | Reads(held_out)
-        further = self._whole(stages.FURTHER, settings, reads, place=str(files.root))
-        self._look_ahead(further, "captions")
-        return [further]
-
-    def _look_ahead(self, read: Walked, *tables: str) -> None:
-        """A walk that only looks reads aside what is new, where it may, to tell what would follow of it.
-
-        `tables` are what it reads of the workspace besides.
-        """
-        shard, preview = read.shards[0], self.walk.preview
-        if read.one is None and preview and shard:
-            here = {name: str(self.walk.workspace.file(shard.sources[name])) for name in tables}
-            shard = replace(shard, sources={**shard.sources, **here})
-            made = stages.make_shard(shard, preview, lambda _rows: None)
-            read.records[0] = in_place(made, preview)
-
-    def tokens(self, ingest: Walked, *further: Walked) -> Walked:
+    def tokens(self, ingest: Walked) -> Walked:
         """Tokens, in shards of CAPTIONS_A_SHARD captions of one family at the most.
 
         Which stop words there are is part of the key. Raises UsageError where they cannot be had.
         """
         settings = self.settings.captions
-        before = [ingest, *further]
-        return self._cut(stages.CAPTIONS, settings, "captions", before, stopwords=self._stopwords())
+        return self._cut(stages.CAPTIONS, settings, "captions", ingest, stopwords=self._stopwords())
 
     def vocabulary(self, ingest: Walked, tokens: Walked) -> Walked:
         """Of the training captions, photographed or not. Raises UsageError where there are none."""
-        train = tokens.of(*OF_ITS_OWN)
+        train = tokens.of(*LEARNED_FROM)
         if not train:
             raise UsageError(
                 f"'{self.dataset}' has no training captions, so there is nothing to learn from; caption its "
@@ -314,7 +281,7 @@ class Wiring:
 
     def language_model(self, tokens: Walked, vocabulary: Walked) -> Walked:
         """Learns from the training captions, photographed or not; stops by the dev ones with a photograph."""
-        train, dev = tokens.of(*OF_ITS_OWN), tokens.of("dev")
+        train, dev = tokens.of(*LEARNED_FROM), tokens.of("dev")
         return self._whole(
             stages.LANGUAGE_MODEL,
             self.settings.language_model,
@@ -338,8 +305,7 @@ class Wiring:
         )
 
     def gist(self, ingest: Walked, tokens: Walked, features: Walked, vocabulary: Walked) -> Walked:
-        """Learns from the train split, photographed or not, and further captions; other rows do not touch its
-        key."""
+        """Learns from the train split, photographed or not; other rows do not touch its key."""
         words = tokens.of(*LEARNED_FROM)
         return self._whole(
             stages.GIST,
@@ -583,16 +549,15 @@ class Wiring:
         return {"dataset": digest_of(self.dataset.name)}
 
 
-def _families(path: Path, table: str, only: str | None) -> list[tuple[Cut, list[str]]]:
-    """The shards of a table, which is sorted by family and id, with the ids of each; with `only`, all rows
-    are of that family."""
+def _families(path: Path, table: str) -> list[tuple[Cut, list[str]]]:
+    """The shards of an ingest table, which is sorted by family and id, with the ids of each."""
     if table == "photos":
         frame = pl.read_parquet(path, columns=["photo_id", "split"]).select("photo_id", family="split")
         most = PHOTOS_A_SHARD
     else:
         alone = pl.when(pl.col("photo_id").is_null()).then(pl.lit("-text")).otherwise(pl.lit(""))
         frame = pl.read_parquet(path, columns=["caption_id", "photo_id", "split"]).select(
-            "caption_id", family=pl.lit(only) if only else pl.col("split") + alone
+            "caption_id", family=pl.col("split") + alone
         )
         most = CAPTIONS_A_SHARD
     found = []
@@ -620,12 +585,6 @@ def _digest_of_pairs(captions: Path, *splits: str) -> str:
     frame = pl.read_parquet(captions, columns=["caption_id", "photo_id", "split"])
     pairs = frame.filter(pl.col("photo_id").is_not_null() & pl.col("split").is_in(splits))
     return _digest_of_ids(pairs.select(pl.concat_str(pl.all())).to_series().to_list())
-
-
-def _digest_of_texts(captions: Path) -> str:
-    """Digest of the captions that are held out, those without a photograph too."""
-    held_out = pl.scan_parquet(captions).filter(pl.col("split") != "train").select("text").collect()
-    return digest_of(held_out["text"].to_list())
 
 
 # ---- what a stage reads ----
@@ -682,7 +641,7 @@ def _rejects(walked: Sequence[Walked]) -> Reads:
             if record.has(REJECTS):
                 rejects = record.output(REJECTS)
                 # The place of ingest is the data set's path, which says nothing of what is in it.
-                place = "" if stage.stage in (stages.INGEST, stages.FURTHER) else f" {record.place}"
+                place = "" if stage.stage is stages.INGEST else f" {record.place}"
                 inputs[f"rejects {record.stage}{place}"] = rejects.digest
                 paths.append(rejects.path)
     return Reads(inputs, {"rejects": paths})

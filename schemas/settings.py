@@ -23,15 +23,10 @@ class StageSettings(BaseModel):
         return value
 
 
-Layout = Literal[
-    "auto", "flickr8k", "kaggle", "karpathy", "coco", "imagefolder", "webdataset", "parquet", "folder"
-]
-
-
 class IngestSettings(StageSettings):
-    layout: Layout = Field(
-        "auto", description="how the data set is laid out; `auto` finds out from its files"
-    )
+    layout: Literal[
+        "auto", "flickr8k", "kaggle", "karpathy", "coco", "imagefolder", "webdataset", "parquet", "folder"
+    ] = Field("auto", description="how the data set is laid out; `auto` finds out from its files")
     dev_share: float = Field(
         0.1, ge=0, lt=0.5, description="share of photographs for dev, where the data set has no splits"
     )
@@ -65,16 +60,6 @@ class CaptionsSettings(StageSettings):
     stopwords: str = Field(
         "english", description="a language of NLTK's lists, or the path of a file with a word a line"
     )
-
-
-class FurtherSettings(StageSettings):
-    captions: str = Field(
-        "",
-        description="a folder or file with captions of another kind, that only gists and the fusion learn "
-        "from: a data set of any layout, whose photographs are not looked at, or `.txt`, a caption a line",
-    )
-    layout: Layout = Field("auto", description="how they are laid out; `auto` finds out from the files")
-    max_caption_words: int = Field(100, ge=1, description="a longer one is rejected")
 
 
 class VocabularySettings(StageSettings):
@@ -234,7 +219,6 @@ class Settings(BaseModel):
 
     ingest: IngestSettings = IngestSettings()
     images: ImagesSettings = ImagesSettings()
-    further: FurtherSettings = FurtherSettings()
     captions: CaptionsSettings = CaptionsSettings()
     vocabulary: VocabularySettings = VocabularySettings()
     image_features: ImageFeaturesSettings = ImageFeaturesSettings()

@@ -25,8 +25,7 @@ from tasks.tables import empty_table
 from tasks.workspace import Workspace
 
 RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
-READING = ("ingest", "further")  # stages that read what people give
-REJECTING = (*READING, "images", "captions")  # stages that reject rows
+REJECTING = ("ingest", "images", "captions")  # stages that reject rows
 # Columns that are shown: a table of an older version, without others, is no damaged one.
 SHOWN = {
     "photos": ("photo_id", "path", "other_paths", "container", "offset", "size", "format", "split"),

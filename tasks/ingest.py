@@ -113,7 +113,7 @@ def ingest(
         photos=_photos(copies),
         captions=_captions(heard.captions(), copies, told),
         files=photos.select(*_STAT, *_SEEN).rename({"source": "container", "file_size": "size"}).sort("path"),
-        rejects=rejects_frame("ingest", rejects),
+        rejects=_rejects_frame(rejects),
         layout=detected.layout,
         listing=listing_digest(files),
     )
@@ -444,7 +444,6 @@ def _rejected(photos: pl.DataFrame) -> list[Problem]:
     return [Problem("photo", printable(path), reason, detail) for path, reason, detail in bad.iter_rows()]
 
 
-def rejects_frame(stage: str, rejects: list[Problem]) -> pl.DataFrame:
-    """The `rejects` table of a stage that reads a data set."""
-    rows = [(stage, *reject) for reject in sorted(rejects)]
+def _rejects_frame(rejects: list[Problem]) -> pl.DataFrame:
+    rows = [("ingest", *reject) for reject in sorted(rejects)]
     return pl.DataFrame(rows, schema=dtypes_of("rejects"), orient="row")

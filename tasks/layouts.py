@@ -47,38 +47,33 @@ from tasks.tars import read_webdataset
 
 @dataclass(frozen=True)
 class Detected:
-    """The layout of a data set, the files it is known by, and those of other layouts, which are not read.
-
-    `setting` is the one by which another can be had.
-    """
+    """The layout of a data set, the files it is known by, and those of other layouts, which are not read."""
 
     layout: str
     markers: list[str]
     others: dict[str, list[str]]
-    setting: str
 
 
-def detect(files: Files, wanted: str = "auto", setting: str = "ingest.layout") -> Detected:
+def detect(files: Files, wanted: str = "auto") -> Detected:
     """Find out which layout a data set has; with `wanted` other than "auto" only that one will do.
 
-    `setting` is what `wanted` was asked for by. Raises UnknownDataset, which tells what was looked for and
-    what was found.
+    Raises UnknownDataset, which tells what was looked for and what was found.
     """
     markers = find_markers(files)
     fitting = [layout for layout in READERS if markers[layout]]
     layout = wanted if wanted in fitting else fitting[0] if fitting and wanted == "auto" else None
     if layout is None:
-        raise UnknownDataset(_unknown(files, wanted, setting))
+        raise UnknownDataset(_unknown(files, wanted))
     # A folder of photographs is part of most data sets, and not another layout of them.
     others = {other: markers[other] for other in fitting if other not in (layout, "folder")}
-    return Detected(layout, markers[layout], others, setting)
+    return Detected(layout, markers[layout], others)
 
 
-def _unknown(files: Files, wanted: str, setting: str) -> str:
+def _unknown(files: Files, wanted: str) -> str:
     if wanted == "auto":
         lines = [f"no layout fits the files in '{files.root}'; looked for:"]
     else:
-        lines = [f"the files in '{files.root}' do not fit {setting}={wanted}; looked for:"]
+        lines = [f"the files in '{files.root}' do not fit ingest.layout={wanted}; looked for:"]
     lines += [f"  {layout}: {what}" for layout, what in LOOKED_FOR.items() if wanted in ("auto", layout)]
     endings = Counter(printable(ending_of(path)) or "(no ending)" for path in files.paths)
     found = ", ".join(f"{count:,} × {ending}" for ending, count in endings.most_common(10))
@@ -157,7 +152,7 @@ def _not_read(files: Files, detected: Detected) -> Iterator[Problem]:
         detail = f"{len(paths):,} such files; " if len(paths) > 1 else ""
         detail += f"the data set is read as {detected.layout}: {LOOKED_FOR[detected.layout]}"
         others = sorted({layouts[path] for path in paths if path in layouts})
-        detail += f"; or set {detected.setting}={others[0]}" if others else ""
+        detail += f"; or set ingest.layout={others[0]}" if others else ""
         yield Problem("file", printable(name), "not_read", detail)
 
 

@@ -37,7 +37,6 @@ class Counts:
     captions: Mapping[str, int]
     captioned: int = 0  # photographs that the model wrote a caption for
     text_only_captions: int = 0
-    further_captions: int = 0
     unlabelled_photos: int = 0
     duplicates: int = 0
     leaks: int = 0

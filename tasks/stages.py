@@ -41,7 +41,6 @@ SEARCHES_SHOWN, HITS_SHOWN, LINES_SHOWN = 4, 6, 12  # in the report
 
 INGEST = Stage("ingest", "tasks.stages:make_ingest")
 IMAGES = Stage("images", "tasks.stages:make_images_shard", reads_photos=True)
-FURTHER = Stage("further", "tasks.stages:make_further")
 CAPTIONS = Stage("captions", "tasks.stages:make_tokens_shard")
 VOCABULARY = Stage("vocabulary", "tasks.stages:make_vocabulary_table")
 IMAGE_FEATURES = Stage("image_features", "tasks.stages:make_image_features_shard", tensorflow=True)
@@ -263,34 +262,16 @@ def make_ingest(work: Work) -> Made:
         sources["only"],
     )
     work.workspace.share("packs")
-    rejects = _or_changed(work, found.listing, found.rejects)
+    rejects = found.rejects
+    if found.listing != work.shard.inputs["files"]:
+        detail = "the folder changed while it was looked through; the next run looks again"
+        changed = ("ingest", "file", ".", "changed", detail)
+        rejects = pl.concat([rejects, pl.DataFrame([changed], rejects.schema, orient="row")])
     for table in ("photos", "captions", "files"):
         write_table(getattr(found, table), work.out / f"{table}.parquet", table)
     rows_out = found.photos.height + found.captions.height
     read = found.files.filter(pl.col("reason").is_null()).height + found.captions.height
     return Made(read + _lost(rejects), rows_out, rejects)
-
-
-def make_further(work: Work) -> Made:
-    """Captions of another kind, without the photographs that they may have."""
-    from tasks.further import read_further
-
-    held_out = read_table(work.path("captions"), "captions", ["text", "split"])
-    texts = held_out.filter(pl.col("split") != "train")["text"]
-    with work.workspace.scratch() as packs:
-        found = read_further(work.settings.further, texts.to_list(), packs, work.advance)
-    write_table(found.captions, work.out / "captions.parquet", "captions")
-    rejects = _or_changed(work, found.listing, found.rejects)
-    return Made(found.captions.height + _lost(rejects), found.captions.height, rejects)
-
-
-def _or_changed(work: Work, listing: str, rejects: pl.DataFrame) -> pl.DataFrame:
-    """The rejects; with one more where other files were read than those that the shard is named by."""
-    if listing == work.shard.inputs["files"]:
-        return rejects
-    detail = "the folder changed while it was looked through; the next run looks again"
-    changed = (work.shard.stage.name, "file", ".", "changed", detail)
-    return pl.concat([rejects, pl.DataFrame([changed], rejects.schema, orient="row")])
 
 
 def _lost(rejects: pl.DataFrame) -> int:
@@ -671,8 +652,7 @@ def make_bundle(work: Work) -> Made:
     settings = work.settings
     captions = read_table(work.path("captions"), "captions", ["caption_id", "photo_id"])
     photos = _ids(work.paths("image_features"), "photo_id")
-    read = _ids(work.paths("tokens"), "caption_id")
-    learned = captions.join(read, on="caption_id", how="semi")
+    learned = captions.join(_ids(work.paths("tokens"), "caption_id"), on="caption_id", how="semi")
     paired = learned.join(photos, on="photo_id", how="semi")
     features = pl.scan_parquet(work.paths("any_features")).head(0).collect()
     channels = _sizes(features)["channels"]
@@ -694,7 +674,6 @@ def make_bundle(work: Work) -> Made:
             "training photographs": paired["photo_id"].n_unique(),
             "training captions": paired.height,
             "text-only captions": learned.height - paired.height,
-            **({"further captions": further} if (further := read.height - learned.height) else {}),
         },
         versions=library_versions(),
         about=f"Trained on the data set `{Path(work.shard.sources['dataset']).name}`.",
@@ -747,9 +726,6 @@ def _report_input(work: Work, captioned: int, rejects: pl.DataFrame, scores: pl.
             captions=_by_split(paired),
             captioned=captioned,
             text_only_captions=text_only,
-            further_captions=sum(
-                stage["rows_out"] for stage in work.shard.sources["stages"] if stage["name"] == FURTHER.name
-            ),
             unlabelled_photos=photos.get(UNLABELLED, 0),
             duplicates=rejects.filter(pl.col("reason") == "duplicate").height,
             leaks=_named(work, rejects.filter(pl.col("reason") == "leak")["name"]),

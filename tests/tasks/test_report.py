@@ -205,12 +205,12 @@ def test_every_metric_that_is_measured_has_a_name_and_a_reading():
 
 
 def test_photographs_and_captions_are_counted_by_split(read):
-    counts = Counts({"train": 6000, "unlabelled": 7}, {"train": 30000}, 9, 1234, 56, 7, 3, 2)
+    counts = Counts({"train": 6000, "unlabelled": 7}, {"train": 30000}, 9, 1234, 7, 3, 2)
     head = read(a_report(counts=counts)).section("")
     assert "train 6,000 30,000" in head
     assert "unlabelled 7 0" in head
     assert "9 photographs captioned" in head
-    assert "learned from as text: 1,234; further ones, of another kind: 56." in head
+    assert "Captions without a photograph, learned from as text: 1,234." in head
     assert "Duplicates: 3." in head
     assert (
         "The same bytes in two splits: 2 photographs, kept in the split that is farther from training."
