@@ -93,7 +93,7 @@ PIECES = st.one_of(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=1_500)
 @given(st.lists(PIECES, max_size=12).map("".join))
 @example("dog. cat. (dog.) \"dog.\" st. 'st.'")
 @example("' ' '' 's' ''s x'y 'z")
