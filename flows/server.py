@@ -35,7 +35,15 @@ DATABASE = "prefect.db"  # where Prefect looks for it in its home
 EMPTY_DATABASE = Path(__file__).with_name("prefect.db.gz")  # written by `make database`
 START_WITHIN_S, END_WITHIN_S = 120.0, 5.0  # the embedded server
 EMBEDDED = Path(__file__).with_name("embedded.py")  # its program
-OF_EMBEDDED = {"PREFECT_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+# A run needs none of the fifty kinds of blocks that a server writes down when it first starts. That takes
+# over a second, and of two runs that begin on a new workspace at once one would find the other's, and fail.
+OF_EMBEDDED = {
+    "PREFECT_UI_ENABLED": "false",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
+    "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",  # so that a server that stays does it
+}
 ADDRESS = "address"  # in the workspace's prefect folder: where its server was last started
 
 # For every server and client: stay at home, and record each task run (the recorder of the embedded

@@ -97,6 +97,17 @@ def test_a_proxy_is_not_asked_for_what_listens_on_this_machine(
     assert states == [("Completed",)]
 
 
+def test_what_two_servers_that_begin_at_once_would_both_write_is_left_to_one_that_stays(
+    alone: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    """Prefect's kinds of blocks, which end the later of the two; that file says that they are written."""
+    _, strangers = alone
+    home = strangers.parent / "workspace" / "prefect"
+    with closing(sqlite3.connect(home / "prefect.db")) as database:
+        assert database.execute("SELECT name FROM block_type").fetchall() == []
+    assert not (home / "memo_store.toml").exists()
+
+
 def test_python_files_of_the_folder_that_a_run_is_started_from_are_not_run(
     alone: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
