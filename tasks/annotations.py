@@ -229,7 +229,8 @@ def read_karpathy(source: Source) -> Iterator[Item]:
             photo, news = source.finder.find(name)
             if news is not None:
                 yield news
-            yield Entry(photo, captions, split, _identifier(image, "cocoid", "imgid"))
+            missing = None if photo else name
+            yield Entry(photo, captions, split, _identifier(image, "cocoid", "imgid"), missing)
 
 
 def _identifier(image: dict[str, Any], *keys: str) -> str | None:
@@ -249,6 +250,7 @@ def read_coco(source: Source) -> Iterator[Item]:
         stem = posixpath.splitext(posixpath.basename(path))[0]
         split = split_in(stem)
         photos: dict[int | str, str | None] = {}
+        missing: dict[int | str, str] = {}
         for index, image in enumerate(data.pop("images", ())):
             key, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
             if not _is_key(key) or not isinstance(name, str) or not name or key in photos:
@@ -260,11 +262,13 @@ def read_coco(source: Source) -> Iterator[Item]:
                 yield news
             if photos[key] is not None:
                 yield Entry(photos[key], (), split, _identifier(image, "id"))
+            else:
+                missing[key] = name
         annotations = data.get("annotations")
         if not problem and not isinstance(annotations, list):
             yield malformed(path, "expected a list `annotations`", "file")
             continue
-        yield from _read_annotations(path, annotations or [], photos, split)
+        yield from _read_annotations(path, annotations or [], photos, missing, split)
 
 
 def _is_key(value: Any) -> TypeGuard[int | str]:
@@ -272,9 +276,12 @@ def _is_key(value: Any) -> TypeGuard[int | str]:
 
 
 def _read_annotations(
-    path: str, annotations: list[Any], photos: dict[int | str, str | None], split: str | None
+    path: str,
+    annotations: list[Any],
+    photos: dict[int | str, str | None],
+    missing: dict[int | str, str],
+    split: str | None,
 ) -> Iterator[Item]:
-    unknown: set[int | str] = set()
     for index, annotation in enumerate(annotations):
         place = f"{path}: annotations[{index}]"
         key, text = (
@@ -287,12 +294,10 @@ def _read_annotations(
                 place, f"expected `image_id` and `caption`, found {printable(repr(annotation), 80)}"
             )
             continue
-        if key not in photos and key not in unknown:
-            unknown.add(key)
-            yield Problem(
-                "photo", printable(f"{path}: image {key}"), "missing_photo", "`images` has no such `id`"
-            )
-        yield Entry(photos.get(key), [(place, text)], split)
+        if key not in photos:
+            photos[key], missing[key] = None, f"{path}: image {key}"
+            yield Problem("photo", printable(missing[key]), "missing_photo", "`images` has no such `id`")
+        yield Entry(photos[key], [(place, text)], split, missing=missing.get(key))
 
 
 # ---- imagefolder ----
@@ -331,7 +336,8 @@ def _read_row(source: Source, path: str, place: str, row: dict[str, Any]) -> Ite
     if problem:
         yield problem
         return
-    yield Entry(photo, captions, told or split_in(posixpath.dirname(photo or posixpath.join(base, name))))
+    place = photo or posixpath.join(base, name)
+    yield Entry(photo, captions, told or split_in(posixpath.dirname(place)), missing=None if photo else place)
 
 
 def jsonl_rows(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
@@ -426,7 +432,7 @@ def read_folder(source: Source) -> Iterator[Item]:
             continue
         if photo is None and path[:-4] not in refused:
             yield Problem("photo", path[:-4], "missing_photo", f"'{path}' has no photograph beside it")
-        yield Entry(photo, captions, split_in(folder))
+        yield Entry(photo, captions, split_in(folder), missing=None if photo else path[:-4])
     for path in files.paths:
         if files.is_photo(path):
             yield Entry(path, (), split_in(posixpath.dirname(path)))

@@ -1,9 +1,10 @@
 """The gist of a photograph: a few numbers that foretell which n-grams the captions of it hold.
 
 Captions are compared as CIDEr compares them, by the weights of their n-grams. Latent semantic analysis
-(Deerwester et al. 1990) of all training captions, photographed or not, finds the directions in which they
-differ most; where a photograph's captions lie along these is foretold from its pooled features by kernel
-ridge regression. That gives the CIDEr to be expected of any caption, against captions which nobody has
+(Deerwester et al. 1990) of all training captions, photographed or not, finds the directions in which what is
+said of photographs differs most. How several captions of one photograph differ is not counted: that is by
+whom they were written, and no photograph tells it. Where a photograph's captions lie along these directions
+is foretold from its pooled features by kernel ridge regression. That gives the CIDEr to be expected of any caption, against captions which nobody has
 written yet (tasks/agreement.py), and so the one that agrees best with them (minimum Bayes risk: Kumar and
 Byrne 2004).
 """
@@ -144,38 +145,34 @@ def learn_gist(
     vocabulary: pl.DataFrame,
     settings: GistSettings,
 ) -> Learned:
-    """From the training captions, the photographs that some of them belong to, and their features.
+    """From the training captions, the photographs that they belong to, and the features of those.
 
-    `tokens` has caption_id and tokens, `pairs` caption_id and photo_id; `familiar` are the photographs that
-    others are compared with. Where these are fewer than FEWEST, every photograph has the same gist.
+    `tokens` has caption_id and tokens, `pairs` caption_id and photo_id, which may name a photograph without
+    features too: its captions belong together. `familiar` are the photographs that others are compared with.
+    Where these are fewer than FEWEST, every photograph has the same gist.
     """
-    tokens = tokens.sort("caption_id").head(MOST_CAPTIONS)
-    captions = encode(tokens["tokens"], vocabulary)
+    rows = _of_whole_subjects(tokens, pairs)
+    captions = encode(rows["tokens"], vocabulary)
+    subjects = _Subjects.of_names(rows["subject"])
     grams, worth, held = _weigh(captions, settings.min_count)
-    mean, found, places = _analyse(held, settings.size)
-    rows = (
-        tokens.select("caption_id")
-        .with_row_index("row")
-        .join(pairs, on="caption_id", how="left", maintain_order="left")
-    )
+    mean, found, places = _analyse(held, subjects, settings.size)
     none = pl.DataFrame(schema={"photo_id": pl.String})
     seen = pl.concat([none, *(read_table(shard, "image_features", ["photo_id"]) for shard in image_features)])
     photos = (
-        rows.join(seen, on="photo_id", how="semi", maintain_order="left")
-        .group_by("photo_id", maintain_order=True)
-        .agg("row")
+        rows.with_row_index("row")
+        .join(seen, on="photo_id", how="semi", maintain_order="left")
+        .unique("photo_id", keep="first")
         .sort("photo_id")
     )
-    aims = np.empty((photos.height, places.shape[1]), np.float32)
-    for aim, some in zip(aims, photos["row"], strict=True):
-        aim[:] = places[some.to_numpy()].mean(0)
+    means = subjects.means(places)
+    aims = means[subjects.of[photos["row"].to_numpy()]]
     landmarks = landmarks_of(familiar)
     likeness = Likeness(landmarks, _reach(landmarks))
     weights, offset, foretold = _regress(image_features, photos["photo_id"], aims, likeness, settings.penalty)
     # From here on gists count from their mean, in steps as large as they vary.
     middle, whiten, colour = _whitening(foretold)
     gists = _turned(foretold, middle, whiten)
-    imagined, noise = _imagine(places, foretold, whiten)
+    imagined, noise = _imagine(places, means, subjects, foretold, whiten)
     gist = Gist(
         grams=grams,
         worth=worth.astype(np.float32),
@@ -194,7 +191,7 @@ def learn_gist(
     return Learned(
         gist,
         _table("photo_id", photos["photo_id"], gists),
-        _table("caption_id", rows["caption_id"], imagined[rows["row"].to_numpy()]),
+        _table("caption_id", rows["caption_id"], imagined),
     )
 
 
@@ -209,6 +206,52 @@ def landmarks_of(familiar: pl.DataFrame) -> np.ndarray:
     """
     found = unit_pooled(familiar)
     return found if len(found) >= FEWEST else found[:0]
+
+
+# ---- captions of the same photograph ----
+
+
+def _of_whole_subjects(tokens: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """At most MOST_CAPTIONS of `tokens`, by caption_id, with their photo_id, null where it is not known, and
+    their subject: their photograph, else themselves. All captions of a subject, but for one."""
+    subject = pl.coalesce("photo_id", "caption_id").alias("subject")
+    return (
+        tokens.join(pairs, on="caption_id", how="left")
+        .with_columns(subject)
+        .sort("subject", "caption_id")
+        .head(MOST_CAPTIONS)
+        .sort("caption_id")
+    )
+
+
+@dataclass(frozen=True)
+class _Subjects:
+    """Which captions are of one photograph, be it there or missing."""
+
+    of: np.ndarray  # (captions,) the number of its subject
+    captions: np.ndarray  # (S,) how many captions each has
+
+    @staticmethod
+    def of_names(names: pl.Series) -> _Subjects:
+        """From the name of each caption's subject."""
+        return _Subjects(*np.unique(names.to_numpy(), return_inverse=True, return_counts=True)[1:])
+
+    @property
+    def freedom(self) -> float:
+        """What the squares of how captions differ from the mean of their subject are divided by: degrees of
+        freedom. Where few captions share a subject, no fewer than if all did by twos: so few tell little."""
+        return max(len(self.of) - len(self.captions), len(self.of) / 2)
+
+    def sums(self, rows: Any, shares: np.ndarray) -> Any:
+        """The sum over each subject's captions, times its share (S,): (captions, G), sparse or not -> (S, G)."""
+        from scipy.sparse import csr_matrix
+
+        where = self.of, np.arange(len(self.of))
+        return csr_matrix((shares.astype(rows.dtype)[self.of], where), (len(shares), len(self.of))) @ rows
+
+    def means(self, rows: Any) -> Any:
+        """The mean over each subject's captions: (captions, G), sparse or not -> (S, G)."""
+        return self.sums(rows, 1 / self.captions)
 
 
 # ---- captions as weighed n-grams ----
@@ -272,31 +315,39 @@ def _weigh(captions: Ragged, min_count: int) -> tuple[np.ndarray, np.ndarray, cs
     return np.concatenate(kept), np.concatenate(worths), hstack(held, format="csr")
 
 
-def _analyse(held: csr_matrix, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _analyse(held: csr_matrix, subjects: _Subjects, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The mean caption (G,), at most `size` directions (G, K), and the captions' places along these, counted
-    from the mean, (n, K) float32."""
+    from the mean, (captions, K) float32."""
     captions, grams = held.shape
     size = max(0, min(size, captions - 1, grams - 1))
     mean = np.asarray(held.mean(0)).ravel() if captions else np.zeros(grams)
-    found = _principal(held, size) if size else np.zeros((grams, 0))
+    found = _principal(held, subjects, size) if size else np.zeros((grams, 0))
     places = np.empty((captions, size), np.float32)
     for place, part in zip(_in_parts(places), _in_parts(held), strict=True):
         place[:] = part @ found - mean @ found
     return mean, found, places
 
 
-def _principal(matrix: csr_matrix, size: int) -> np.ndarray:
-    """The first `size` right singular vectors (G, size), by subspace iteration from fixed random numbers
-    (Halko et al. 2011): ARPACK's restarts are random where singular values are equal."""
-    wide = min(size + 10, matrix.shape[1])
-    found = np.random.default_rng(0).standard_normal((matrix.shape[1], wide))
-    parts = list(_in_parts(matrix))
+def _principal(held: csr_matrix, subjects: _Subjects, size: int) -> np.ndarray:
+    """The first `size` directions (G, size) of what captions of one subject have in common: of how captions
+    vary, less how those of one subject do (analysis of variance, one way, with moments about 0).
+
+    By subspace iteration from fixed random numbers (Halko et al. 2011): ARPACK's restarts are random where
+    eigenvalues are equal.
+    """
+    found = np.random.default_rng(0).standard_normal((held.shape[1], min(size + 10, held.shape[1])))
+    shared = subjects.sums(held, 1 / np.sqrt(subjects.captions))
+
+    def common(directions: np.ndarray) -> np.ndarray:
+        all_, mean = (
+            sum(part.T @ (part @ directions) for part in _in_parts(rows)) for rows in (held, shared)
+        )
+        return all_ / held.shape[0] - (all_ - mean) / subjects.freedom
+
     for _ in range(ITERATIONS):
-        found = np.linalg.qr(sum(part.T @ (part @ found) for part in parts))[0]
-    triangle: Any = np.zeros((0, wide))
-    for part in parts:
-        triangle = np.linalg.qr(np.concatenate([triangle, part @ found]), mode="r")
-    return found @ np.linalg.svd(triangle)[2][:size].T
+        found = np.linalg.qr(common(found))[0]
+    axes = np.linalg.eigh(found.T @ common(found))[1]
+    return found @ axes[:, ::-1][:, :size]
 
 
 def _in_parts(rows: Any) -> Iterator[Any]:
@@ -416,23 +467,36 @@ def _whitening(gists: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return middle, axes / spread @ axes.T, axes * spread @ axes.T
 
 
-def _imagine(places: np.ndarray, foretold: np.ndarray, whiten: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _imagine(
+    places: np.ndarray, means: np.ndarray, subjects: _Subjects, foretold: np.ndarray, whiten: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The gist to be expected of each caption's photograph (captions, K), and how such gists scatter (K, K).
 
-    What a regression foretells is uncorrelated with what it misses, so a caption's place varies together
-    with what is foretold of it as that varies by itself. So all that has to be known is how captions vary
-    (of which there are many) and how what is foretold does. Fitted to the captions that have a photograph
-    instead, this link remembers which photograph each belongs to, and says nothing of new ones.
+    What a regression foretells is uncorrelated with what it misses, so the mean place of a photograph's
+    captions varies together with what is foretold of it as that varies by itself. So all that has to be known
+    is how such means vary (of which there are many), by how many captions they are of, and how what is
+    foretold does. Fitted to the captions that have a photograph instead, this link remembers which photograph
+    each belongs to, and says nothing of new ones.
     """
     size = foretold.shape[1]
+    imagined, scatter = np.zeros(places.shape, np.float16), np.zeros((size, size))
     if len(foretold) < FEWEST or not size:
-        return np.zeros(places.shape, np.float16), np.zeros((size, size))
-    together, spread = _covariance(foretold), _covariance(places)
+        return imagined, scatter
+    middle, together, spread = places.mean(0, dtype=np.float64), _covariance(foretold), _covariance(places)
     least = max(1e-6 * np.trace(spread) / size, LEAST_RIDGE)  # captions may be all the same
-    link = np.linalg.solve(spread + least * np.eye(size), together)
-    scatter = whiten.T @ (together - together @ link) @ whiten
-    variances, axes = np.linalg.eigh((scatter + scatter.T) / 2)
-    imagined = _turned(places, places.mean(0, dtype=np.float64), link @ whiten)
+    differ = np.zeros((size, size))
+    for part, of in zip(_in_parts(places), _in_parts(subjects.of), strict=True):
+        differ += (part - means[of]).T @ (part - means[of])
+    differ /= subjects.freedom
+    variances, axes = np.linalg.eigh(spread - differ)
+    shared = axes * np.maximum(variances, least) @ axes.T
+    captions = subjects.captions[subjects.of]
+    for many in np.unique(captions):
+        link = np.linalg.solve(shared + differ / many, together)
+        here = captions == many
+        imagined[here] = _turned(means[subjects.of[here]], middle, link @ whiten)
+        scatter += np.mean(here) * (together - together @ link)
+    variances, axes = np.linalg.eigh(whiten.T @ (scatter + scatter.T) @ whiten / 2)
     return imagined, axes * np.sqrt(np.maximum(variances, 1e-6)) @ axes.T
 
 

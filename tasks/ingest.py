@@ -111,7 +111,7 @@ def ingest(
     rejects = [*heard.rejects, *heard.in_two_splits(), *_rejected(photos), *_repeated(copies)]
     return Ingested(
         photos=_photos(copies),
-        captions=_captions(heard.captions(), copies, told),
+        captions=_captions(heard.captions(), photos, copies, told),
         files=photos.select(*_STAT, *_SEEN).rename({"source": "container", "file_size": "size"}).sort("path"),
         rejects=_rejects_frame(rejects),
         layout=detected.layout,
@@ -140,6 +140,7 @@ class _Heard:
     texts: list[str] = field(default_factory=list)
     text_rows: array[int] = field(default_factory=lambda: array("q"))
     text_told: array[int] = field(default_factory=lambda: array("b"))
+    text_missing: list[str | None] = field(default_factory=list)
     rejects: list[Problem] = field(default_factory=list)
     splits: set[int] = field(default_factory=set)
     conflicts: dict[int, set[int]] = field(default_factory=dict)  # row → the splits that it is named in
@@ -176,6 +177,7 @@ class _Heard:
         if row >= 0:
             self._tell(row, told)
             self.source_ids[row] = self.source_ids[row] or entry.source_id
+        missing = printable(entry.missing) if entry.missing else None
         for place, text in entry.captions:
             try:
                 self.texts.append(clean_caption(text, self.settings.max_caption_words))
@@ -184,6 +186,7 @@ class _Heard:
                 continue
             self.text_rows.append(row)
             self.text_told.append(told)
+            self.text_missing.append(missing)
             if row >= 0:
                 self.captioned[row] = True
 
@@ -222,9 +225,10 @@ class _Heard:
         )
 
     def captions(self) -> pl.DataFrame:
-        """A row a caption: text, the row of its photograph (-1: none), the split told."""
-        text = pl.Series(self.texts, dtype=pl.String)
-        return pl.DataFrame({"text": text, "row": _series(self.text_rows), "told": _series(self.text_told)})
+        """A row a caption: text, the row of its photograph (-1: none), the split told, a missing photograph."""
+        text, missing = (pl.Series(column, dtype=pl.String) for column in (self.texts, self.text_missing))
+        row, told = _series(self.text_rows), _series(self.text_told)
+        return pl.DataFrame({"text": text, "row": row, "told": told, "missing_photo": missing})
 
 
 def _series(values: array[int]) -> pl.Series:
@@ -401,18 +405,27 @@ def _photos(copies: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _captions(captions: pl.DataFrame, copies: pl.DataFrame, told: set[int]) -> pl.DataFrame:
+def _captions(
+    captions: pl.DataFrame, photos: pl.DataFrame, copies: pl.DataFrame, told: set[int]
+) -> pl.DataFrame:
     """Captions with the splits of their photographs; without a photograph as told, else for training."""
-    captions = captions.join(copies.select("row", "photo_id", "kept"), on="row", how="left")
+    rejected = photos.filter(pl.col("photo_id").is_null()).select("row", "path")
+    captions = (
+        captions.join(copies.select("row", "photo_id", "kept"), on="row", how="left")
+        .join(rejected, on="row", how="left")
+        .with_columns(pl.coalesce("missing_photo", "path"))
+    )
     own = pl.when(pl.col("told").is_in(sorted(told))).then("told").otherwise(pl.lit(0, pl.Int8))
-    captions = captions.with_columns(pl.coalesce("kept", own).alias("kept")).sort("photo_id", "text", "kept")
+    captions = captions.with_columns(pl.coalesce("kept", own).alias("kept")).sort(
+        "photo_id", "text", "kept", "missing_photo"
+    )
     captions = captions.with_columns(pl.int_range(pl.len()).over("photo_id", "text").alias("number"))
     ids = [caption_id(*row) for row in captions.select("photo_id", "text", "number").iter_rows()]
     has_photo = pl.col("photo_id").is_not_null()
     return (
         captions.with_columns(pl.Series("caption_id", ids, pl.String), _split_name("kept").alias("split"))
         .sort(~has_photo, "kept", "caption_id")
-        .select("caption_id", "photo_id", "text", "split")
+        .select(*dtypes_of("captions"))
     )
 
 

@@ -223,7 +223,8 @@ class _RowReader:
                 yield news
         else:
             yield malformed(place, "the row has neither the bytes nor the name of a photograph", "photo")
-        yield Entry(photo, captions, split)
+        missing = name if isinstance(name, str) and name else place
+        yield Entry(photo, captions, split, missing=None if photo else missing)
 
     def _packed_photo(self, number: int, name: str | None, split: str | None) -> Iterator[Photo | Problem]:
         """The photograph of a row with bytes; rows of the same name, bytes and split are the same."""

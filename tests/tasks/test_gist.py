@@ -10,13 +10,14 @@ import polars as pl
 import pytest
 
 from schemas.errors import StaleModel
+from schemas.settings import GistSettings, VocabularySettings
 from schemas.tables import check
 from tasks.familiarity import unit_pooled
 from tasks.fusion import WEIGHTS, load_fusion
-from tasks.gist import GIST, Gist, Learned, Likeness, _imagine, _regress, learn_gist
+from tasks.gist import GIST, Gist, Learned, Likeness, _imagine, _regress, _Subjects, learn_gist
 from tasks.language_model import load_language_model
 from tasks.tables import tensor
-from tasks.vocabulary import PAD
+from tasks.vocabulary import PAD, make_vocabulary
 from tests.tasks.datasets import an_id
 from tests.tasks.toys import (
     CHANNELS,
@@ -54,28 +55,37 @@ def test_the_tables_hold_what_their_schemas_say_and_each_photograph_and_text_onc
 
 
 def test_an_imagined_gist_is_like_that_of_a_photograph_of_the_same(learned: Learned) -> None:
-    known = {scene(photo): photo for photo in range(36)}
-    photos = toy_image_features([known[scene(photo)] for photo in range(PHOTOS_WITH_CAPTIONS, PHOTOS)])
-    gists = learned.gist.of_photos(photos)
-    order = {an_id(f"photo {photo}"): i for i, photo in enumerate(range(PHOTOS_WITH_CAPTIONS, PHOTOS))}
-    alone = pl.col("photo_id").is_in(list(order)) & (pl.col("tokens").list.len() == 7)
+    foretold = dict(zip(learned.gists["photo_id"], tensor(learned.gists["gist"]), strict=True))
+    known = {scene(photo): an_id(f"photo {photo}") for photo in range(DEV_PHOTOS, PHOTOS_WITH_CAPTIONS)}
+    same = {an_id(f"photo {photo}"): known[scene(photo)] for photo in range(PHOTOS_WITH_CAPTIONS, PHOTOS)}
+    alone = pl.col("photo_id").is_in(list(same)) & (pl.col("tokens").list.len() == 7)
     texts = learned.imagined.join(toy_pairs(), on="caption_id").filter(alone)
-    rows = [order[photo_id] for photo_id in texts["photo_id"]]
-    likeness = np.corrcoef(tensor(texts["gist"]).ravel(), gists[rows].ravel())[0, 1]
-    assert likeness > 0.5
+    gists = np.stack([foretold[same[photo_id]] for photo_id in texts["photo_id"]])
+    likeness = np.corrcoef(tensor(texts["gist"]).ravel(), gists.ravel())[0, 1]
+    assert likeness > 0.7
 
 
-def test_imagined_gists_and_their_scatter_are_those_of_the_normal_distribution() -> None:
+@pytest.mark.parametrize("shares", [{1: 1.0}, {4: 1.0}, {2: 0.7, 5: 0.3}])
+def test_imagined_gists_and_their_scatter_are_those_of_the_normal_distribution(
+    shares: dict[int, float],
+) -> None:
+    """Of photographs with one caption, with four, or some with two and some with five."""
     # What captions mean varies by `spread`; a photograph and a caption tell it with an error of 1 each.
     rng, spread = np.random.default_rng(6), np.array([4.0, 2.0, 1.0])
     meant = rng.normal(size=(20_000, 3)) * np.sqrt(spread)
-    places = meant + rng.normal(size=meant.shape)
-    photographed = meant[:4_000] + rng.normal(size=(4_000, 3))
+    captions = np.repeat(list(shares), [round(share * len(meant)) for share in shares.values()])
+    rng.shuffle(captions)
+    subjects = _Subjects(np.repeat(np.arange(len(meant)), captions), captions)
+    places = meant[subjects.of] + rng.normal(size=(len(subjects.of), 3))
+    photographed = meant + rng.normal(size=meant.shape)
     foretold = photographed * spread / (spread + 1)
-    imagined, noise = _imagine(places, foretold, np.eye(3))
-    expected = places * (spread / (spread + 1)) ** 2
-    assert np.abs(imagined - expected).std(0) == pytest.approx(np.zeros(3), abs=0.1)
-    variances = spread**2 / (spread + 1) - spread**4 / (spread + 1) ** 3
+    means = subjects.means(places)
+    imagined, noise = _imagine(places, means, subjects, foretold, np.eye(3))
+    # The regression of two normal variables: what they share by the variance of the one that is known.
+    shared, known = spread**2 / (spread + 1), spread + 1 / captions[:, None]
+    expected = means * shared / known
+    assert np.abs(imagined - expected[subjects.of]).std(0) == pytest.approx(np.zeros(3), abs=0.1)
+    variances = (shared - shared**2 / known)[subjects.of].mean(0)
     assert noise @ noise.T == pytest.approx(np.diag(variances), abs=0.1)
 
 
@@ -83,7 +93,8 @@ def test_which_photograph_a_caption_belongs_to_cannot_be_told_from_its_imagined_
     # Photographs that tell nothing: what is foretold of them is chance, and so is every link to it.
     rng = np.random.default_rng(7)
     places, foretold = rng.normal(size=(2_000, 12)), 0.1 * rng.normal(size=(60, 12))
-    imagined, _ = _imagine(places, foretold, np.eye(12))
+    subjects = _Subjects(np.repeat(np.arange(400), 5), np.full(400, 5))
+    imagined, _ = _imagine(places, subjects.means(places), subjects, foretold, np.eye(12))
     own = np.repeat(foretold, 5, axis=0)  # captions 5 n to 5 n + 4 are of photograph n
     assert abs(np.corrcoef(imagined[:300].ravel(), own.ravel())[0, 1]) < 0.1
 
@@ -143,22 +154,47 @@ def test_what_is_foretold_of_a_photograph_does_not_depend_on_its_own_captions(
     assert (np.abs(again[others] - foretold[others]).max(1) > 1e-4).all()
 
 
-def test_photographs_that_could_not_be_read_change_nothing(learned: Learned, toy_features: Path) -> None:
-    """They have captions, but no features: these captions are as good as any without a photograph."""
+def test_captions_of_a_photograph_that_is_missing_or_could_not_be_read_belong_together(
+    toy_features: Path,
+) -> None:
+    """It has no features and so no gist; but what its captions have in common is what it showed."""
     captions = toy_captions()[5 * DEV_PHOTOS :].select("caption_id", "tokens")
     train = toy_pairs().filter(pl.col("split") == "train").select("caption_id", "photo_id")
-    without = train.with_columns(
-        pl.when(pl.col("caption_id").is_in(train["caption_id"][:60].implode()))
-        .then(pl.lit("unread ") + pl.col("photo_id"))
-        .otherwise("photo_id")
-        .alias("photo_id")
-    )
+    missing = train[:60].with_columns(photo_id=pl.lit("missing ") + pl.col("photo_id"))
     shards = sorted(toy_features.glob("images.*"))
     world = toy_familiar_photos(), toy_vocabulary(), GIST_SETTINGS
-    found = learn_gist(captions, without, shards, *world)
-    expected = learn_gist(captions, train[60:], shards, *world)
-    assert found.gists.equals(expected.gists)
-    assert found.imagined.equals(expected.imagined)
+    found = learn_gist(captions, pl.concat([missing, train[60:]]), shards, *world)
+    assert set(found.gists["photo_id"]) == set(train[60:]["photo_id"])
+    together = (
+        missing.join(found.imagined, on="caption_id").group_by("photo_id").agg(pl.col("gist").n_unique())
+    )
+    assert together["gist"].to_list() == [1] * 12
+    apart = learn_gist(captions, train[60:], shards, *world).imagined
+    assert missing.join(apart, on="caption_id").n_unique("gist") > 12
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_how_people_write_counts_for_nothing_where_it_is_told_which_captions_belong_together(
+    told: bool,
+) -> None:
+    """Each photograph shows a dog or a cat; of its two captions one is in this manner, one in that."""
+    manners = "{} seen right here now", "we can look at {}"
+    written = [manner.format(animal).split() for animal in ("dog", "cat") * 50 for manner in manners]
+    photos = [an_id(f"photo {row // 2}") for row in range(200)]
+    tokens = pl.DataFrame({"caption_id": [an_id(f"caption {row}") for row in range(200)], "tokens": written})
+    pairs = tokens.select("caption_id", pl.Series("photo_id", photos)).head(200 if told else 0)
+    vocabulary = make_vocabulary(tokens, VocabularySettings())
+    settings = GistSettings(size=2, min_count=1)
+    gist = learn_gist(tokens, pairs, [], toy_familiar_photos()[:0], vocabulary, settings).gist
+    number = dict(vocabulary.select("token", "id").iter_rows())
+    words = {
+        word: gist.directions[gist.grams[:, 0] == number[word]] for word in ("dog", "cat", "look", "seen")
+    }
+    animals, manner = (
+        np.abs(words[one][0] - words[other][0]).max() for one, other in (("dog", "cat"), ("look", "seen"))
+    )
+    assert (animals > 0.1) == told
+    assert (manner > 0.1) != told
 
 
 def test_a_gist_read_back_says_the_same(learned: Learned, tmp_path: Path) -> None:
