@@ -128,7 +128,7 @@ TABLES: dict[str, dict[str, Column]] = {
     "captions": {
         "caption_id": column(pl.String, AN_ID, unique=True),
         "photo_id": column(pl.String, AN_ID, nullable=True),
-        # What the data set calls a photograph that is not there or cannot be used: its captions belong together.
+        # What the data set calls a photograph that is missing or unreadable: its captions belong together.
         "missing_photo": column(pl.String, SOME_TEXT, nullable=True),
         "text": column(pl.String, SOME_TEXT),
         "split": column(pl.String, A_SPLIT),

@@ -2,11 +2,11 @@
 
 Captions are compared as CIDEr compares them, by the weights of their n-grams. Latent semantic analysis
 (Deerwester et al. 1990) of all training captions, photographed or not, finds the directions in which what is
-said of photographs differs most. How several captions of one photograph differ is not counted: that is by
-whom they were written, and no photograph tells it. Where a photograph's captions lie along these directions
-is foretold from its pooled features by kernel ridge regression. That gives the CIDEr to be expected of any caption, against captions which nobody has
-written yet (tasks/agreement.py), and so the one that agrees best with them (minimum Bayes risk: Kumar and
-Byrne 2004).
+said of photographs differs most. How captions of the same photograph differ does not count: that is up to
+who writes, and no photograph tells it. Where a photograph's captions lie along these directions is foretold
+from its pooled features by kernel ridge regression. That gives the CIDEr to be expected of any caption,
+against captions which nobody has written yet (tasks/agreement.py), and so the one that agrees best with them
+(minimum Bayes risk: Kumar and Byrne 2004).
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ class _Subjects:
         return max(len(self.of) - len(self.captions), len(self.of) / 2)
 
     def sums(self, rows: Any, shares: np.ndarray) -> Any:
-        """The sum over each subject's captions, times its share (S,): (captions, G), sparse or not -> (S, G)."""
+        """The sum of each subject's captions, times its share (S,): (captions, G), sparse or not -> (S, G)"""
         from scipy.sparse import csr_matrix
 
         where = self.of, np.arange(len(self.of))

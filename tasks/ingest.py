@@ -225,7 +225,8 @@ class _Heard:
         )
 
     def captions(self) -> pl.DataFrame:
-        """A row a caption: text, the row of its photograph (-1: none), the split told, a missing photograph."""
+        """A row a caption: text, the row of its photograph (-1: none), the split told, what it calls one that
+        is missing."""
         text, missing = (pl.Series(column, dtype=pl.String) for column in (self.texts, self.text_missing))
         row, told = _series(self.text_rows), _series(self.text_told)
         return pl.DataFrame({"text": text, "row": row, "told": told, "missing_photo": missing})

@@ -44,10 +44,12 @@ def put(root: Path, **files: Any) -> Path:
 
 @dataclass
 class Read:
-    """What a layout told: captions, splits and source ids by photograph, the rest in lists."""
+    """What a layout told: captions, splits and source ids by photograph, captions by the name of one that is
+    missing, the rest in lists."""
 
     layout: str = ""
     captions: dict[str | None, list[str]] = field(default_factory=dict)
+    missing: dict[str | None, list[str]] = field(default_factory=dict)
     splits: dict[str | None, set[str | None]] = field(default_factory=dict)
     source_ids: dict[str, str] = field(default_factory=dict)
     photos: dict[str, Photo] = field(default_factory=dict)
@@ -69,6 +71,10 @@ def read(root: Path, layout: str = "auto", only: Sequence[str] = ()) -> Read:
             found.problems.append(item)
         elif isinstance(item, Entry):
             found.captions.setdefault(item.photo, []).extend(text for _, text in item.captions)
+            if item.photo is None and item.captions:
+                found.missing.setdefault(item.missing, []).extend(text for _, text in item.captions)
+            else:
+                assert item.photo is None or item.missing is None
             found.splits.setdefault(item.photo, set()).add(item.split)
             if item.photo and item.source_id:
                 found.source_ids[item.photo] = item.source_id

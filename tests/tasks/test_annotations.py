@@ -32,6 +32,7 @@ def test_flickr8k_with_its_lists(root: Path) -> None:
     found = read(root)
     a, b = "Flicker8k_Dataset/a.jpg", "Flicker8k_Dataset/b.jpg"
     assert found.captions == {a: ["A dog\u2028runs .", "Two"], b: ["Three"], None: ["Four"]}
+    assert found.missing == {"gone.jpg": ["Four"]}
     assert found.splits == {a: {"train"}, b: {"test"}, None: {"dev"}}
     assert found.reasons == [("gone.jpg", "missing_photo"), ("lost.jpg", "missing_photo")]
 
@@ -181,6 +182,7 @@ def test_karpathys_splits_and_sentences(root: Path) -> None:
         "img/e.jpg": ["Seven dogs"],
         None: ["Five"],
     }
+    assert found.missing == {"gone.jpg": ["Five"]}
     assert found.splits["img/val2014/b.jpg"] == {"train"}
     assert found.splits["img/c.jpg"] == {"dev"}
     assert found.splits[None] == {"test"}
@@ -221,6 +223,7 @@ def test_coco_entries_that_are_not_as_they_should_be(root: Path) -> None:
     put(root, **{"a.jpg": photo(), "captions_all.json": json.dumps(data)})
     found = read(root)
     assert found.captions == {"a.jpg": ["One"], None: ["Two", "Three", "Four"]}
+    assert found.missing == {"gone.jpg": ["Two", "Three"], "captions_all.json: image 9": ["Four"]}
     malformed = [f"images[{i}]" for i in (2, 3, 4)] + [f"annotations[{i}]" for i in (4, 5, 6)]
     assert found.reasons == sorted(
         [(f"captions_all.json: {place}", "malformed") for place in malformed]
@@ -266,6 +269,7 @@ def test_imagefolder_with_a_metadata_file_a_split(root: Path) -> None:
         "test/c.jpg": ['Four, "five"'],
         None: ["Six"],
     }
+    assert found.missing == {"test/gone.jpg": ["Six"]}
     assert found.splits == {
         "train/x/a.jpg": {"train"},
         "validation/b.png": {"dev"},
@@ -324,6 +328,7 @@ def test_a_bare_folder_with_and_without_captions_beside(root: Path) -> None:
         "e.webp": [""],
         None: ["Three"],
     }
+    assert found.missing == {"gone": ["Three"]}
     assert found.reasons == [
         ("README.txt", "not_read"),
         ("gone", "missing_photo"),

@@ -120,6 +120,19 @@ def test_captions_with_photographs_come_first_then_by_split_then_by_name(root: P
     assert reasons(found) == [(f"{name}.jpg", "missing_photo") for name in "defg"]
 
 
+def test_captions_tell_which_photograph_they_lack(root: Path) -> None:
+    put(root, **{"a.jpg": photo(), "broken.jpg": photo()[:40]})
+    captions = [
+        (f"{name}.jpg", f"{name} {word}") for name in ("a", "broken", "gone") for word in ("one", "two")
+    ]
+    found = run(flickr8k(root, {}, captions)).captions
+    lacks = dict(found.select("text", "missing_photo").iter_rows())
+    assert lacks == {
+        "a one": None, "a two": None, "broken one": "broken.jpg", "broken two": "broken.jpg",
+        "gone one": "gone.jpg", "gone two": "gone.jpg",
+    }  # fmt: skip
+
+
 def test_equal_captions_of_a_photograph_are_kept_and_told_apart(root: Path) -> None:
     put(root, **{"a.jpg": photo(), "a.txt": "A dog\nA dog\nA cat\n"})
     found = run(root)
@@ -664,6 +677,9 @@ def test_flickr8k_as_it_is_published(real_data: Path, tmp_path: Path) -> None:
     assert found.captions.height == 35_085
     paired = found.captions.drop_nulls("photo_id")
     assert paired.group_by("photo_id").len()["len"].to_list() == [5] * 800
+    alone = found.captions.filter(pl.col("photo_id").is_null())
+    # One of a photograph's five lines calls it 2258277193_586949ec62.jpg.1.
+    assert sorted(alone.group_by("missing_photo").len()["len"]) == [1, 4] + [5] * (7018 - 800 - 2)
     assert dict(found.rejects["reason"].value_counts().iter_rows()) == {"missing_photo": 7018 - 800}
 
 

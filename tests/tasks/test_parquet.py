@@ -61,6 +61,7 @@ def test_parquet_of_img2dataset_with_bytes_or_beside_a_folder_of_files(root: Pat
     assert found.captions == {
         "00000/000.jpg": ["One"], None: ["Two"], "00002.parquet/010": ["Three"], "00002.parquet/011": [],
     }  # fmt: skip
+    assert found.missing == {"001": ["Two"]}
     assert found.reasons == [("001", "missing_photo")]
     assert bytes_of(root, found.photos["00002.parquet/011"]) == photo(3)
 

@@ -50,6 +50,7 @@ def test_webdataset_shards_are_read_in_place(root: Path) -> None:
     }
     assert found.splits[f"{train}/2.PNG"] == {"train"}
     assert found.splits[f"{val}/1.jpg"] == {"dev"}
+    assert found.missing == {f"{val}/lone": ["Six"]}
     assert found.reasons == [(f"{val}/lone", "missing_photo")]
     contents = {path: bytes_of(root, told) for path, told in found.photos.items()}
     assert contents[f"{train}/2.PNG"] == photo(2, "PNG")
