@@ -173,6 +173,18 @@ def test_captions_of_a_photograph_that_is_missing_or_could_not_be_read_belong_to
     assert missing.join(apart, on="caption_id").n_unique("gist") > 12
 
 
+def test_of_more_captions_than_can_be_analysed_whole_photographs_are_taken(
+    toy_features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.gist.MOST_CAPTIONS", 102)
+    captions = toy_captions()[5 * DEV_PHOTOS :].select("caption_id", "tokens")
+    pairs = toy_pairs().select("caption_id", "photo_id")
+    shards = sorted(toy_features.glob("images.*"))
+    found = learn_gist(captions, pairs, shards, toy_familiar_photos(), toy_vocabulary(), GIST_SETTINGS)
+    taken = found.imagined.join(pairs, on="caption_id").group_by("photo_id").len()["len"]
+    assert sorted(taken) == [2] + [5] * 20
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_how_people_write_counts_for_nothing_where_it_is_told_which_captions_belong_together(
     told: bool,
