@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 GIST = "gist.npz"
 MOST_CAPTIONS = 200_000  # that are analysed; of more, any
+MOST_OF_ONE = 1_000  # captions of a missing photograph; a name of more stands for whatever has none
 LONGEST = 4  # n-grams of one to four tokens count, as in CIDEr
 SIGMA = 6.0  # CIDEr-D: tokens of difference in length that cost a share 1 - 1/√e of the score
 ROWS_AT_ONCE = 4096  # captions or photographs
@@ -209,6 +210,15 @@ def landmarks_of(familiar: pl.DataFrame) -> np.ndarray:
 
 
 # ---- captions of the same photograph ----
+
+
+def pairs_of(captions: pl.DataFrame) -> pl.DataFrame:
+    """caption_id and photo_id of a `captions` table, as `learn_gist` takes them: that of a missing photograph
+    is what the data set calls it, unless it calls more than one by that name."""
+    name = pl.concat_str(pl.lit("missing: "), "missing_photo")  # as no photo_id can be
+    of_one = pl.len().over("missing_photo") <= MOST_OF_ONE
+    photo_id = pl.coalesce("photo_id", pl.when(of_one).then(name))
+    return captions.select("caption_id", photo_id.alias("photo_id")).drop_nulls()
 
 
 def _of_whole_subjects(tokens: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:

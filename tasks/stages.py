@@ -381,12 +381,11 @@ def make_gist(work: Work) -> Made:
     from tasks import gist
 
     captions = read_table(work.path("captions"), "captions").filter(pl.col("split") == "train")
-    missing = pl.concat_str(pl.lit("missing: "), "missing_photo")  # which may be called by another's photo_id
-    pairs = captions.select("caption_id", pl.coalesce("photo_id", missing).alias("photo_id")).drop_nulls()
     tokens = read_table(work.paths("tokens"), "tokens").select("caption_id", "tokens")
     shards = work.paths("image_features")
     familiar = familiar_photos(shards, captions["photo_id"].drop_nulls())
     vocabulary = read_table(work.path("vocabulary"), "vocabulary")
+    pairs = gist.pairs_of(captions)
     learned = gist.learn_gist(tokens, pairs, shards, familiar, vocabulary, work.settings.gist)
     learned.gist.save(work.out / gist.GIST)
     write_table(familiar, work.out / "familiar.parquet", "familiar", **_sizes(familiar))

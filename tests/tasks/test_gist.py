@@ -14,7 +14,7 @@ from schemas.settings import GistSettings, VocabularySettings
 from schemas.tables import check
 from tasks.familiarity import unit_pooled
 from tasks.fusion import WEIGHTS, load_fusion
-from tasks.gist import GIST, Gist, Learned, Likeness, _imagine, _regress, _Subjects, learn_gist
+from tasks.gist import GIST, Gist, Learned, Likeness, _imagine, _regress, _Subjects, learn_gist, pairs_of
 from tasks.language_model import load_language_model
 from tasks.tables import tensor
 from tasks.vocabulary import PAD, make_vocabulary
@@ -171,6 +171,13 @@ def test_captions_of_a_photograph_that_is_missing_or_could_not_be_read_belong_to
     assert together["gist"].to_list() == [1] * 12
     apart = learn_gist(captions, train[60:], shards, *world).imagined
     assert missing.join(apart, on="caption_id").n_unique("gist") > 12
+
+
+def test_captions_belong_to_their_photograph_or_to_a_missing_one_but_not_to_a_name_of_thousands() -> None:
+    rows = [("a", an_id("photo"), None), ("b", None, "gone.jpg"), ("c", None, None)]
+    rows += [(f"text {row}", None, "none.jpg") for row in range(1_001)]
+    captions = pl.DataFrame(rows, ["caption_id", "photo_id", "missing_photo"], orient="row")
+    assert pairs_of(captions).rows() == [("a", an_id("photo")), ("b", "missing: gone.jpg")]
 
 
 def test_of_more_captions_than_can_be_analysed_whole_photographs_are_taken(
