@@ -311,7 +311,7 @@ class Wiring:
             stages.GIST,
             self.settings.gist,
             _all(
-                self._pairs(ingest, "train"),
+                self._pairs(ingest, "train", missing=True),
                 _shards("tokens", words, "tokens"),
                 _shards("image_features", features.of("train"), "image_features"),
                 _table("vocabulary", vocabulary.one),
@@ -426,13 +426,14 @@ class Wiring:
     def _stopwords(self) -> str:
         return digest_of(sorted(load_stopwords(self.settings.captions.stopwords)))
 
-    def _pairs(self, ingest: Walked, *splits: str) -> Reads:
-        """The captions; what counts is which of these splits belongs to which photograph."""
+    def _pairs(self, ingest: Walked, *splits: str, missing: bool = False) -> Reads:
+        """The captions; what counts is which of these splits belongs to which photograph, or to which missing
+        one too."""
         captions = _unkeyed("captions", ingest.one)
         if not ingest.one:
             return captions
         path = self.walk.workspace.file(captions.sources["captions"])
-        return Reads({"pairs": _digest_of_pairs(path, *splits)}, captions.sources)
+        return Reads({"pairs": digest_of_pairs(path, *splits, missing=missing)}, captions.sources)
 
     def caption(self, features: Walked, model: Mapping[str, Walked]) -> Walked:
         """Captions of all photographs that have features; every file of the model is part of the key."""
@@ -580,11 +581,12 @@ def _digest_of_ids(ids: Sequence[str]) -> str:
     return hashlib.blake2b("".join(ids).encode(), digest_size=16).hexdigest()
 
 
-def _digest_of_pairs(captions: Path, *splits: str) -> str:
-    """Digest of which caption of these splits belongs to which photograph."""
-    frame = pl.read_parquet(captions, columns=["caption_id", "photo_id", "split"])
-    pairs = frame.filter(pl.col("photo_id").is_not_null() & pl.col("split").is_in(splits))
-    return _digest_of_ids(pairs.select(pl.concat_str(pl.all())).to_series().to_list())
+def digest_of_pairs(captions: Path, *splits: str, missing: bool) -> str:
+    """Digest of which caption of these splits belongs to which photograph, or to which missing one too."""
+    photo = pl.coalesce("photo_id", "missing_photo") if missing else pl.col("photo_id")
+    frame = pl.read_parquet(captions, columns=["caption_id", "photo_id", "missing_photo", "split"])
+    pairs = frame.filter(photo.is_not_null() & pl.col("split").is_in(splits))
+    return _digest_of_ids(pairs.select(pl.concat_str("caption_id", photo, "split")).to_series().to_list())
 
 
 # ---- what a stage reads ----

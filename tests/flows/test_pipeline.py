@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.outcome import describe, finish, last_run, reject_rate
-from flows.pipeline import Wiring
+from flows.pipeline import Wiring, digest_of_pairs
 from flows.prune import find_unused, remove
 from schemas.records import Record
 from schemas.settings import ReportSettings, Settings
@@ -84,6 +84,23 @@ def test_photographs_in_parquet_are_cropped_also_in_a_workspace_that_was_moved(
     assert [record.outputs[0].digest for record in again.stages[1].present] == [
         record.outputs[0].digest for record in first.stages[1].present
     ]
+
+
+def test_another_name_of_a_missing_photograph_makes_what_learns_by_that_anew_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    digests: dict[bool, set[str]] = {False: set(), True: set()}
+    for names in (["gone.jpg", "gone.jpg"], ["gone.jpg", "lost.jpg"]):
+        rows = {
+            "caption_id": ["a", "b"],
+            "photo_id": [None] * 2,
+            "missing_photo": names,
+            "split": ["train"] * 2,
+        }
+        pl.DataFrame(rows).cast({"photo_id": pl.String}).write_parquet(tmp_path / "captions.parquet")
+        for missing, found in digests.items():
+            found.add(digest_of_pairs(tmp_path / "captions.parquet", "train", missing=missing))
+    assert {missing: len(found) for missing, found in digests.items()} == {False: 1, True: 2}
 
 
 def test_a_pack_that_is_gone_costs_rejects_that_a_retry_brings_back(dataset: Path, tmp_path: Path) -> None:
