@@ -157,7 +157,13 @@ def test_the_run_of_a_bundle_is_found_without_fetching_the_bundles_of_others(
     written = Written(Path(where), tmp_path)
     for number, text in enumerate(["a caption of the first run", "a caption of the second run"]):
         captions = pl.DataFrame(
-            {"caption_id": [an_id(number)], "photo_id": [None], "text": [text], "split": ["train"]},
+            {
+                "caption_id": [an_id(number)],
+                "photo_id": [None],
+                "missing_photo": [None],
+                "text": [text],
+                "split": ["train"],
+            },
             schema=empty_table("captions").schema,
         )
         key = written.shard("ingest", an_id(10 + number), {"captions": captions})

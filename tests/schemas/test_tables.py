@@ -62,8 +62,11 @@ def valid(table: str) -> pl.DataFrame:
             )  # fmt: skip
         case "captions":
             return pl.DataFrame(
-                {"caption_id": [A, B], "photo_id": [A, None], "text": ["a", "b"], "split": ["train", "dev"]}
-            )
+                {
+                    "caption_id": [A, B], "photo_id": [A, None], "missing_photo": [None, "b.jpg"],
+                    "text": ["a", "b"], "split": ["train", "dev"],
+                }
+            )  # fmt: skip
         case "rejects":
             return pl.DataFrame(
                 {
@@ -155,6 +158,7 @@ BROKEN: list[tuple[str, str, Any, pl.DataType | None]] = [
     ("photos", "split", ["train", "validation"], None),
     ("captions", "caption_id", [A, A], None),
     ("captions", "photo_id", [A, "7"], None),
+    ("captions", "missing_photo", ["a", ""], None),
     ("captions", "text", ["a", ""], None),
     ("captions", "split", ["train", "unlabelled"], None),
     ("rejects", "kind", ["photo", "picture"], None),
