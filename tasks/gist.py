@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 GIST = "gist.npz"
-MOST_CAPTIONS = 200_000  # that are analysed; of more, any
+MOST_CAPTIONS = 200_000  # that are analysed; of more, those of any photographs
 MOST_OF_ONE = 1_000  # captions of a missing photograph; a name of more stands for whatever has none
 LONGEST = 4  # n-grams of one to four tokens count, as in CIDEr
 SIGMA = 6.0  # CIDEr-D: tokens of difference in length that cost a share 1 - 1/√e of the score
@@ -496,7 +496,8 @@ def _imagine(
     least = max(1e-6 * np.trace(spread) / size, LEAST_RIDGE)  # captions may be all the same
     differ = np.zeros((size, size))
     for part, of in zip(_in_parts(places), _in_parts(subjects.of), strict=True):
-        differ += (part - means[of]).T @ (part - means[of])
+        apart = part - means[of]
+        differ += apart.T @ apart
     differ /= subjects.freedom
     variances, axes = np.linalg.eigh(spread - differ)
     shared = axes * np.maximum(variances, least) @ axes.T
