@@ -80,6 +80,7 @@ def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
     gist = wiring.gist(ingest, tokens, features, vocabulary)
     fusion = wiring.fusion(ingest, tokens, features, text_features, vocabulary, language_model, gist)
     matching = wiring.matching(ingest, tokens, features, text_features)
+    neighbours = wiring.neighbours(ingest, tokens, vocabulary, language_model, gist, matching)
     model = {
         "language_model": language_model,
         "fusion": fusion,
@@ -87,6 +88,7 @@ def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
         "gist": gist,
         "vocabulary": vocabulary,
         "matching": matching,
+        "neighbours": neighbours,
     }
     index = wiring.index(features, matching)
     caption_index = wiring.caption_index(tokens, text_features, matching)
@@ -342,7 +344,7 @@ class Wiring:
                 _table("vocabulary", vocabulary.one),
                 _model_file("language_model", language_model),
                 _model_file("gist", gist),
-                *(_table(name, gist.one) for name in ("familiar", "gists", "imagined")),
+                *(_table(name, gist.one) for name in ("familiar", *stages.TAUGHT)),
             ),
             counted=[*learned * settings.text_epochs, *tokens.of("train") * settings.epochs],
         )
@@ -361,6 +363,31 @@ class Wiring:
             ),
             counted=tokens.of("train"),
             passes=1 + self.settings.matching.epochs,
+        )
+
+    def neighbours(
+        self,
+        ingest: Walked,
+        tokens: Walked,
+        vocabulary: Walked,
+        language_model: Walked,
+        gist: Walked,
+        matching: Walked,
+    ) -> Walked:
+        """From the captions that the gist is of; other rows do not touch its key."""
+        words = tokens.of(*LEARNED_FROM)
+        return self._whole(
+            stages.NEIGHBOURS,
+            self.settings.language_model,
+            _all(
+                self._pairs(ingest, "train", missing=True),
+                _shards("tokens", words, "tokens"),
+                _table("vocabulary", vocabulary.one),
+                _model_file("language_model", language_model),
+                _table("said", gist.one),
+                _model_file("matching", matching),
+            ),
+            counted=words,
         )
 
     def index(self, features: Walked, matching: Walked) -> Walked:

@@ -192,6 +192,13 @@ class CaptionSettings(StageSettings):
         description="CIDEr that each word takes off what is to be expected of a caption: the higher, the "
         "shorter captions are",
     )
+    neighbours: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of what is to be expected that is told by the described photographs, there or "
+        "missing, whose captions lie nearest to the photograph; the rest is foretold by regression",
+    )
     max_tokens: int = Field(20, ge=1, le=100, description="a caption ends there at the latest")
     alternatives: int = Field(
         3, ge=1, le=WIDEST_BEAM, description="captions kept a photograph, best first; at most the beam"

@@ -203,6 +203,10 @@ TABLES: dict[str, dict[str, Column]] = {
         "caption_id": column(pl.String, AN_ID, unique=True),
         "gist": column(Tensor(pl.Float16, ("size",))),
     },
+    "said": {
+        "subject": column(pl.String, SOME_TEXT, unique=True),
+        "gist": column(Tensor(pl.Float16, ("size",))),
+    },
     "predictions": {
         "photo_id": column(pl.String, AN_ID, unique=True),
         "caption": column(pl.String, SOME_TEXT),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tasks.agreement import NGrams
     from tasks.fusion import Fusion
     from tasks.language_model import LanguageModel, Step
+    from tasks.neighbours import Neighbours
 
 # A caption that ends in one of these has been cut off. Two of them in a row ("in a") may come twice in a
 # caption; any other pair of words that comes twice is a repeated phrase, and any other word that comes
@@ -169,7 +170,8 @@ class BeamSearch:
     is written; a caption has at least one word; where there is another way it ends in none of NEEDS_MORE,
     repeats no word at once and no pair of words, unless both are of NEEDS_MORE. With agreement, those found
     are put in the order of the CIDEr to be expected, with what CIDEr-D and `brevity` take off for their
-    length, and of how well they fit the photograph (`fit`), if that counts.
+    length, and of how well they fit the photograph (`fit`), if that counts. What is expected is by a `share`
+    what the captions of the photograph's `neighbours` say.
 
     Of a batch that begins together one caption is nearly always still growing at the last step, so each
     photograph has a slot, and another takes it once all its captions have ended. There are as many slots at
@@ -185,6 +187,8 @@ class BeamSearch:
     agreement: float = 0.0
     brevity: float = 0.0
     fit: Fit | None = None
+    neighbours: Neighbours | None = None
+    share: float = 0.0
 
     def compiled(self) -> Any:
         """The search as one graph: at most MOST photographs, (N, R, C) float16 -> what Hypotheses hold."""
@@ -236,8 +240,10 @@ class BeamSearch:
         def encode(some: tf.Tensor) -> dict[str, tf.Tensor]:
             some = tf.cast(some, tf.float32)
             gists = self.fusion.gists(some)
-            more = {FORETOLD: self._agreement.foretold(gists)} if self._agreement else {}
-            more |= {VECTOR: self._fit.photo_vectors(some)} if self._fit else {}
+            more = {VECTOR: self._fit.photo_vectors(some)} if self._fit else {}
+            if self._agreement:
+                told = self._told_by_neighbours(gists, more.get(VECTOR))
+                more[FORETOLD] = self._agreement.foretold(told)
             return self.fusion.encode(some, gists=gists).kept() | more
 
         one = encode(photos[:1])
@@ -252,6 +258,12 @@ class BeamSearch:
             name: tf.reshape(x, tf.concat([[batches * ENCODED], tf.shape(x)[2:]], 0))
             for name, x in known.items()
         }
+
+    def _told_by_neighbours(self, gists: tf.Tensor, vectors: tf.Tensor | None) -> tf.Tensor:
+        """Gists (N, K), and what the neighbours of photographs with these vectors (N, size) say of them."""
+        if vectors is None or not self.neighbours:
+            return gists
+        return (1 - self.share) * gists + self.share * self.neighbours.gists_of(vectors)
 
     def _filled(self, waiting: tf.Tensor, count: tf.Tensor, slots: Slots) -> tuple[tf.Tensor, Slots]:
         """The next photographs, from the number `waiting` on, in all free slots."""

@@ -63,7 +63,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["cutline-bundle-5"] = "cutline-bundle-5"
+    format: Literal["cutline-bundle-6"] = "cutline-bundle-6"
     features: FeatureOrigin
     language_model: LanguageModelSettings
     fusion: FusionSettings

@@ -24,6 +24,7 @@ from tasks.language_model import WEIGHTS as LANGUAGE_MODEL
 from tasks.language_model import LanguageModel, load_language_model
 from tasks.lstm import rows_alike
 from tasks.matching import MATCHING, Matching
+from tasks.neighbours import NEIGHBOURS, Neighbours
 from tasks.pairs import photo_tensor
 from tasks.tables import list_column, read_table
 from tasks.training import encode
@@ -36,6 +37,7 @@ MODEL_FILES = {
     "gist": GIST,
     "vocabulary": "vocabulary.parquet",
     "matching": MATCHING,
+    "neighbours": NEIGHBOURS,
 }
 # A pass takes its time however few of its rows are photographs, so that few are searched in small passes.
 FEW = 8
@@ -50,6 +52,7 @@ class ModelFiles(NamedTuple):
     gist: Path
     vocabulary: Path
     matching: Path
+    neighbours: Path
 
     @staticmethod
     def within(folder: Path) -> ModelFiles:
@@ -66,6 +69,7 @@ class Captioner:
     vocabulary: list[str]
     familiarity: Familiarity
     matching: Matching | None = None  # by which captions are held against their photograph
+    neighbours: Neighbours | None = None  # those of a photograph have a say in its gist
     _searches: dict[tuple[int, CaptionSettings], Any] = field(default_factory=dict)
 
     @staticmethod
@@ -79,13 +83,15 @@ class Captioner:
         known = read_table(files.familiar, "familiar", channels=channels)
         tokens = read_table(files.vocabulary, "vocabulary").sort("id")["token"].to_list()
         words = load_language_model(files.language_model, len(tokens), lm_settings)
-        gist = Gist.load(files.gist, known)
+        gist, matching = Gist.load(files.gist, known), Matching.load(files.matching)
+        neighbours = Neighbours.load(files.neighbours, len(matching.text_bias), gist.size)
         return Captioner(
             words,
             load_fusion(files.fusion, words, channels, fusion_settings, lm_settings, gist),
             tokens,
             Familiarity.of(known),
-            Matching.load(files.matching),
+            matching,
+            neighbours if len(neighbours.vectors) else None,
         )
 
     def caption_photos(
@@ -133,6 +139,8 @@ class Captioner:
                 settings.agreement,
                 settings.brevity,
                 Fit.of(self.matching, self.vocabulary) if self.matching else None,
+                self.neighbours if settings.neighbours else None,
+                settings.neighbours,
             ).compiled()
         return Hypotheses(*(values.numpy() for values in self._searches[key](photos)))
 

@@ -126,16 +126,18 @@ class Gist:
 
 
 class Learned(NamedTuple):
-    """What the training captions and their photographs teach: `gists` and `imagined` are tables.
+    """What the training captions and their photographs teach: `gists`, `imagined` and `said` are tables.
 
     `gists` has the gists of the training photographs, each foretold as if it were unknown; `imagined` the
     gist to be expected of a photograph with this caption, whether it has one or not. These scatter by
-    `Gist.noise`.
+    `Gist.noise`. `said` has what the captions of each photograph say, be it there or missing, with all that
+    no photograph tells.
     """
 
     gist: Gist
     gists: pl.DataFrame
     imagined: pl.DataFrame
+    said: pl.DataFrame
 
 
 def learn_gist(
@@ -152,7 +154,7 @@ def learn_gist(
     features too: its captions belong together. `familiar` are the photographs that others are compared with.
     Where these are fewer than FEWEST, every photograph has the same gist.
     """
-    rows = _of_whole_subjects(tokens, pairs)
+    rows = of_whole_subjects(tokens, pairs)
     captions = encode(rows["tokens"], vocabulary)
     subjects = _Subjects.of_names(rows["subject"])
     grams, worth, held = _weigh(captions, settings.min_count)
@@ -188,11 +190,12 @@ def learn_gist(
     )
     if not gist.size:
         nothing = np.zeros((0, 1), np.float16)
-        return Learned(gist, _table("photo_id", [], nothing), _table("caption_id", [], nothing))
+        return Learned(gist, *(_table(name, [], nothing) for name in ("photo_id", "caption_id", "subject")))
     return Learned(
         gist,
         _table("photo_id", photos["photo_id"], gists),
         _table("caption_id", rows["caption_id"], imagined),
+        _table("subject", rows["subject"].unique().sort(), _turned(means, middle, whiten)),
     )
 
 
@@ -221,7 +224,7 @@ def pairs_of(captions: pl.DataFrame) -> pl.DataFrame:
     return captions.select("caption_id", photo_id.alias("photo_id")).drop_nulls()
 
 
-def _of_whole_subjects(tokens: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+def of_whole_subjects(tokens: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     """At most MOST_CAPTIONS of `tokens`, by caption_id, with their photo_id, null where it is not known, and
     their subject: their photograph, else themselves. All captions of a subject, but for one."""
     subject = pl.coalesce("photo_id", "caption_id").alias("subject")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,16 @@ class TextEncoder:
             {"caption_id": list(map(str, range(len(tokens)))), "tokens": tokens, "content_tokens": content},
             {"caption_id": pl.String, "tokens": strings, "content_tokens": strings},
         )
-        settings = TextFeaturesSettings(batch_size=TEXTS_A_PASS)
+        return self.vectors_of(frame, TextFeaturesSettings(batch_size=TEXTS_A_PASS), lambda _: None)
+
+    def vectors_of(
+        self, tokens: pl.DataFrame, settings: TextFeaturesSettings, advance: Callable[[int], None]
+    ) -> np.ndarray:
+        """The same for the rows of a `tokens` table. Raises as `vectors`."""
         features = make_text_features(
-            frame, self.vocabulary, self.language_model, self.lm_settings, settings, lambda _: None
+            tokens, self.vocabulary, self.language_model, self.lm_settings, settings, advance
         )
-        return self.matching.text_vectors(tensor(features["vector"]), frame["content_tokens"])
+        return self.matching.text_vectors(tensor(features["vector"]), tokens["content_tokens"])
 
     def unknown_words(self, text: str) -> list[str]:
         """The content words of a text that the model never learned.

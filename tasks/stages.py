@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from tasks.caption import Captioner, ModelFiles
     from tasks.gist import Learned
     from tasks.report import GalleryItem, ReportInput
+    from tasks.search import TextEncoder
 
+TAUGHT = ("gists", "imagined", "said")  # tables of the gist's stage
 MAX_THUMBNAIL_BYTES = 64 * 2**20
 SEARCHES_SHOWN, HITS_SHOWN, LINES_SHOWN = 4, 6, 12  # in the report
 
@@ -49,6 +51,7 @@ TEXT_FEATURES = Stage("text_features", "tasks.stages:make_text_features_shard", 
 GIST = Stage("gist", "tasks.stages:make_gist")
 FUSION = Stage("fusion", "tasks.stages:make_fusion", tensorflow=True)
 MATCHING = Stage("matching", "tasks.stages:make_matching", tensorflow=True)
+NEIGHBOURS = Stage("neighbours", "tasks.stages:make_neighbours", tensorflow=True, settings="language_model")
 INDEX = Stage("index", "tasks.stages:make_index_shard")
 CAPTION_INDEX = Stage("caption_index", "tasks.stages:make_caption_index_shard")
 # Where nobody wrote captions, those that the model wrote are what fits a photograph.
@@ -389,8 +392,9 @@ def make_gist(work: Work) -> Made:
     learned = gist.learn_gist(tokens, pairs, shards, familiar, vocabulary, work.settings.gist)
     learned.gist.save(work.out / gist.GIST)
     write_table(familiar, work.out / "familiar.parquet", "familiar", **_sizes(familiar))
-    write_table(learned.gists, work.out / "gists.parquet", "gists", **_sizes(learned.gists))
-    write_table(learned.imagined, work.out / "imagined.parquet", "imagined", **_sizes(learned.imagined))
+    for name in TAUGHT:
+        table = getattr(learned, name)
+        write_table(table, work.out / f"{name}.parquet", name, **_sizes(table))
     work.advance(tokens.height)
     return Made(tokens.height, learned.gists.height)
 
@@ -399,8 +403,9 @@ def _learned(work: Work) -> Learned:
     """What `make_gist` wrote."""
     from tasks.gist import Gist, Learned
 
-    familiar, gists, imagined = (_sized(work.path(name), name) for name in ("familiar", "gists", "imagined"))
-    return Learned(Gist.load(work.path("gist"), familiar), gists, imagined)
+    familiar = _sized(work.path("familiar"), "familiar")
+    tables = (_sized(work.path(name), name) for name in TAUGHT)
+    return Learned(Gist.load(work.path("gist"), familiar), *tables)
 
 
 def _learnable(work: Work, captions: pl.DataFrame) -> pl.DataFrame:
@@ -469,6 +474,34 @@ def make_matching(work: Work) -> Made:
     return Made(pairs.height, curve.height)
 
 
+def make_neighbours(work: Work) -> Made:
+    """What is said of photographs, there or missing, by where their captions lie in the common space."""
+    from tasks.gist import of_whole_subjects, pairs_of
+    from tasks.neighbours import NEIGHBOURS, find_neighbours
+
+    captions = read_table(work.path("captions"), "captions").filter(pl.col("split") == "train")
+    tokens = read_table(work.paths("tokens"), "tokens")
+    encoder = _text_encoder(work)
+    neighbours = find_neighbours(
+        of_whole_subjects(tokens, pairs_of(captions)),
+        _sized(work.path("said"), "said"),
+        lambda rows: encoder.vectors_of(rows, work.settings.text_features, work.advance),
+    )
+    neighbours.save(work.out / NEIGHBOURS)
+    return Made(tokens.height, len(neighbours.vectors))
+
+
+def _text_encoder(work: Work) -> TextEncoder:
+    from tasks.search import TextEncoder
+
+    return TextEncoder.load(
+        work.path("matching"),
+        work.path("language_model"),
+        read_table(work.path("vocabulary"), "vocabulary"),
+        work.settings.language_model,
+    )
+
+
 def make_index_shard(work: Work) -> Made:
     """Vectors of a shard's photographs, and the index of them."""
     from tasks.matching import Matching
@@ -506,14 +539,7 @@ def make_caption_index_shard(work: Work) -> Made:
 
 def make_written_index_shard(work: Work) -> Made:
     """Vectors of the captions that the model wrote, known by their photographs, and the index of them."""
-    from tasks.search import TextEncoder
-
-    encoder = TextEncoder.load(
-        work.path("matching"),
-        work.path("language_model"),
-        read_table(work.path("vocabulary"), "vocabulary"),
-        work.settings.language_model,
-    )
+    encoder = _text_encoder(work)
     ids = pl.read_parquet(work.path("predictions"), columns=["photo_id"])["photo_id"]
 
     def compute(missing: pl.Series) -> tuple[pl.DataFrame, None]:
