@@ -384,7 +384,7 @@ class Wiring:
                 _shards("tokens", words, "tokens"),
                 _table("vocabulary", vocabulary.one),
                 _model_file("language_model", language_model),
-                _table("said", gist.one),
+                *(_table(name, gist.one) for name in ("imagined", "said")),
                 _model_file("matching", matching),
             ),
             counted=words,

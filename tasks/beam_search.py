@@ -260,10 +260,10 @@ class BeamSearch:
         }
 
     def _told_by_neighbours(self, gists: tf.Tensor, vectors: tf.Tensor | None) -> tf.Tensor:
-        """Gists (N, K), and what the neighbours of photographs with these vectors (N, size) say of them."""
+        """The gists (N, K) of photographs with these vectors (N, size), after their neighbours had a say."""
         if vectors is None or not self.neighbours:
             return gists
-        return (1 - self.share) * gists + self.share * self.neighbours.gists_of(vectors)
+        return (1 - self.share) * gists + self.share * self.neighbours.told(vectors, gists)
 
     def _filled(self, waiting: tf.Tensor, count: tf.Tensor, slots: Slots) -> tuple[tf.Tensor, Slots]:
         """The next photographs, from the number `waiting` on, in all free slots."""

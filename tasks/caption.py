@@ -91,7 +91,7 @@ class Captioner:
             tokens,
             Familiarity.of(known),
             matching,
-            neighbours if len(neighbours.vectors) else None,
+            neighbours or None,
         )
 
     def caption_photos(

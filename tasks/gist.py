@@ -156,7 +156,7 @@ def learn_gist(
     """
     rows = of_whole_subjects(tokens, pairs)
     captions = encode(rows["tokens"], vocabulary)
-    subjects = _Subjects.of_names(rows["subject"])
+    subjects = Subjects.of_names(rows["subject"])
     grams, worth, held = _weigh(captions, settings.min_count)
     mean, found, places = _analyse(held, subjects, settings.size)
     none = pl.DataFrame(schema={"photo_id": pl.String})
@@ -238,16 +238,16 @@ def of_whole_subjects(tokens: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame
 
 
 @dataclass(frozen=True)
-class _Subjects:
+class Subjects:
     """Which captions are of one photograph, be it there or missing."""
 
     of: np.ndarray  # (captions,) the number of its subject
     captions: np.ndarray  # (S,) how many captions each has
 
     @staticmethod
-    def of_names(names: pl.Series) -> _Subjects:
+    def of_names(names: pl.Series) -> Subjects:
         """From the name of each caption's subject."""
-        return _Subjects(*np.unique(names.to_numpy(), return_inverse=True, return_counts=True)[1:])
+        return Subjects(*np.unique(names.to_numpy(), return_inverse=True, return_counts=True)[1:])
 
     @property
     def freedom(self) -> float:
@@ -328,7 +328,7 @@ def _weigh(captions: Ragged, min_count: int) -> tuple[np.ndarray, np.ndarray, cs
     return np.concatenate(kept), np.concatenate(worths), hstack(held, format="csr")
 
 
-def _analyse(held: csr_matrix, subjects: _Subjects, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _analyse(held: csr_matrix, subjects: Subjects, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The mean caption (G,), at most `size` directions (G, K), and the captions' places along these, counted
     from the mean, (captions, K) float32."""
     captions, grams = held.shape
@@ -341,7 +341,7 @@ def _analyse(held: csr_matrix, subjects: _Subjects, size: int) -> tuple[np.ndarr
     return mean, found, places
 
 
-def _principal(held: csr_matrix, subjects: _Subjects, size: int) -> np.ndarray:
+def _principal(held: csr_matrix, subjects: Subjects, size: int) -> np.ndarray:
     """The first `size` directions (G, size) of what captions of one subject have in common: of how captions
     vary, less how those of one subject do (analysis of variance, one way, with moments about 0).
 
@@ -481,7 +481,7 @@ def _whitening(gists: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _imagine(
-    places: np.ndarray, means: np.ndarray, subjects: _Subjects, foretold: np.ndarray, whiten: np.ndarray
+    places: np.ndarray, means: np.ndarray, subjects: Subjects, foretold: np.ndarray, whiten: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The gist to be expected of each caption's photograph (captions, K), and how such gists scatter (K, K).
 

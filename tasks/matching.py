@@ -60,12 +60,12 @@ class Matching:
 
     def photo_vectors(self, pooled: np.ndarray) -> np.ndarray:
         """(n, C) pooled features → (n, size) float32 of length 1."""
-        return _unit(photo_input(pooled) @ self.photo + self.photo_bias)
+        return unit(photo_input(pooled) @ self.photo + self.photo_bias)
 
     def text_vectors(self, states: np.ndarray, content_tokens: pl.Series) -> np.ndarray:
         """(n, S) mean states at content words and the content words → (n, size) float32 of length 1."""
         bags = _bags(content_tokens, self.words, self.weights)
-        return _unit(np.asarray(states, np.float32) @ self.state + bags.dense() @ self.word + self.text_bias)
+        return unit(np.asarray(states, np.float32) @ self.state + bags.dense() @ self.word + self.text_bias)
 
     def save(self, path: Path) -> None:
         """Write the projections, float16, which all later stages read."""
@@ -99,10 +99,10 @@ class Matching:
 def photo_input(pooled: np.ndarray) -> np.ndarray:
     """Pooled features as they are projected: roots, which even out bursts (Arandjelović and Zisserman
     2012), of length 1. (n, C) → (n, C) float32."""
-    return _unit(np.sqrt(np.maximum(np.asarray(pooled, np.float32), 0)))
+    return unit(np.sqrt(np.maximum(np.asarray(pooled, np.float32), 0)))
 
 
-def _unit(values: np.ndarray) -> np.ndarray:
+def unit(values: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(values, axis=-1, keepdims=True)
     return (values / np.maximum(lengths, 1e-12)).astype(np.float32)
 
@@ -405,11 +405,11 @@ class _Dev:
         """The mean recall of the dev split, 0 to 1; 0 where there is none."""
         if not self.captions.size:
             return 0.0
-        photos = _unit(self.examples.photo_rows(self.photos) @ matching.photo + matching.photo_bias)
+        photos = unit(self.examples.photo_rows(self.photos) @ matching.photo + matching.photo_bias)
         vectors = []
         for some in self.examples.blocks(self.captions):
             states, bags = self.examples.texts(some)
-            vectors.append(_unit(states @ matching.state + bags @ matching.word + matching.text_bias))
+            vectors.append(unit(states @ matching.state + bags @ matching.word + matching.text_bias))
         likeness = vector_likeness(photos, np.concatenate(vectors))
         return mean_recall(ranks(likeness, self.photo_of, len(self.photos)))
 

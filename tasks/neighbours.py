@@ -18,6 +18,8 @@ import numpy as np
 import polars as pl
 
 from schemas.errors import StaleModel
+from tasks.gist import Subjects
+from tasks.matching import unit
 from tasks.memory import by_reference
 from tasks.tables import tensor
 
@@ -26,10 +28,15 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = "neighbours.npz"
 MOST = 8_192  # described photographs that are kept
-SHARPNESS = 24.0  # a cosine that is higher by 1 / 24 makes a neighbour e times as likely
-LEVELS = 127  # an int8 on either side of 0
+SHARPNESS = (
+    16.0,
+    8.0,
+)  # what a cosine of vectors, of gists, adds to the logarithm of how likely a neighbour is
+LEVELS = (
+    31  # steps on either side of 0: the file takes two thirds of what int8 takes, the cosines hardly change
+)
 CAPTIONS_A_PASS = 4_096  # their states take some 40 MB
-ARRAYS = ("vectors", "gists")
+ARRAYS = ("vectors", "gists", "said")
 
 
 @dataclass(frozen=True)
@@ -37,17 +44,26 @@ class Neighbours:
     """Photographs, there or missing, by what their captions say; float32."""
 
     vectors: np.ndarray  # (S, size), the mean of their captions' vectors, of length 1
-    gists: np.ndarray  # (S, K), what the captions of each say
+    gists: np.ndarray  # (S, K), those imagined for their captions, of length 1
+    said: np.ndarray  # (S, K), what their captions say, as a gist
 
-    def gists_of(self, photos: tf.Tensor) -> tf.Tensor:
-        """What is said of photographs with these vectors, (N, size) of length 1 -> (N, K), within a graph."""
+    def __len__(self) -> int:
+        return len(self.said)
+
+    def told(self, vectors: tf.Tensor, gists: tf.Tensor) -> tf.Tensor:
+        """What is said of photographs like these, as gists, within a graph.
+
+        (N, size) vectors of length 1, (N, K) gists -> (N, K).
+        """
         import tensorflow as tf
 
-        nearness = tf.matmul(photos, by_reference(self.vectors), transpose_b=True)
-        return tf.matmul(tf.nn.softmax(SHARPNESS * nearness, -1), by_reference(self.gists))
+        by_vector = tf.matmul(vectors, by_reference(self.vectors), transpose_b=True)
+        by_gist = tf.matmul(tf.math.l2_normalize(gists, -1), by_reference(self.gists), transpose_b=True)
+        share = tf.nn.softmax(SHARPNESS[0] * by_vector + SHARPNESS[1] * by_gist, -1)
+        return tf.matmul(share, by_reference(self.said))
 
     def save(self, path: Path) -> None:
-        """Write them as whole numbers of 8 bits, with what 1 stands for in each column."""
+        """Write them as whole numbers from -LEVELS to LEVELS, with what 1 stands for in each column."""
         arrays: dict[str, np.ndarray] = {}
         for name in ARRAYS:
             values = getattr(self, name)
@@ -65,13 +81,12 @@ class Neighbours:
                 levels = [file[name] for name in ARRAYS]
                 steps = [file[f"{name} step"].astype(np.float32) for name in ARRAYS]
             count = len(levels[0])
-            expected = [(count, size), (count, gist_size)]
+            shapes = [some.shape for some in levels]
+            expected = [(count, size), (count, gist_size), (count, gist_size)]
+            if count and shapes != expected:
+                raise ValueError(f"expected arrays of the shapes {expected}, found {shapes}")
             if any(some.dtype != np.int8 for some in levels):
                 raise ValueError("expected whole numbers of 8 bits")
-            if count and [some.shape for some in levels] != expected:
-                raise ValueError(
-                    f"expected arrays of the shapes {expected}, found {[x.shape for x in levels]}"
-                )
             values = [some * step for some, step in zip(levels, steps, strict=True)]
             if not all(np.isfinite(some).all() for some in values):
                 raise ValueError("expected finite numbers")
@@ -83,25 +98,28 @@ class Neighbours:
 
 
 def find_neighbours(
-    captions: pl.DataFrame, said: pl.DataFrame, vectors_of: Callable[[pl.DataFrame], np.ndarray]
+    captions: pl.DataFrame,
+    imagined: pl.DataFrame,
+    said: pl.DataFrame,
+    vectors_of: Callable[[pl.DataFrame], np.ndarray],
 ) -> Neighbours:
-    """From captions with their `subject`, and the `said` table of subjects and gists.
+    """From captions with their `subject`, and the tables `imagined` and `said`.
 
     `vectors_of` some of the captions, (n, size) of length 1. Of more than MOST subjects those are kept that
     a caption of low id belongs to: any, as ids are digests.
     """
+    if said.is_empty():
+        nothing = np.zeros((0, 1), np.float32)
+        return Neighbours(nothing, nothing, nothing)
     captions = captions.sort("caption_id")
-    kept = captions.select("subject").unique(keep="first", maintain_order=True).head(MOST)
-    kept = kept.join(said, on="subject", how="inner", maintain_order="left").with_row_index("number")
-    rows = captions.join(kept.select("subject", "number"), on="subject", how="inner", maintain_order="left")
-    sums: np.ndarray | None = None
-    for some in rows.iter_slices(CAPTIONS_A_PASS):
-        vectors = vectors_of(some)
-        if sums is None:
-            sums = np.zeros((kept.height, vectors.shape[1]))
-        np.add.at(sums, some["number"].to_numpy(), vectors)
-    if sums is None:
-        return Neighbours(np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32))
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    vectors = (sums / np.maximum(lengths, 1e-12)).astype(np.float32)
-    return Neighbours(vectors, tensor(kept["gist"]).astype(np.float32))
+    first = captions.unique("subject", keep="first", maintain_order=True).head(MOST)
+    rows = captions.join(first.select("subject"), on="subject", how="semi", maintain_order="left")
+    vectors = np.concatenate([vectors_of(some) for some in rows.iter_slices(CAPTIONS_A_PASS)])
+    # What is imagined for one caption of a photograph is imagined for all of them.
+    told = first.select("caption_id", "subject").join(imagined, on="caption_id")
+    told = told.join(said, on="subject", suffix=" said").sort("subject")
+    return Neighbours(
+        unit(Subjects.of_names(rows["subject"]).means(vectors)),
+        unit(tensor(told["gist"]).astype(np.float32)),
+        tensor(told["gist said"]).astype(np.float32),
+    )

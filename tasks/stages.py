@@ -484,11 +484,12 @@ def make_neighbours(work: Work) -> Made:
     encoder = _text_encoder(work)
     neighbours = find_neighbours(
         of_whole_subjects(tokens, pairs_of(captions)),
+        _sized(work.path("imagined"), "imagined"),
         _sized(work.path("said"), "said"),
         lambda rows: encoder.vectors_of(rows, work.settings.text_features, work.advance),
     )
     neighbours.save(work.out / NEIGHBOURS)
-    return Made(tokens.height, len(neighbours.vectors))
+    return Made(tokens.height, len(neighbours))
 
 
 def _text_encoder(work: Work) -> TextEncoder:

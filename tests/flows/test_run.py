@@ -24,8 +24,8 @@ from tests.flows.conftest import EMBEDDED, Ran, cutline, draw, make_dataset, run
 
 STAGES = [
     "ingest", "images", "image_features", "captions", "vocabulary", "language_model", "text_features",
-    "gist", "fusion", "matching", "index", "caption_index", "retrieval", "leaks", "caption", "evaluate",
-    "bundle", "report",
+    "gist", "fusion", "matching", "neighbours", "index", "caption_index", "retrieval", "leaks", "caption",
+    "evaluate", "bundle", "report",
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from tasks.tables import write_table
 from tasks.training import save_weights
 from tasks.workspace import Workspace, digest_of_file
 from tests.tasks.test_matching import a_matching
+from tests.tasks.test_neighbours import some_neighbours
 from tests.tasks.toys import (
     CHANNELS,
     FUSION_SETTINGS,
@@ -47,6 +48,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     a_matching(CHANNELS, LM_SETTINGS.state_size).save(folder / "matching.npz")
     toy_familiar(folder)
     a_gist(folder).save(folder / "gist.npz")
+    some_neighbours(4, a_gist(folder).size).save(folder / "neighbours.npz")
     write_table(toy_vocabulary(), folder / "vocabulary.parquet", "vocabulary")
     return folder
 
@@ -96,6 +98,7 @@ def test_the_same_model_gives_the_same_bytes_and_nothing_else_is_in_a_bundle(
         "familiar.parquet",
         "gist.npz",
         "matching.npz",
+        "neighbours.npz",
         "vocabulary.parquet",
         "bundle.json",
         "CARD.md",

@@ -14,7 +14,7 @@ from schemas.settings import GistSettings, VocabularySettings
 from schemas.tables import check
 from tasks.familiarity import unit_pooled
 from tasks.fusion import WEIGHTS, load_fusion
-from tasks.gist import GIST, Gist, Learned, Likeness, _imagine, _regress, _Subjects, learn_gist, pairs_of
+from tasks.gist import GIST, Gist, Learned, Likeness, Subjects, _imagine, _regress, learn_gist, pairs_of
 from tasks.language_model import load_language_model
 from tasks.tables import tensor
 from tasks.vocabulary import PAD, make_vocabulary
@@ -75,7 +75,7 @@ def test_imagined_gists_and_their_scatter_are_those_of_the_normal_distribution(
     meant = rng.normal(size=(20_000, 3)) * np.sqrt(spread)
     captions = np.repeat(list(shares), [round(share * len(meant)) for share in shares.values()])
     rng.shuffle(captions)
-    subjects = _Subjects(np.repeat(np.arange(len(meant)), captions), captions)
+    subjects = Subjects(np.repeat(np.arange(len(meant)), captions), captions)
     places = meant[subjects.of] + rng.normal(size=(len(subjects.of), 3))
     photographed = meant + rng.normal(size=meant.shape)
     foretold = photographed * spread / (spread + 1)
@@ -93,7 +93,7 @@ def test_which_photograph_a_caption_belongs_to_cannot_be_told_from_its_imagined_
     # Photographs that tell nothing: what is foretold of them is chance, and so is every link to it.
     rng = np.random.default_rng(7)
     places, foretold = rng.normal(size=(2_000, 12)), 0.1 * rng.normal(size=(60, 12))
-    subjects = _Subjects(np.repeat(np.arange(400), 5), np.full(400, 5))
+    subjects = Subjects(np.repeat(np.arange(400), 5), np.full(400, 5))
     imagined, _ = _imagine(places, subjects.means(places), subjects, foretold, np.eye(12))
     own = np.repeat(foretold, 5, axis=0)  # captions 5 n to 5 n + 4 are of photograph n
     assert abs(np.corrcoef(imagined[:300].ravel(), own.ravel())[0, 1]) < 0.1
