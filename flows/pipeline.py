@@ -22,6 +22,7 @@ from tasks import stages
 from tasks.bundle import Bundle
 from tasks.caption import MODEL_FILES
 from tasks.captions import load_stopwords
+from tasks.gist import photo_or_missing
 from tasks.ingest import listing_digest
 from tasks.layouts import detect
 from tasks.listing import scan
@@ -610,7 +611,7 @@ def _digest_of_ids(ids: Sequence[str]) -> str:
 
 def digest_of_pairs(captions: Path, *splits: str, missing: bool) -> str:
     """Digest of which caption of these splits belongs to which photograph, or to which missing one too."""
-    photo = pl.coalesce("photo_id", "missing_photo") if missing else pl.col("photo_id")
+    photo = photo_or_missing() if missing else pl.col("photo_id")
     frame = pl.read_parquet(captions, columns=["caption_id", "photo_id", "missing_photo", "split"])
     pairs = frame.filter(photo.is_not_null() & pl.col("split").is_in(splits))
     return _digest_of_ids(pairs.select(pl.concat_str("caption_id", photo, "split")).to_series().to_list())

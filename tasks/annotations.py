@@ -229,8 +229,7 @@ def read_karpathy(source: Source) -> Iterator[Item]:
             photo, news = source.finder.find(name)
             if news is not None:
                 yield news
-            missing = None if photo else name
-            yield Entry(photo, captions, split, _identifier(image, "cocoid", "imgid"), missing)
+            yield Entry(photo, captions, split, _identifier(image, "cocoid", "imgid"), name)
 
 
 def _identifier(image: dict[str, Any], *keys: str) -> str | None:
@@ -250,7 +249,7 @@ def read_coco(source: Source) -> Iterator[Item]:
         stem = posixpath.splitext(posixpath.basename(path))[0]
         split = split_in(stem)
         photos: dict[int | str, str | None] = {}
-        missing: dict[int | str, str] = {}
+        names: dict[int | str, str] = {}
         for index, image in enumerate(data.pop("images", ())):
             key, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
             if not _is_key(key) or not isinstance(name, str) or not name or key in photos:
@@ -260,15 +259,14 @@ def read_coco(source: Source) -> Iterator[Item]:
             photos[key], news = source.finder.find(name, hint=stem.partition("_")[2])
             if news is not None:
                 yield news
+            names[key] = name
             if photos[key] is not None:
                 yield Entry(photos[key], (), split, _identifier(image, "id"))
-            else:
-                missing[key] = name
         annotations = data.get("annotations")
         if not problem and not isinstance(annotations, list):
             yield malformed(path, "expected a list `annotations`", "file")
             continue
-        yield from _read_annotations(path, annotations or [], photos, missing, split)
+        yield from _read_annotations(path, annotations or [], photos, names, split)
 
 
 def _is_key(value: Any) -> TypeGuard[int | str]:
@@ -279,7 +277,7 @@ def _read_annotations(
     path: str,
     annotations: list[Any],
     photos: dict[int | str, str | None],
-    missing: dict[int | str, str],
+    names: dict[int | str, str],
     split: str | None,
 ) -> Iterator[Item]:
     for index, annotation in enumerate(annotations):
@@ -295,9 +293,9 @@ def _read_annotations(
             )
             continue
         if key not in photos:
-            photos[key], missing[key] = None, f"{path}: image {key}"
-            yield Problem("photo", printable(missing[key]), "missing_photo", "`images` has no such `id`")
-        yield Entry(photos[key], [(place, text)], split, missing=missing.get(key))
+            photos[key], names[key] = None, f"{path}: image {key}"
+            yield Problem("photo", printable(names[key]), "missing_photo", "`images` has no such `id`")
+        yield Entry(photos[key], [(place, text)], split, name=names[key])
 
 
 # ---- imagefolder ----
@@ -337,7 +335,7 @@ def _read_row(source: Source, path: str, place: str, row: dict[str, Any]) -> Ite
         yield problem
         return
     place = photo or posixpath.join(base, name)
-    yield Entry(photo, captions, told or split_in(posixpath.dirname(place)), missing=None if photo else place)
+    yield Entry(photo, captions, told or split_in(posixpath.dirname(place)), name=place)
 
 
 def jsonl_rows(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
@@ -432,7 +430,7 @@ def read_folder(source: Source) -> Iterator[Item]:
             continue
         if photo is None and path[:-4] not in refused:
             yield Problem("photo", path[:-4], "missing_photo", f"'{path}' has no photograph beside it")
-        yield Entry(photo, captions, split_in(folder), missing=None if photo else path[:-4])
+        yield Entry(photo, captions, split_in(folder), name=path[:-4])
     for path in files.paths:
         if files.is_photo(path):
             yield Entry(path, (), split_in(posixpath.dirname(path)))

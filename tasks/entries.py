@@ -44,15 +44,15 @@ class Entry(NamedTuple):
     """What a data set says of one photograph, or of one that is missing (`photo` is None).
 
     `captions` are pairs of place ("captions.txt:17") and text. Bytes that are not UTF-8 are in the
-    text as lone surrogates. `missing` is what the data set calls a photograph that is missing: captions of
-    the same one belong together.
+    text as lone surrogates. `name` is what the data set calls the photograph: captions of one that is
+    missing belong together by it.
     """
 
     photo: str | None
     captions: Sequence[tuple[str, str]] = ()
     split: str | None = None
     source_id: str | None = None
-    missing: str | None = None
+    name: str | None = None
 
 
 Item = Photo | Entry | Problem
@@ -76,7 +76,7 @@ def entries_of(
     photo, news = source.finder.find(name, **where)
     if news is not None:
         yield news
-    yield Entry(photo, captions, split, missing=None if photo else name)
+    yield Entry(photo, captions, split, name=name)
 
 
 def malformed(place: str, detail: str, kind: str = "caption") -> Problem:

@@ -218,10 +218,14 @@ def landmarks_of(familiar: pl.DataFrame) -> np.ndarray:
 def pairs_of(captions: pl.DataFrame) -> pl.DataFrame:
     """caption_id and photo_id of a `captions` table, as `learn_gist` takes them: that of a missing photograph
     is what the data set calls it, unless it calls more than one by that name."""
-    name = pl.concat_str(pl.lit("missing: "), "missing_photo")  # as no photo_id can be
-    of_one = pl.len().over("missing_photo") <= MOST_OF_ONE
-    photo_id = pl.coalesce("photo_id", pl.when(of_one).then(name))
+    of_one = pl.col("photo_id").is_not_null() | (pl.len().over("missing_photo") <= MOST_OF_ONE)
+    photo_id = pl.when(of_one).then(photo_or_missing())
     return captions.select("caption_id", photo_id.alias("photo_id")).drop_nulls()
+
+
+def photo_or_missing() -> pl.Expr:
+    """The photograph of a row of a `captions` table: its id, or of a missing one what no id can be."""
+    return pl.coalesce("photo_id", pl.concat_str(pl.lit("missing: "), "missing_photo"))
 
 
 def of_whole_subjects(tokens: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:

@@ -177,7 +177,7 @@ class _Heard:
         if row >= 0:
             self._tell(row, told)
             self.source_ids[row] = self.source_ids[row] or entry.source_id
-        missing = printable(entry.missing) if entry.missing else None
+        missing = printable(entry.name) if entry.name and row < 0 else None
         for place, text in entry.captions:
             try:
                 self.texts.append(clean_caption(text, self.settings.max_caption_words))

@@ -223,8 +223,7 @@ class _RowReader:
                 yield news
         else:
             yield malformed(place, "the row has neither the bytes nor the name of a photograph", "photo")
-        missing = name if isinstance(name, str) and name else place
-        yield Entry(photo, captions, split, missing=None if photo else missing)
+        yield Entry(photo, captions, split, name=name if isinstance(name, str) and name else place)
 
     def _packed_photo(self, number: int, name: str | None, split: str | None) -> Iterator[Photo | Problem]:
         """The photograph of a row with bytes; rows of the same name, bytes and split are the same."""

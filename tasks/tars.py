@@ -157,7 +157,7 @@ def _read_sample(place: str, sample: _Sample, split: str | None) -> Iterator[Ite
         yield from problems
         if captions and not sample.has_reject:
             yield Problem("photo", printable(place), "missing_photo", "captions without a photograph")
-        yield Entry(None, captions, split, missing=f"{place}.{part}" if part else place)
+        yield Entry(None, captions, split, name=f"{place}.{part}" if part else place)
 
 
 def _captions_of_texts(place: str, texts: dict[str, str]) -> tuple[list[tuple[str, str]], list[Problem]]:

@@ -72,9 +72,7 @@ def read(root: Path, layout: str = "auto", only: Sequence[str] = ()) -> Read:
         elif isinstance(item, Entry):
             found.captions.setdefault(item.photo, []).extend(text for _, text in item.captions)
             if item.photo is None and item.captions:
-                found.missing.setdefault(item.missing, []).extend(text for _, text in item.captions)
-            else:
-                assert item.photo is None or item.missing is None
+                found.missing.setdefault(item.name, []).extend(text for _, text in item.captions)
             found.splits.setdefault(item.photo, set()).add(item.split)
             if item.photo and item.source_id:
                 found.source_ids[item.photo] = item.source_id
