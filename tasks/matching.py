@@ -103,6 +103,7 @@ def photo_input(pooled: np.ndarray) -> np.ndarray:
 
 
 def unit(values: np.ndarray) -> np.ndarray:
+    """Rows (…, size) brought to length 1, float32; a row of zeros stays one."""
     lengths = np.linalg.norm(values, axis=-1, keepdims=True)
     return (values / np.maximum(lengths, 1e-12)).astype(np.float32)
 
