@@ -193,11 +193,12 @@ class CaptionSettings(StageSettings):
         "shorter captions are",
     )
     neighbours: float = Field(
-        0.5,
+        0.65,
         ge=0,
         le=1,
         description="share of what is to be expected that is told by the described photographs, there or "
-        "missing, whose captions lie nearest to the photograph; the rest is foretold by regression",
+        "missing, whose captions lie nearest to the photograph, times N / (N + 2,000) where N are described; "
+        "the rest is foretold by regression",
     )
     max_tokens: int = Field(20, ge=1, le=100, description="a caption ends there at the latest")
     alternatives: int = Field(

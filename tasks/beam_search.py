@@ -170,8 +170,8 @@ class BeamSearch:
     is written; a caption has at least one word; where there is another way it ends in none of NEEDS_MORE,
     repeats no word at once and no pair of words, unless both are of NEEDS_MORE. With agreement, those found
     are put in the order of the CIDEr to be expected, with what CIDEr-D and `brevity` take off for their
-    length, and of how well they fit the photograph (`fit`), if that counts. What is expected is by a `share`
-    what the captions of the photograph's `neighbours` say.
+    length, and of how well they fit the photograph (`fit`), if that counts. What is expected is by a `share`,
+    as far as they are trusted, what the captions of the photograph's `neighbours` say.
 
     Of a batch that begins together one caption is nearly always still growing at the last step, so each
     photograph has a slot, and another takes it once all its captions have ended. There are as many slots at
@@ -263,7 +263,8 @@ class BeamSearch:
         """The gists (N, K) of photographs with these vectors (N, size), after their neighbours had a say."""
         if vectors is None or not self.neighbours:
             return gists
-        return (1 - self.share) * gists + self.share * self.neighbours.told(vectors, gists)
+        share = self.share * self.neighbours.trust
+        return (1 - share) * gists + share * self.neighbours.told(vectors, gists)
 
     def _filled(self, waiting: tf.Tensor, count: tf.Tensor, slots: Slots) -> tuple[tf.Tensor, Slots]:
         """The next photographs, from the number `waiting` on, in all free slots."""

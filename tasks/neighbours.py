@@ -28,13 +28,10 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = "neighbours.npz"
 MOST = 8_192  # described photographs that are kept
-SHARPNESS = (
-    16.0,
-    8.0,
-)  # what a cosine of vectors, of gists, adds to the logarithm of how likely a neighbour is
-LEVELS = (
-    31  # steps on either side of 0: the file takes two thirds of what int8 takes, the cosines hardly change
-)
+HALF_TRUSTED = 2_000  # described photographs, whose word counts half as much as that of very many
+# What a cosine of vectors, and one of gists, adds to the logarithm of how likely a neighbour is.
+SHARPNESS = 16.0, 8.0
+LEVELS = 31  # steps on either side of 0: two thirds of int8's room, and the cosines hardly change
 CAPTIONS_A_PASS = 4_096  # their states take some 40 MB
 ARRAYS = ("vectors", "gists", "said")
 
@@ -49,6 +46,11 @@ class Neighbours:
 
     def __len__(self) -> int:
         return len(self.said)
+
+    @property
+    def trust(self) -> float:
+        """From 0 to 1: the more photographs are described, the likelier is one like any other among them."""
+        return len(self) / (len(self) + HALF_TRUSTED)
 
     def told(self, vectors: tf.Tensor, gists: tf.Tensor) -> tf.Tensor:
         """What is said of photographs like these, as gists, within a graph.
