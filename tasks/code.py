@@ -1,9 +1,11 @@
 """The digest of the code that makes a shard.
 
-Code is an input of a cache. From a stage's function on, every definition of the project that it
-reaches (through names, also those imported inside functions) is digested from its syntax tree:
-comments, layout and docstrings are left out. Left out too are `schemas`, which holds tables to a
-form (settings are part of a key by their values), and the store.
+Code is an input of a cache. Starting at a stage's function, every definition of the project that it
+reaches (through names, also those imported inside functions) is digested from its syntax tree.
+Comments, layout, docstrings, import statements, import aliases and the names of modules and files are
+not part of the digest: moving a definition to another module, or renaming a module, changes nothing.
+`schemas` is not part of it either, since it only checks tables (the values of settings are part of a
+key), nor is the store.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+from collections import Counter
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("tasks",)
 # How shards are kept and looked up says nothing about what is in them.
 STORE = ("tasks.workspace", "tasks.processes", "tasks.shards", "tasks.code", "tasks.walk", "tasks.quiet")
-# `ast.parse` fails about once in five thousand calls while four threads do nothing but parse.
+# TensorFlow's AutoGraph parses as well, and does not take the lock.
 PARSE_ATTEMPTS = 5
+_parsing = Lock()
 
 
 # What `code_of` found, by its arguments; half a second's work for all stages.
@@ -27,9 +32,10 @@ _known: dict[str, dict[str, str]] = {}
 
 
 def code_of(function: str, *files: str) -> dict[str, str]:
-    """Digest of each definition that `function` ("tasks.images:make_images") reaches, by name.
+    """Digest of each definition that `function` ("tasks.images:make_images") reaches, by its name.
 
-    `files` are further files that the function reads, relative to the repository (a template, say).
+    Where several definitions have one name, they are numbered in the order of their digests. `files` are
+    other files that the function reads, relative to the repository (a template, for example).
     """
     key = " ".join((function, *files))
     if key not in _known:
@@ -38,24 +44,28 @@ def code_of(function: str, *files: str) -> dict[str, str]:
 
 
 def _find_code(function: str, files: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    found: dict[tuple[str, str], str] = {}
     waiting = [tuple(function.split(":"))]
     while waiting:
         module, name = waiting.pop()
-        label = f"{module.replace('.', '/')}.py {name}"
-        if label in found or module in STORE:
+        if (module, name) in found or module in STORE:
             continue
         source = _Module.of(module)
         if name not in source.definitions:  # re-exported: follow the import
             waiting.extend([source.imported[name]] if name in source.imported else [])
             continue
-        found[label] = source.digest(name)
+        found[module, name] = source.digest(name)
         if source.loose:
-            found[f"{module.replace('.', '/')}.py (module)"] = source.loose
+            found[module, "code at import"] = source.loose
         waiting.extend(source.reached(name))
-    for file in files:
-        found[file] = _digest((REPOSITORY / file).read_text(encoding="utf-8"))
-    return dict(sorted(found.items()))
+    named = [(name, digest) for (_, name), digest in found.items()]
+    named += [(Path(file).name, _digest((REPOSITORY / file).read_text(encoding="utf-8"))) for file in files]
+    code: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    for name, digest in sorted(named):
+        seen[name] += 1
+        code[name if seen[name] == 1 else f"{name} ({seen[name]})"] = digest
+    return code
 
 
 def known_code() -> str:
@@ -128,8 +138,17 @@ class _Module:
     def digest(self, name: str) -> str:
         """Digest of a definition's syntax tree."""
         if name not in self._digests:
-            self._digests[name] = _digest(_dump(self.definitions[name]))
+            definition = self.definitions[name]
+            self._digests[name] = _digest(_dump(definition, self._imported_in(definition)))
         return self._digests[name]
+
+    def _imported_in(self, definition: ast.stmt) -> dict[str, tuple[str, str]]:
+        """What local names of a definition stand for, where they are imported from the project."""
+        imported = dict(self.imported)
+        for node in ast.walk(definition):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imported |= _project_imports(node)
+        return imported
 
     def reached(self, name: str) -> list[tuple[str, str]]:
         """(module, name) of each definition of the project that a definition names."""
@@ -138,10 +157,7 @@ class _Module:
         return self._reached[name]
 
     def _find_reached(self, definition: ast.stmt) -> list[tuple[str, str]]:
-        imported = dict(self.imported)
-        for node in ast.walk(definition):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                imported |= _project_imports(node)
+        imported = self._imported_in(definition)
         reached = []
         for node in ast.walk(definition):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -157,17 +173,19 @@ class _Module:
 
 
 def _parse(source: bytes) -> ast.Module:
-    """`ast.parse`, also while other threads of the process parse.
+    """`ast.parse`, safe while other threads of the process parse.
 
     CPython 3.11 counts the depth of a tree for all threads together, and raises a `SystemError` where
-    one began or ended amid another's (https://github.com/python/cpython/issues/106905).
+    one starts or ends during another's (https://github.com/python/cpython/issues/106905). The lock keeps
+    our own threads apart.
     """
-    for _ in range(PARSE_ATTEMPTS - 1):
-        try:
-            return ast.parse(source)
-        except SystemError:
-            continue
-    return ast.parse(source)
+    with _parsing:
+        for _ in range(PARSE_ATTEMPTS - 1):
+            try:
+                return ast.parse(source)
+            except SystemError:
+                continue
+        return ast.parse(source)
 
 
 def _project_imports(statement: ast.Import | ast.ImportFrom) -> dict[str, tuple[str, str]]:
@@ -212,16 +230,30 @@ def _is_docstring(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-def _dump(node: object) -> str:
-    """A syntax tree as text, without positions, docstrings and kinds of quotes."""
-    if isinstance(node, ast.AST):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+def _dump(node: object, imported: dict[str, tuple[str, str]] | None = None) -> str:
+    """A syntax tree as text, without positions, docstrings, imports and kinds of quotes.
+
+    A name that is `imported` from the project is written as the definition's own name, whatever its alias
+    or the module that it is taken from.
+    """
+    imported = imported or {}
+    match node:
+        case ast.Expr(value=ast.Constant()) | ast.Import() | ast.ImportFrom():
             return ""
-        fields = (_dump(getattr(node, name, None)) for name in node._fields if name != "kind")
-        return f"{type(node).__name__}({','.join(fields)})"
-    if isinstance(node, list):
-        return f"[{','.join(filter(None, map(_dump, node)))}]"
+        case ast.Attribute(value=ast.Name(id=name), attr=attribute) if _is_module(imported.get(name)):
+            return f"Name({attribute!r})"
+        case ast.Name(id=name):
+            return f"Name({imported.get(name, ('', ''))[1] or name!r})"
+        case ast.AST():
+            fields = (_dump(getattr(node, name, None), imported) for name in node._fields if name != "kind")
+            return f"{type(node).__name__}({','.join(fields)})"
+        case list():
+            return f"[{','.join(filter(None, (_dump(item, imported) for item in node)))}]"
     return repr(node)
+
+
+def _is_module(target: tuple[str, str] | None) -> bool:
+    return target is not None and target[1] == ""
 
 
 def _digest(text: str) -> str:
