@@ -32,6 +32,8 @@ $(STAMP): requirements.lock pyproject.toml
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	rm -rf .venv/typed && mkdir -p .venv/typed/cutline
+	ln -s $(CURDIR)/flows/api/__init__.py $(CURDIR)/flows $(CURDIR)/tasks $(CURDIR)/schemas .venv/typed/cutline/
 	$(BIN)/mypy
 
 # Writes the lock anew from pyproject.toml; needs uv.
@@ -43,7 +45,7 @@ lock:
 database: install
 	rm -rf .venv/prefect
 	PREFECT_HOME=$(CURDIR)/.venv/prefect $(BIN)/prefect server database upgrade -y
-	gzip -9nc .venv/prefect/prefect.db > flows/prefect.db.gz
+	gzip -9nc .venv/prefect/prefect.db > flows/orchestration/prefect.db.gz
 
 clean:
 	rm -rf .venv data/workspace

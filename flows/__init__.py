@@ -1,5 +1,5 @@
 """Wiring only: which stage after which, and the command line."""
 
-from tasks import DEFAULT_WORKSPACE  # before NumPy, for what it sets
+from cutline.tasks import DEFAULT_WORKSPACE
 
 __all__ = ["DEFAULT_WORKSPACE"]

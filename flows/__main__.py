@@ -1,6 +1,6 @@
-"""`python -m flows` is `cutline`."""
+"""`python -m cutline.flows` is `cutline`."""
 
-from flows.cli import main
+from cutline.flows.cli.main import main
 
 if __name__ == "__main__":
     main()

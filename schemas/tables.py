@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from schemas.errors import SchemaMismatch
+from cutline.schemas.errors import SchemaMismatch
 
 if TYPE_CHECKING:
     import pandera.polars as pa
+
 
 SPLITS = ("train", "dev", "test")
 UNLABELLED = "unlabelled"  # a photograph that has no caption: it is captioned, never learned from

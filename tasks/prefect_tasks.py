@@ -22,14 +22,14 @@ from prefect.context import FlowRunContext
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from schemas.errors import ClusterFailed
-from schemas.records import Record
-from tasks.cluster import check_workers, photo_to_see, wait_for
-from tasks.memory import give_back
-from tasks.shards import Advance, Shard, Stage
-from tasks.shown import count_of
-from tasks.stages import make_shard
-from tasks.workspace import Workspace
+from cutline.schemas.errors import ClusterFailed
+from cutline.schemas.records import Record
+from cutline.tasks.dask_workers import check_workers, photo_to_see, wait_for
+from cutline.tasks.engine.executor import make_shard
+from cutline.tasks.engine.stage import Advance, Shard, Stage
+from cutline.tasks.runtime.formatting import count_of
+from cutline.tasks.runtime.memory import give_back
+from cutline.tasks.storage.workspace import Workspace
 
 SECONDS_BETWEEN_UPDATES = 5.0
 # Prefect's server writes 25 to 50 task runs a second down, and a flow's page shows some hundreds.

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from tests.object_store import S3, s3_server
+from tests.support.object_store import S3, s3_server
 
 settings.register_profile("untimed", deadline=None)  # another process may have the machine
 settings.load_profile("untimed")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import typing
 
-from schemas.settings import Settings
-from schemas.tables import TABLES, dtypes_of
+from cutline.schemas.settings import Settings
+from cutline.schemas.tables import TABLES, dtypes_of
 from tests import REPOSITORY
 
 README = REPOSITORY / "README.md"

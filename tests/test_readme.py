@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from flows.cli import main
-from tasks.layouts import READERS
+from cutline.flows.cli.main import main
+from cutline.tasks.ingest.layouts.registry import READERS
 from tests import REPOSITORY
 from tests.regenerate_readme import README, renewed
 

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from schemas.errors import BadPhoto
-from schemas.settings import IngestSettings
-from tasks.photos import read_header
+from cutline.schemas.errors import BadPhoto
+from cutline.schemas.settings import IngestSettings
+from cutline.tasks.images.headers import read_header
 from tests import REPOSITORY
 
 SAMPLE = REPOSITORY / "data" / "sample"

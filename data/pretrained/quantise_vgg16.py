@@ -6,7 +6,7 @@ SOURCE (`vgg16_notop.weights.h5`) is the file that Keras 3 writes for
 `keras.applications.VGG16(include_top=False)` with `save_weights`. FOLDER holds `data/flickr8k`; of its
 training photographs a few show how large the activations become; no pixel of them is kept. The same
 sources give the same bytes on the same kind of processor. The SHA-256 and the size that are printed
-at the end belong into `tasks/networks.py`, which checks them when it loads the file.
+at the end belong into `tasks/features/cnn.py`, which checks them when it loads the file.
 
 Channels are equalised (Nagel et al. 2019, arXiv:1906.04721): what a channel is divided by, its
 `stretch`, is multiplied into the next kernel. Then weak channels keep more of the 256 levels.
@@ -67,8 +67,8 @@ def read_convolutions(source: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def read_squares(flickr8k: Path) -> np.ndarray:
     """Squares (n, 224, 224, 3), RGB, of training photographs only: others are for scoring."""
-    from schemas.settings import ImagesSettings
-    from tasks.images import square_of
+    from cutline.schemas.settings import ImagesSettings
+    from cutline.tasks.images.decode import square_of
 
     names = (flickr8k / "Flickr_8k.trainImages.txt").read_text().split()
     chosen = names[:: len(names) // PHOTOS][:PHOTOS]

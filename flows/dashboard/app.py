@@ -24,13 +24,13 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.dashboard import images, views
-from flows.dashboard.views import Views, WrongQuery
-from schemas.errors import CutlineError, UsageError
-from tasks.history import History
-from tasks.pages import environment
-from tasks.pictures import Pictures
-from tasks.workspace import ReadOnlyWorkspace
+from cutline.flows.dashboard import images, views
+from cutline.flows.dashboard.views import Views, WrongQuery
+from cutline.schemas.errors import CutlineError, UsageError
+from cutline.tasks.report.html import environment
+from cutline.tasks.report.photo_files import Pictures
+from cutline.tasks.storage.runs import History
+from cutline.tasks.storage.workspace import ReadOnlyWorkspace
 
 LOOPBACK = "127.0.0.1"
 HOSTS = [LOOPBACK, "localhost"]

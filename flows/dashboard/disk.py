@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.prune import find_made, find_unused
-from schemas.errors import UsageError
+from cutline.flows.commands.prune import find_made, find_unused
+from cutline.schemas.errors import UsageError
 
 
 @dataclass(frozen=True)

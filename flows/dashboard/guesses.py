@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import polars as pl
 
-from tasks.history import Captions, reading
-from tasks.shown import A_GUESS
+from cutline.tasks.runtime.formatting import A_GUESS
+from cutline.tasks.storage.runs import Captions, reading
 
 
 def without_guesses(captions: Captions) -> Captions:

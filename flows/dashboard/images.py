@@ -10,11 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from schemas.errors import BadPhoto, CutlineError, DamagedFile
-from tasks.curves import draw_curve, draw_matching_curve
-from tasks.history import CURVES, History
-from tasks.pictures import Pictures, is_photo_id
-from tasks.shown import visible
+from cutline.schemas.errors import BadPhoto, CutlineError, DamagedFile
+from cutline.tasks.report.curves import draw_curve, draw_matching_curve
+from cutline.tasks.report.photo_files import Pictures, is_photo_id
+from cutline.tasks.runtime.formatting import visible
+from cutline.tasks.storage.runs import CURVES, History
 
 SIZES_PX = {"small": 320, "large": 1024}
 REJECT_PX = 200

@@ -14,20 +14,21 @@ import polars as pl
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from flows.config import settings_of_run
-from flows.dashboard.disk import held_by_kind
-from flows.dashboard.guesses import without_guesses
-from flows.plan import status
-from flows.searching import Collection
-from schemas.errors import CutlineError, UsageError
-from schemas.records import RunRecord
-from schemas.settings import Settings
-from tasks import gallery, health
-from tasks.compare import Comparison, compare
-from tasks.history import CURVES, History, reading, settings_of
-from tasks.pictures import Pictures, is_photo_id
-from tasks.report import HEADLINE_METRICS
-from tasks.shown import COLLAPSE, QUALITY, Metric, change_in_form, in_form, metric_of
+from cutline.flows.commands.search import Collection
+from cutline.flows.dashboard.disk import held_by_kind
+from cutline.flows.dashboard.guesses import without_guesses
+from cutline.flows.pipeline.plan import status
+from cutline.flows.pipeline.settings import settings_of_run
+from cutline.schemas.errors import CutlineError, UsageError
+from cutline.schemas.records import RunRecord
+from cutline.schemas.settings import Settings
+from cutline.tasks.evaluation.compare_runs import Comparison, compare
+from cutline.tasks.report import gallery
+from cutline.tasks.report import rejects as rejects_tables
+from cutline.tasks.report.photo_files import Pictures, is_photo_id
+from cutline.tasks.report.report import HEADLINE_METRICS
+from cutline.tasks.runtime.formatting import COLLAPSE, QUALITY, Metric, change_in_form, in_form, metric_of
+from cutline.tasks.storage.runs import CURVES, History, reading, settings_of
 
 T = TypeVar("T")
 
@@ -133,9 +134,9 @@ class Views:
             return [
                 {
                     "row": row,
-                    "examples": health.rejects_page(table, row.reason, 1, EXAMPLES_A_REASON).rows,
+                    "examples": rejects_tables.rejects_page(table, row.reason, 1, EXAMPLES_A_REASON).rows,
                 }
-                for row in health.reasons(table)
+                for row in rejects_tables.reasons(table)
             ]
 
         return {
@@ -143,7 +144,7 @@ class Views:
             "run": run,
             "choices": self._choices(),
             "splits": self._splits(run),
-            "formats": Part.of(lambda: health.formats(self.history.table(run, "ingest", "photos"))),
+            "formats": Part.of(lambda: rejects_tables.formats(self.history.table(run, "ingest", "photos"))),
             "reasons": Part.of(reasons),
             "leaks": Part.of(lambda: self._leaks(run)),
             "exists": Path(run.dataset).exists(),
@@ -152,10 +153,10 @@ class Views:
     def rejects(self, request: Request) -> dict[str, Any]:
         """All rejects of one reason, page by page."""
         run, reason = self._wanted(request), _text(request, "reason")
-        page = health.rejects_page(self.history.rejects(run), reason, _page(request), REJECTS_A_PAGE)
+        page = rejects_tables.rejects_page(self.history.rejects(run), reason, _page(request), REJECTS_A_PAGE)
         if not page.total:
             raise HTTPException(404, "the run has no rejects of this reason")
-        known = {row.reason: row.meaning for row in health.reasons(self.history.rejects(run))}
+        known = {row.reason: row.meaning for row in rejects_tables.reasons(self.history.rejects(run))}
         return {
             "here": "datasets",
             "run": run,
@@ -385,11 +386,11 @@ class Views:
             None,
         )
 
-    def _splits(self, run: RunRecord) -> Part[list[health.SplitCounts]]:
-        def count() -> list[health.SplitCounts]:
+    def _splits(self, run: RunRecord) -> Part[list[rejects_tables.SplitCounts]]:
+        def count() -> list[rejects_tables.SplitCounts]:
             whole = run if run.shards else self.history.run(run.run)
             photos, captions = (self.history.table(whole, "ingest", name) for name in ("photos", "captions"))
-            return health.split_counts(photos, captions)
+            return rejects_tables.split_counts(photos, captions)
 
         return Part.of(count)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    import tasks  # noqa: F401  before NumPy, as the command line does, for what it sets
+    import cutline.tasks  # noqa: F401  before NumPy, as the command line does, for what it sets
     from tests.benchmarks.contests import CONTESTS, LONG
     from tests.benchmarks.harness import Contest, Figures, Measured, Results, Skipped, markdown, run, write
     from tests.benchmarks.places import Place

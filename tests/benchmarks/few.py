@@ -17,13 +17,13 @@ from pathlib import Path
 
 import cv2
 
-from schemas.records import Record
-from schemas.settings import Settings
-from tasks import stages
-from tasks.ingest import ingest
-from tasks.shards import Shard, Stage
-from tasks.walk import Maker
-from tasks.workspace import Workspace
+from cutline.schemas.records import Record
+from cutline.schemas.settings import Settings
+from cutline.tasks.engine import executor
+from cutline.tasks.engine.planner import Maker
+from cutline.tasks.engine.stage import Shard, Stage
+from cutline.tasks.ingest.ingest import ingest
+from cutline.tasks.storage.workspace import Workspace
 from tests.benchmarks.places import nobody
 
 ONE_IN = 100
@@ -41,7 +41,7 @@ def cpu_of_stages(store: Workspace, walk: Callable[[Maker], object]) -> dict[str
 
     def maker(stage: Stage, shards: list[Shard], _reused: int) -> list[Record]:
         begun = time.process_time()
-        records = [stages.make_shard(shard, store, nobody) for shard in shards]
+        records = [executor.make_shard(shard, store, nobody) for shard in shards]
         found[stage.name] = time.process_time() - begun
         print(f"{stage.name}: {found[stage.name]:.1f} s CPU", file=sys.stderr, flush=True)
         return records
@@ -53,11 +53,11 @@ def cpu_of_stages(store: Workspace, walk: Callable[[Maker], object]) -> dict[str
 
 
 def main() -> None:
-    from flows.captions import walk_captions
-    from flows.config import settings_with
-    from flows.pipeline import run_stages
-    from tasks.bundle import IN_THE_BOX, load_bundle
-    from tasks.walk import Walk
+    from cutline.flows.pipeline.captioning import walk_captions
+    from cutline.flows.pipeline.graph import run_stages
+    from cutline.flows.pipeline.settings import settings_with
+    from cutline.tasks.bundles.bundle import IN_THE_BOX, load_bundle
+    from cutline.tasks.engine.planner import Walk
 
     source, folder = Path(sys.argv[1]), Path(sys.argv[2])
     dataset, photos = folder / "dataset", folder / "photos"

@@ -220,7 +220,7 @@ def draw(results: Results, path: Path) -> None:
 
 def machine() -> str:
     """The processor, how many cores this process may use, and the versions of what computes."""
-    from tasks.workspace import library_versions
+    from cutline.tasks.storage.workspace import library_versions
 
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -39,18 +39,18 @@ def make_photos(count: int, folder: Path) -> None:
 
 def cpu_of_stages(dataset: Path, workspace: Path) -> dict[str, float]:
     """Run ingest, images and captions in this process; CPU seconds of each, looking up included."""
-    from flows.pipeline import Wiring
-    from schemas.records import Record
-    from schemas.settings import Settings
-    from tasks import stages
-    from tasks.shards import Shard, Stage
-    from tasks.walk import Walk
-    from tasks.workspace import Workspace
+    from cutline.flows.pipeline.graph import Wiring
+    from cutline.schemas.records import Record
+    from cutline.schemas.settings import Settings
+    from cutline.tasks.engine import executor
+    from cutline.tasks.engine.planner import Walk
+    from cutline.tasks.engine.stage import Shard, Stage
+    from cutline.tasks.storage.workspace import Workspace
 
     store = Workspace(workspace)
 
     def maker(_stage: Stage, shards: list[Shard], _reused: int) -> list[Record]:
-        return [stages.make_shard(shard, store, lambda _rows: None) for shard in shards]
+        return [executor.make_shard(shard, store, lambda _rows: None) for shard in shards]
 
     settings = Settings.model_validate({"images": {"side_px": SIDE_PX}})
     wiring = Wiring(Walk(store, maker), dataset, settings)

@@ -20,8 +20,8 @@ def dashboard(place: Place) -> Contest:
     """How many times an empty page each page takes."""
     from starlette.testclient import TestClient
 
-    from flows.dashboard.app import make_app
-    from tests.tasks.histories import many_captions
+    from cutline.flows.dashboard.app import make_app
+    from tests.support.histories import many_captions
 
     many_captions(place.scratch / "many", CAPTIONS)
     empty, many = (

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from schemas.settings import ImageFeaturesSettings, ImagesSettings
+from cutline.schemas.settings import ImageFeaturesSettings, ImagesSettings
 from tests.benchmarks import rivals
 from tests.benchmarks.harness import OURS, Contest
 from tests.benchmarks.places import Place, nobody, photos_of
 
 if TYPE_CHECKING:
     import keras
+
 
 PHOTOS = 32
 LARGE_PHOTOS = 16
@@ -23,10 +24,10 @@ GFLOP_A_PHOTO = 30.7  # of VGG-16's convolutions at 224 × 224
 
 def features(place: Place) -> Contest:
     """Files → VGG-16's features in Parquet."""
-    from tasks.image_features import make_image_features
-    from tasks.images import make_images
-    from tasks.networks import load_network, resolved_precision
-    from tasks.tables import tensor, write_table
+    from cutline.tasks.features.cnn import load_network, resolved_precision
+    from cutline.tasks.features.image_features import make_image_features
+    from cutline.tasks.images.decode import make_images
+    from cutline.tasks.storage.tables import tensor, write_table
 
     photos = photos_of(place.dataset, place.scratch).head(PHOTOS)
     paths = [place.dataset / path for path in photos["path"]]
@@ -71,7 +72,7 @@ def features(place: Place) -> Contest:
 
 def limit(place: Place) -> Contest:
     """Our network beside as many multiplications in one large matrix product of the same precision."""
-    from tasks.networks import load_network, resolved_precision
+    from cutline.tasks.features.cnn import load_network, resolved_precision
 
     settings = ImageFeaturesSettings()
     precision = resolved_precision(settings)
@@ -97,8 +98,8 @@ def limit(place: Place) -> Contest:
 
 def decoding(place: Place) -> Contest:
     """JPEGs of 12 megapixels, made by enlarging photographs → squares."""
-    from tasks.images import make_images
-    from tasks.tables import tensor
+    from cutline.tasks.images.decode import make_images
+    from cutline.tasks.storage.tables import tensor
 
     folder = place.scratch / "large"
     folder.mkdir()
@@ -138,8 +139,8 @@ def vgg16() -> keras.Model:
     """Keras's own model, as `VGG16(include_top=False, weights="imagenet")` gives it, without a download."""
     import keras
 
-    from tasks.int8 import float_weights
-    from tasks.networks import BUNDLED
+    from cutline.tasks.features.cnn import BUNDLED
+    from cutline.tasks.features.vgg16_int8 import float_weights
 
     model = keras.applications.VGG16(include_top=False, weights=None, input_shape=(224, 224, 3))
     with np.load(BUNDLED, allow_pickle=False) as arrays:

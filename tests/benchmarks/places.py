@@ -10,9 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
-from schemas.records import RunRecord
-from schemas.settings import IngestSettings, Settings
-from tasks.workspace import Workspace
+from cutline.schemas.records import RunRecord
+from cutline.schemas.settings import IngestSettings, Settings
+from cutline.tasks.storage.workspace import Workspace
 from tests import REPOSITORY
 
 SAMPLE = REPOSITORY / "data" / "sample"
@@ -76,7 +76,7 @@ class Finished:
 
 def cutline(*arguments: str | Path) -> str:
     """What the command line prints to standard output; raises where it fails."""
-    command = [sys.executable, "-m", "flows", *map(str, arguments)]
+    command = [sys.executable, "-m", "cutline.flows", *map(str, arguments)]
     return subprocess.run(
         command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ).stdout
@@ -84,7 +84,7 @@ def cutline(*arguments: str | Path) -> str:
 
 def photos_of(dataset: Path, scratch: Path) -> pl.DataFrame:
     """The `photos` table of a data set."""
-    from tasks.ingest import ingest
+    from cutline.tasks.ingest.ingest import ingest
 
     return ingest(dataset, IngestSettings(), scratch / "packs", None, nobody).photos
 

@@ -21,14 +21,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from schemas.errors import UsageError
-from schemas.records import RunRecord
-from schemas.settings import MatchingSettings, Settings
-from tasks.captions import load_stopwords
-from tasks.matching import MATCHING, Matching, inverse_document_frequencies, train_matching
-from tasks.retrieval import Likeness, mean_recall, ranks, recalls, vector_likeness
-from tasks.tables import tensor
-from tasks.workspace import Workspace
+from cutline.schemas.errors import UsageError
+from cutline.schemas.records import RunRecord
+from cutline.schemas.settings import MatchingSettings, Settings
+from cutline.tasks.evaluation.retrieval_metrics import Likeness, mean_recall, ranks, recalls, vector_likeness
+from cutline.tasks.models.joint_embedding import MATCHING, Matching
+from cutline.tasks.storage.tables import tensor
+from cutline.tasks.storage.workspace import Workspace
+from cutline.tasks.text.stopwords import load_stopwords
+from cutline.tasks.training.joint_embedding import inverse_document_frequencies, train_matching
 
 SEEDS = (1, 2, 3)
 STRENGTHS = tuple(10.0**power for power in np.arange(2, 7, 0.5))
@@ -118,10 +119,10 @@ def likelihood(tables: Tables) -> Ranks:
     """By the captioner's log-probability a token of each caption for each photograph."""
     import tensorflow as tf
 
-    from tasks.caption import MODEL_FILES, Captioner, ModelFiles
-    from tasks.pairs import photo_tensor
-    from tasks.training import encode
-    from tasks.vocabulary import END
+    from cutline.tasks.decoding.captioner import MODEL_FILES, Captioner, ModelFiles
+    from cutline.tasks.models.fusion import photo_tensor
+    from cutline.tasks.text.encoding import encode
+    from cutline.tasks.text.vocabulary import END
 
     settings = Settings.model_validate(tables.run.settings)
     vocabulary = pl.read_parquet(tables.files("vocabulary", "vocabulary.parquet")).sort("id")
@@ -192,7 +193,7 @@ def ours(tables: Tables, seed: int, stopwords: bool, scratch: Path) -> Ranks:
 
 def _of_all_tokens(shards: list[Path], scratch: Path) -> Iterator[Path]:
     """The same shards, their vectors the means of the states after all tokens."""
-    from tasks.tables import tensor_column
+    from cutline.tasks.storage.tables import tensor_column
 
     for number, shard in enumerate(shards):
         frame = pl.read_parquet(shard)

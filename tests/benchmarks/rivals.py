@@ -16,15 +16,15 @@ import nltk
 import numpy as np
 import polars as pl
 
-from tasks.vocabulary import END, START
+from cutline.tasks.text.vocabulary import END, START
 from tests.benchmarks.harness import Skipped
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from tasks.fusion import Fusion
-    from tasks.language_model import LanguageModel
+    from cutline.tasks.models.fusion import Fusion
+    from cutline.tasks.models.language_model import LanguageModel
 
 
 # -- files → VGG-16 features in Parquet ------------------------------------------------------------
@@ -142,7 +142,7 @@ def tokens_by_our_rules(
     texts: list[str], stopwords: frozenset[str]
 ) -> tuple[list[list[str]], list[list[str]]]:
     """The same loop with what Cutline adds to NLTK's tokenizer: it must give the same tokens."""
-    from tasks.captions import is_word, split_plainly
+    from cutline.tasks.text.tokenizer import is_word, split_plainly
 
     all_tokens, all_content = [], []
     for text in texts:
@@ -169,7 +169,7 @@ def language_model_to_fit(net: LanguageModel, dropout: float, rate: object) -> k
     """The layers of `net`, with Keras's own dropout between them, one mask a caption as in ours, compiled."""
     import keras
 
-    from tasks.language_model import CLIP
+    from cutline.tasks.training.language_model import CLIP
 
     tokens = keras.Input((None,), dtype="int32")
 

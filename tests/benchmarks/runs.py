@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from schemas.records import RunRecord
+from cutline.schemas.records import RunRecord
 from tests import REPOSITORY
 from tests.benchmarks import rivals
 from tests.benchmarks.few import add_photos
@@ -149,7 +149,15 @@ def _peak_of_a_run(place: Place, size: int) -> int:
         subprocess.run([sys.executable, "-c", command, weights], check=True, capture_output=True)
     make_photos(size, folder / "dataset")
     settings = [*LIGHT, f"image_features.weights={weights}"]
-    command = [sys.executable, "-m", "flows", "run", folder / "dataset", "--workspace", folder / "workspace"]
+    command = [
+        sys.executable,
+        "-m",
+        "cutline.flows",
+        "run",
+        folder / "dataset",
+        "--workspace",
+        folder / "workspace",
+    ]
     command += [part for one in settings for part in ("--set", one)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, stdout=log, stderr=log)

@@ -106,7 +106,7 @@ def generate_description(
 
 
 def main() -> None:
-    from tasks.evaluate import score
+    from cutline.tasks.evaluation.caption_metrics import score
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)

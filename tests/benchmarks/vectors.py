@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from tasks.index import Part, VectorIndex, write_index
-from tasks.tables import tensor_column
+from cutline.tasks.retrieval.index import Part, VectorIndex, write_index
+from cutline.tasks.storage.tables import tensor_column
 from tests.benchmarks.harness import OURS, Contest
 from tests.benchmarks.places import Place
 

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from schemas.settings import CaptionSettings, ImageFeaturesSettings, ImagesSettings
-from tasks.vocabulary import END, START
+from cutline.schemas.settings import CaptionSettings, ImageFeaturesSettings, ImagesSettings
+from cutline.tasks.text.vocabulary import END, START
 from tests.benchmarks import rivals
 from tests.benchmarks.harness import OURS, Contest
 from tests.benchmarks.places import Finished, Place, nobody, photos_of
-from tests.slow_captions import SlowCaptioner
+from tests.support.slow_captions import SlowCaptioner
 
 if TYPE_CHECKING:
-    from tasks.caption import Captioner
+    from cutline.tasks.decoding.captioner import Captioner
+
 
 CAPTIONS = 35_000
 CAPTIONED_PHOTOS, ONE_BY_ONE, SLOWLY = 202, 8, 16  # as many as a shard has on average
@@ -27,15 +28,16 @@ PAIRED_CAPTIONS, IN_PREFIXES = 1_000, 40
 
 def tokens(place: Place) -> Contest:
     """Captions → tokens, with and without stop words; what ours remembers of words is forgotten first."""
-    from tasks import captions
+    from cutline.tasks.text import tokenizer
+    from cutline.tasks.text.stopwords import load_stopwords
 
     texts = _texts(place)
     table = pl.DataFrame({"caption_id": [f"{i:032x}" for i in range(len(texts))], "text": texts})
-    stopwords = captions.load_stopwords("english")
+    stopwords = load_stopwords("english")
 
     def ours() -> pl.DataFrame:
-        captions._remembered_parts.cache_clear()
-        return captions.tokenize_captions(table, stopwords, nobody)[0]
+        tokenizer._remembered_parts.cache_clear()
+        return tokenizer.tokenize_captions(table, stopwords, nobody)[0]
 
     def alike(theirs: list[list[str]], content: list[list[str]]) -> float:
         other = pl.DataFrame({"caption_id": table["caption_id"], "theirs": theirs, "content": content})
@@ -66,8 +68,10 @@ def tokens(place: Place) -> Contest:
 
 def language_model(place: Place) -> Contest:
     """Passes over training captions; both go on where they were, and their perplexities are compared."""
-    from tasks.language_model import _Trainer, build_language_model, learning_rates, perplexity
-    from tasks.training import encode, make_repeatable
+    from cutline.tasks.models.language_model import build_language_model
+    from cutline.tasks.text.encoding import encode
+    from cutline.tasks.training.common import make_repeatable
+    from cutline.tasks.training.language_model import _Trainer, learning_rates, perplexity
 
     run = place.finished()
     # More passes than there are rounds: after the last one there is no learning rate to go on with.
@@ -108,11 +112,11 @@ def language_model(place: Place) -> Contest:
 
 def fusion(place: Place) -> Contest:
     """Passes over training captions with their photographs, from the same weights on."""
-    from tasks.fusion import build_fusion, start_from
-    from tasks.fusion_training import PHOTOS, _Trainer
-    from tasks.language_model import load_language_model
-    from tasks.pairs import Pairs
-    from tasks.training import make_repeatable
+    from cutline.tasks.models.fusion import build_fusion, start_from
+    from cutline.tasks.models.language_model import load_language_model
+    from cutline.tasks.training.batches import Pairs
+    from cutline.tasks.training.common import make_repeatable
+    from cutline.tasks.training.fusion import PHOTOS, _Trainer
 
     run = place.finished()
     settings, lm_settings = run.settings.fusion, run.settings.language_model
@@ -182,10 +186,10 @@ def fusion(place: Place) -> Contest:
 
 def captioning(place: Place) -> Contest:
     """Features → captions, with the model in the box."""
-    from tasks.bundle import IN_THE_BOX, load_bundle
-    from tasks.image_features import make_image_features
-    from tasks.images import make_images
-    from tasks.pairs import photo_tensor
+    from cutline.tasks.bundles.bundle import IN_THE_BOX, load_bundle
+    from cutline.tasks.features.image_features import make_image_features
+    from cutline.tasks.images.decode import make_images
+    from cutline.tasks.models.fusion import photo_tensor
 
     bundle = load_bundle(IN_THE_BOX)
     captioner, kind = bundle.captioner(), bundle.description.fusion.kind

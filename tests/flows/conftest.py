@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -86,7 +85,7 @@ def cutline(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does, from the repository."""
     done = subprocess.run(
-        [sys.executable, "-m", "flows", *map(str, arguments)],
+        [sys.executable, "-m", "cutline.flows", *map(str, arguments)],
         cwd=REPOSITORY,
         env={**os.environ, **environment},
         capture_output=True,
@@ -166,7 +165,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     workspace = tmp_path_factory.mktemp("server")
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "flows", "server", "--port", str(port), "--workspace", str(workspace)]
+    command = [
+        sys.executable,
+        "-m",
+        "cutline.flows",
+        "server",
+        "--port",
+        str(port),
+        "--workspace",
+        str(workspace),
+    ]
     with (workspace / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
         try:

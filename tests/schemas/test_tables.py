@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from schemas.errors import SchemaMismatch
-from schemas.tables import TABLES as DECLARED
-from schemas.tables import check, dtypes_of
-from tasks.tables import tensor_column
+from cutline.schemas.errors import SchemaMismatch
+from cutline.schemas.tables import TABLES as DECLARED
+from cutline.schemas.tables import check, dtypes_of
+from cutline.tasks.storage.tables import tensor_column
 
 A, B = "a" * 32, "b" * 32
 SIZES = {

@@ -11,11 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.caption import Captioner
-from tasks.gist import GIST, Learned
-from tasks.tables import write_table
+from cutline.tasks.decoding.captioner import Captioner
+from cutline.tasks.models.content_embedding import GIST
+from cutline.tasks.storage.tables import write_table
+from cutline.tasks.training.caption_groups import Learned
 from tests.conftest import Once
-from tests.tasks.toys import (
+from tests.support.toys import (
     CHANNELS,
     FUSION_SETTINGS,
     WITH_TEXT,

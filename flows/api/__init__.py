@@ -1,0 +1,1 @@
+"""Cutline: from folders of photographs to captions."""

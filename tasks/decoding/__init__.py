@@ -1,0 +1,1 @@
+"""From a photograph's features to a caption."""

@@ -1,0 +1,1 @@
+"""Stages, shards, cache keys and plans; knows no photograph and no model."""

@@ -1,0 +1,1 @@
+"""Features of photographs (CNN) and of captions (LSTM)."""

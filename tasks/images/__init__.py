@@ -1,0 +1,1 @@
+"""Photographs: headers, decoding, cropping."""

@@ -1,0 +1,1 @@
+"""Data sets: photographs and captions in files."""

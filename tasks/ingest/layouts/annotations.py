@@ -1,0 +1,427 @@
+"""Layouts whose captions lie in text files beside the photographs: lines, JSON, CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import posixpath
+import re
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple, TypeGuard
+
+from cutline.tasks.ingest.files import PHOTO_ENDINGS, Files, Problem, cause, decode, ending_of, reason_of
+from cutline.tasks.ingest.layouts.base import (
+    CAPTION_NAME,
+    FILE_NAMES,
+    LINE_END,
+    MAX_TEXT_BYTES,
+    QUOTED,
+    SPLIT_WORDS,
+    Entry,
+    Item,
+    Source,
+    begins_with_photo,
+    caption_lines,
+    captions_at,
+    ends_in_quotes,
+    entries_of,
+    held_out,
+    malformed,
+    read_lines,
+    read_records,
+    split_in,
+    told_split,
+)
+from cutline.tasks.runtime.unicode import is_valid, printable
+
+
+class Told(NamedTuple):
+    """A caption as a line tells it, with the name of its photograph and its place ("captions.txt:17").
+
+    `split` is its word for one, where the file has a column of them.
+    """
+
+    place: str
+    name: str
+    caption: str
+    split: str = ""
+
+
+# ---- flickr8k ----
+
+
+def read_flickr8k(source: Source) -> Iterator[Item]:
+    """`name#0<tab>caption` a line; one split list a split, a name a line."""
+    splits = yield from _read_split_lists(source)
+    for path in source.markers:
+        yield from _entries(source, flickr8k_captions(source.files, path), splits)
+
+
+def _entries(source: Source, told: Iterator[Told | Problem], splits: dict[str, str]) -> Iterator[Item]:
+    for one in told:
+        if isinstance(one, Problem):
+            yield one
+            continue
+        split, problem = told_split(one.split, one.place)
+        if problem:
+            yield problem
+            continue
+        yield from entries_of(source, one.name, [(one.place, one.caption)], split or splits.get(one.name))
+
+
+def flickr8k_captions(files: Files, path: str) -> Iterator[Told | Problem]:
+    """The captions of one file, a line each."""
+    for line in read_lines(files, path):
+        if isinstance(line, Problem):
+            yield line
+            continue
+        place = f"{path}:{line[0]}"
+        label, tab, text = line[1].partition("\t")
+        name, hash_, number = label.rpartition("#")
+        if tab and hash_ and name and number.strip().isdigit():
+            yield Told(place, name, text)
+        else:
+            yield malformed(place, f"expected `name#0<tab>caption`, found {printable(line[1], 80)!r}")
+
+
+def _read_split_lists(source: Source) -> Generator[Item, None, dict[str, str]]:
+    """Yield an entry for each name in a split list; return the split by name."""
+    splits: dict[str, str] = {}
+    for path in source.files.paths:
+        name = path[path.rfind("/") + 1 :].lower()
+        found = re.fullmatch(r"flickr_?\d+k[._](train|dev|val|test)_?images\.txt", name)
+        if not found:
+            continue
+        split = SPLIT_WORDS[found[1]]
+        for line in read_lines(source.files, path):
+            if isinstance(line, Problem):
+                yield line
+                continue
+            photo_name = line[1].strip()
+            yield from entries_of(source, photo_name, (), split)
+            splits[photo_name] = held_out(splits.get(photo_name), split)
+    return splits
+
+
+# ---- kaggle ----
+
+
+class KaggleForm(NamedTuple):
+    """How a file's lines stand: what is between their fields, and a third column, if there is one."""
+
+    separator: str
+    between: str | None  # the column between name and caption: a split, or the number of the caption
+    has_header: bool
+
+
+def kaggle_form(head: bytes) -> KaggleForm | None:
+    """The form that a file's first line tells, None where it is not of this layout."""
+    first = LINE_END.split(decode(head), 1)[0].strip()
+    for separator in ",|":
+        columns = [column.strip(' "').lower() for column in first.split(separator)]
+        if columns[0] in ("image", "image_name", "filename", "file_name") and len(columns) in (2, 3):
+            if re.fullmatch("(caption|comment|text)s?", columns[-1]):
+                return KaggleForm(separator, columns[1] if len(columns) == 3 else None, has_header=True)
+        elif len(columns) >= 2 and ending_of(columns[0]) in PHOTO_ENDINGS:
+            return KaggleForm(separator, None, has_header=False)
+    return None
+
+
+def read_kaggle(source: Source) -> Iterator[Item]:
+    """`name,caption` a line; the caption in CSV's quotes or, with commas and all, without."""
+    splits = yield from _read_split_lists(source)
+    for path in source.markers:
+        form = kaggle_form(source.files.head(path, 4096))
+        if form is not None:  # else it was another file a moment ago
+            yield from _entries(source, kaggle_captions(source.files, path, form), splits)
+
+
+def kaggle_captions(files: Files, path: str, form: KaggleForm) -> Iterator[Told | Problem]:
+    """The captions of one file, a line each, or several where a quoted one goes on."""
+
+    def is_open(text: str) -> bool:
+        fields = _fields(text, form)
+        return fields is not None and ends_in_quotes(fields[-1], "\0")
+
+    records = read_records(files, path, is_open, begins_with_photo(form.separator))
+    for index, record in enumerate(records):
+        if isinstance(record, Problem):
+            yield record
+            continue
+        if index == 0 and form.has_header:
+            continue
+        place = f"{path}:{record[0]}"
+        fields = _fields(record[1], form)
+        if fields is not None:
+            name, between, caption = fields
+            yield Told(place, name, _unquoted(caption), between if form.between == "split" else "")
+        else:
+            expected = f"expected a name, `{form.separator}` and a caption"
+            yield malformed(place, f"{expected}, found {printable(record[1], 80)!r}")
+
+
+def _fields(text: str, form: KaggleForm) -> tuple[str, str, str] | None:
+    """Name, what is between, and caption as they stand in a record; None where it does not have both."""
+    quoted = QUOTED.match(text)
+    at = text.find(form.separator, quoted.end() if quoted and quoted[1] else 0)
+    name = _unquoted(text[: max(at, 0)])
+    if not name:
+        return None
+    caption = text[at + 1 :]
+    if form.between is None:
+        return name, "", caption.strip()
+    between, separator, rest = caption.partition(form.separator)
+    # A line of Flickr30k's file lacks the separator after the caption's number.
+    caption = rest if separator else re.sub(r"^\s*\d+\s+", "", between)
+    return None if not separator and caption == between else (name, _unquoted(between), caption.strip())
+
+
+def _unquoted(text: str) -> str:
+    """A field as CSV means it; as it stands where it is not quoted as a whole."""
+    text = text.strip()
+    quoted = QUOTED.fullmatch(text)
+    return text[1:-1].replace('""', '"') if quoted and quoted[1] and len(text) >= 2 else text
+
+
+# ---- json: karpathy and coco ----
+
+
+def _load_json(files: Files, path: str) -> tuple[dict[str, Any], Problem | None]:
+    try:
+        data = json.loads(files.read_text(path))
+    except OSError as error:
+        return {}, Problem("file", path, reason_of(error), cause(error))
+    except (ValueError, RecursionError) as error:
+        return {}, malformed(path, f"not JSON: {cause(error)}", "file")
+    if not isinstance(data, dict) or not isinstance(data.get("images"), list):
+        return {}, malformed(path, "expected an object with a list `images`", "file")
+    return data, None
+
+
+def read_karpathy(source: Source) -> Iterator[Item]:
+    """An object an image: `filename`, `filepath`, `split`, `sentences` with `raw`."""
+    for path in source.markers:
+        data, problem = _load_json(source.files, path)
+        if problem:
+            yield problem
+        for index, image in enumerate(data.get("images", ())):
+            place = f"{path}: images[{index}]"
+            name = image.get("filename") if isinstance(image, dict) else None
+            split = told_split(image.get("split"), place)[0] if name else None
+            if not isinstance(name, str) or not name or split is None:
+                yield malformed(
+                    place, "expected `filename` and a `split` of train, restval, val or test", "photo"
+                )
+                continue
+            captions, problems = captions_at(place, image.get("sentences"))
+            yield from problems
+            folder = image.get("filepath")
+            name = f"{folder}/{name}" if isinstance(folder, str) and folder else name
+            photo, news = source.finder.find(name)
+            if news is not None:
+                yield news
+            yield Entry(photo, captions, split, _identifier(image, "cocoid", "imgid"), name)
+
+
+def _identifier(image: dict[str, Any], *keys: str) -> str | None:
+    for key in keys:
+        value = image.get(key)
+        if isinstance(value, int | str) and is_valid(str(value)):
+            return str(value)
+    return None
+
+
+def read_coco(source: Source) -> Iterator[Item]:
+    """`images` with `id` and `file_name`, `annotations` with `image_id` and `caption`."""
+    for path in source.markers:
+        data, problem = _load_json(source.files, path)
+        if problem:
+            yield problem
+        stem = posixpath.splitext(posixpath.basename(path))[0]
+        split = split_in(stem)
+        photos: dict[int | str, str | None] = {}
+        names: dict[int | str, str] = {}
+        for index, image in enumerate(data.pop("images", ())):
+            key, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
+            if not _is_key(key) or not isinstance(name, str) or not name or key in photos:
+                detail = f"expected a `file_name` and an `id` of its own, found {printable(repr(image), 80)}"
+                yield malformed(f"{path}: images[{index}]", detail, "photo")
+                continue
+            photos[key], news = source.finder.find(name, hint=stem.partition("_")[2])
+            if news is not None:
+                yield news
+            names[key] = name
+            if photos[key] is not None:
+                yield Entry(photos[key], (), split, _identifier(image, "id"))
+        annotations = data.get("annotations")
+        if not problem and not isinstance(annotations, list):
+            yield malformed(path, "expected a list `annotations`", "file")
+            continue
+        yield from _read_annotations(path, annotations or [], photos, names, split)
+
+
+def _is_key(value: Any) -> TypeGuard[int | str]:
+    return isinstance(value, int | str) and not isinstance(value, bool)  # True would be image 1
+
+
+def _read_annotations(
+    path: str,
+    annotations: list[Any],
+    photos: dict[int | str, str | None],
+    names: dict[int | str, str],
+    split: str | None,
+) -> Iterator[Item]:
+    for index, annotation in enumerate(annotations):
+        place = f"{path}: annotations[{index}]"
+        key, text = (
+            (annotation.get("image_id"), annotation.get("caption"))
+            if isinstance(annotation, dict)
+            else (None, None)
+        )
+        if not _is_key(key) or not isinstance(text, str):
+            yield malformed(
+                place, f"expected `image_id` and `caption`, found {printable(repr(annotation), 80)}"
+            )
+            continue
+        if key not in photos:
+            photos[key], names[key] = None, f"{path}: image {key}"
+            yield Problem("photo", printable(names[key]), "missing_photo", "`images` has no such `id`")
+        yield Entry(photos[key], [(place, text)], split, name=names[key])
+
+
+# ---- imagefolder ----
+
+
+def read_imagefolder(source: Source) -> Iterator[Item]:
+    """A row a photograph: its name, relative to the metadata's folder, and its captions."""
+    for path in source.markers:
+        rows = jsonl_rows(source.files, path) if path.lower().endswith("l") else csv_rows(source.files, path)
+        for row in rows:
+            if isinstance(row, Problem):
+                yield row
+            else:
+                yield from _read_row(source, path, *row)
+
+
+def _read_row(source: Source, path: str, place: str, row: dict[str, Any]) -> Iterator[Item]:
+    """The items of one row whose columns name a photograph and hold captions."""
+    name = next((row[column] for column in FILE_NAMES if isinstance(row.get(column), str)), "")
+    if not name:
+        yield malformed(
+            place, f"expected a photograph's name in {', '.join(f'`{n}`' for n in FILE_NAMES[:3])}", "photo"
+        )
+        return
+    captions: list[tuple[str, str]] = []
+    for column, value in row.items():
+        if CAPTION_NAME.fullmatch(column):
+            more, problems = captions_at(place, value)
+            captions += more
+            yield from problems
+    base = posixpath.dirname(path)
+    photo, news = source.finder.find(name, base)
+    if news is not None:
+        yield news
+    told, problem = told_split(row.get("split"), place)
+    if problem:
+        yield problem
+        return
+    place = photo or posixpath.join(base, name)
+    yield Entry(photo, captions, told or split_in(posixpath.dirname(place)), name=place)
+
+
+def jsonl_rows(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
+    """Place and columns of each row."""
+    for line in read_lines(files, path):
+        if isinstance(line, Problem):
+            yield line
+            continue
+        place = f"{path}:{line[0]}"
+        try:
+            row = json.loads(line[1])
+        except (ValueError, RecursionError) as error:
+            yield malformed(place, f"not JSON: {cause(error)}")
+            continue
+        yield (place, row) if isinstance(row, dict) else malformed(place, "expected an object")
+
+
+def csv_rows(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
+    """Place and columns of each row below the heading."""
+    header: list[str] | None = None
+    records = read_records(files, path, lambda text: ends_in_quotes(text, ","), begins_with_photo(","))
+    for record in records:
+        if isinstance(record, Problem):
+            yield record
+            continue
+        place = f"{path}:{record[0]}"
+        try:
+            fields = next(csv.reader(_csv_lines(record[1])), [])
+        except csv.Error as error:
+            yield malformed(place, cause(error))
+            continue
+        if header is None:
+            header = _distinct([name.strip() for name in fields])
+        elif len(fields) != len(header):
+            expected = f"expected {len(header)} fields, found {len(fields)}"
+            yield malformed(place, f"{expected}; a field that holds a comma stands in quotes")
+        else:
+            yield place, {name: _json_list(value) for name, value in zip(header, fields, strict=True)}
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names of columns; one that comes again gets a number, so that no column hides another."""
+    again = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name}_{count + 1}" if count else name for name, count in zip(names, again, strict=True)]
+
+
+def _csv_lines(text: str) -> list[str]:
+    lines = text.split("\n")
+    return [line + "\n" for line in lines[:-1]] + lines[-1:]
+
+
+def _json_list(value: str) -> Any:
+    """A list where a field holds one in JSON, else the field."""
+    if value.startswith("[") and value.endswith("]"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+# ---- folder ----
+
+# Texts that lie beside photographs and say nothing of one.
+_DOCUMENTS = re.compile(r"(readme|licen[cs]e|copying|notice|authors|changelog|requirements).*", re.IGNORECASE)
+
+
+def read_folder(source: Source) -> Iterator[Item]:
+    """Photographs, with the captions of `name.txt` beside `name.jpg`, one a line.
+
+    A text without its photograph counts as captions only where its folder also has pairs.
+    """
+    files, stems = source.files, source.finder.by_stem
+    texts = [path for path in files.paths if ending_of(path) == ".txt"]
+    paired = {posixpath.dirname(path) for path in texts if path[:-4] in stems}
+    refused = {
+        problem.name[: problem.name.rfind(".")] for problem in files.problems if problem.kind == "photo"
+    }
+    for path in texts:
+        photo = stems.get(path[:-4])
+        folder, name = posixpath.split(path)
+        if (
+            photo is None
+            and path[:-4] not in refused
+            and (folder not in paired or _DOCUMENTS.fullmatch(name))
+        ):
+            continue
+        try:
+            captions = caption_lines(path, files.read_text(path, MAX_TEXT_BYTES))
+        except OSError as error:
+            yield Problem("file", path, reason_of(error), cause(error))
+            continue
+        if photo is None and path[:-4] not in refused:
+            yield Problem("photo", path[:-4], "missing_photo", f"'{path}' has no photograph beside it")
+        yield Entry(photo, captions, split_in(folder), name=path[:-4])
+    for path in files.paths:
+        if files.is_photo(path):
+            yield Entry(path, (), split_in(posixpath.dirname(path)))

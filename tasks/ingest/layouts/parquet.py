@@ -1,0 +1,266 @@
+"""Parquet as a data set: rows with a photograph's bytes or its name, and captions."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cutline.tasks.ingest.files import Files, Photo, Problem, cause, decode, ending_of
+from cutline.tasks.ingest.layouts.base import (
+    CAPTION_NAME,
+    FILE_NAMES,
+    Entry,
+    Item,
+    Source,
+    captions_at,
+    malformed,
+    split_of_file,
+    told_split,
+)
+from cutline.tasks.ingest.packing import Pack, packed
+from cutline.tasks.runtime.unicode import is_valid, printable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns of a Parquet file hold what."""
+
+    image: str | None  # bytes, or a struct with bytes
+    bytes: str | None  # the column with the bytes: `image`, or `image.bytes`
+    name: str | None
+    captions: tuple[str, ...]
+    split: str | None
+
+    @property
+    def slim(self) -> list[str]:
+        """All columns that are read but the bytes."""
+        return [name for name in (self.name, *self.captions, self.split) if name]
+
+
+IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "photo")
+
+
+def _is_bytes(type_: pa.DataType) -> bool:
+    import pyarrow.types as pt
+
+    return pt.is_binary(type_) or pt.is_large_binary(type_) or pt.is_binary_view(type_)
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    import pyarrow.types as pt
+
+    type_ = type_.value_type if pt.is_dictionary(type_) else type_
+    return pt.is_string(type_) or pt.is_large_string(type_) or pt.is_string_view(type_)
+
+
+def _columns_of(schema: pa.Schema) -> _Columns:
+    import pyarrow.types as pt
+
+    image = bytes_ = path = None
+    for name in IMAGE_NAMES:
+        type_ = schema.field(name).type if schema.names.count(name) == 1 else None
+        if type_ is None:
+            continue
+        fields = (
+            {type_.field(i).name: type_.field(i).type for i in range(type_.num_fields)}
+            if pt.is_struct(type_)
+            else {}
+        )
+        if _is_bytes(type_):
+            image, bytes_ = name, name
+        elif "bytes" in fields and _is_bytes(fields["bytes"]):
+            image, bytes_ = name, f"{name}.bytes"
+            path = f"{name}.path" if "path" in fields and _is_text(fields["path"]) else None
+        if image:
+            break
+    texts = {
+        field_.name for field_ in schema if schema.names.count(field_.name) == 1 and _is_text(field_.type)
+    }
+    names = [name for name in FILE_NAMES if name in texts]
+    captions = [
+        field_.name
+        for field_ in schema
+        if CAPTION_NAME.fullmatch(field_.name)
+        and (field_.name in texts or pt.is_nested(field_.type) or _is_bytes(field_.type))
+        and schema.names.count(field_.name) == 1
+    ]
+    split = "split" if "split" in texts else None
+    return _Columns(image, bytes_, path or next(iter(names), None), tuple(captions), split)
+
+
+def has_photos(files: Files, path: str) -> bool | None:
+    """Whether a Parquet file has photographs or captions with their names; None where it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with files.look_into(path) as file:
+            columns = _columns_of(pq.read_schema(file))
+    except (pa.ArrowException, OSError):
+        return None
+    # Many a table has names and is no data set; one that is meant by itself is.
+    return bool(columns.bytes or (columns.name and (columns.captions or path in files.meant.paths)))
+
+
+def read_parquet(source: Source) -> Iterator[Item]:
+    """Rows with a photograph's bytes or its name, and captions; a text column or a list of texts."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in source.markers:
+        try:
+            with source.files.open(path) as file:
+                parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
+                columns = _columns_of(parquet.schema_arrow)
+                yield from _repeated_columns(path, parquet.schema_arrow)
+                pack = _pack(source, path, parquet, columns.bytes) if columns.bytes else None
+                yield from _read_groups(source, path, parquet, columns, pack)
+        except (pa.ArrowException, OSError) as error:
+            yield malformed(path, f"not readable as Parquet: {cause(error)}", "file")
+
+
+def _repeated_columns(path: str, schema: pa.Schema) -> Iterator[Problem]:
+    for name in sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        if CAPTION_NAME.fullmatch(name):
+            many = f"{schema.names.count(name)} columns are called '{printable(name)}'"
+            yield malformed(path, f"{many}, so none of them is read; rename them", "file")
+
+
+def _pack(source: Source, path: str, parquet: Any, column: str) -> Pack:
+    return packed(source.files, path, parquet, column, source.max_file_bytes, source.packs)
+
+
+def _read_groups(
+    source: Source, path: str, parquet: Any, columns: _Columns, pack: Pack | None
+) -> Iterator[Item]:
+    import pyarrow as pa
+
+    first = 0
+    reader = _RowReader(source, path, columns, pack)
+    for group in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        done = 0
+        try:
+            for batch in parquet.iter_batches(4096, row_groups=[group], columns=columns.slim):
+                values = {name: _values(batch, name) for name in columns.slim}
+                for i in range(batch.num_rows):
+                    row = {name: column[i] for name, column in values.items()}
+                    yield from reader.items(first + done + i, row)
+                done += batch.num_rows
+            for i in range(done, rows if not columns.slim else done):
+                yield from reader.items(first + i, {})
+        except (pa.ArrowException, OSError, ValueError) as error:
+            detail = f"rows {first + done:,} to {first + rows - 1:,} cannot be read: {cause(error)}"
+            yield malformed(f"{path}/row-{first + done}", detail, "file")
+        first += rows
+
+
+def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
+    """A column as texts, lists of texts or None; texts that are not UTF-8 hold lone surrogates."""
+    import pyarrow as pa
+    import pyarrow.types as pt
+
+    outer, _, inner = name.partition(".")
+    column = batch.column(batch.schema.names.index(outer if outer in batch.schema.names else name))
+    if inner and pt.is_struct(column.type):
+        column = column.field(inner)
+    if pt.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    # Arrow does not check that a text is UTF-8, and fails on the whole column when it is not.
+    if _is_text(column.type) or _is_bytes(column.type):
+        return [
+            None if value is None else decode(value) for value in column.cast(pa.large_binary()).to_pylist()
+        ]
+    if pt.is_list(column.type) and (
+        pt.is_string(column.type.value_type) or pt.is_large_string(column.type.value_type)
+    ):
+        lists = column.cast(pa.list_(pa.large_binary())).to_pylist()
+        return [value and [None if one is None else decode(one) for one in value] for value in lists]
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+@dataclass
+class _RowReader:
+    """Turns the rows of one Parquet file into items."""
+
+    source: Source
+    path: str
+    columns: _Columns
+    pack: Pack | None
+    _photos: dict[tuple[str, int, str | None], str] = field(default_factory=dict)
+    _names: set[str] = field(default_factory=set)
+
+    def items(self, number: int, row: dict[str, Any]) -> Iterator[Item]:
+        """The items of row `number`, counted from 0."""
+        place = f"{self.path}/row-{number}"
+        name = row.get(self.columns.name or "")
+        captions: list[tuple[str, str]] = []
+        for column in self.columns.captions:
+            more, problems = captions_at(place, row[column])
+            captions += more
+            yield from problems
+        told, problem = told_split(row.get(self.columns.split or ""), place)
+        if problem:
+            yield problem
+            captions = []
+        split = told or split_of_file(self.path)
+        photo: str | None = None
+        if self.pack is not None and self.pack.sizes[number] >= 0:
+            for item in self._packed_photo(number, name, split):
+                photo = item.path if isinstance(item, Photo) else photo
+                if not isinstance(item, Photo) or item.path not in self._names:
+                    yield item
+                if isinstance(item, Photo):
+                    self._names.add(item.path)
+        elif isinstance(name, str) and name:
+            photo, news = self._find(name)
+            if news is not None:
+                yield news
+        else:
+            yield malformed(place, "the row has neither the bytes nor the name of a photograph", "photo")
+        yield Entry(photo, captions, split, name=name if isinstance(name, str) and name else place)
+
+    def _packed_photo(self, number: int, name: str | None, split: str | None) -> Iterator[Photo | Problem]:
+        """The photograph of a row with bytes; rows of the same name, bytes and split are the same."""
+        assert self.pack is not None
+        offset, size = int(self.pack.offsets[number]), int(self.pack.sizes[number])
+        if offset < 0:
+            reason = "too_many_bytes" if size > self.source.max_file_bytes else "malformed"
+            detail = (
+                f"{size:,} bytes is over max_file_bytes={self.source.max_file_bytes:,}"
+                if size
+                else "cannot be read"
+            )
+            yield Problem("photo", f"{self.path}/row-{number}", reason, detail)
+            return
+        shown = _shown(name)
+        key = (shown, offset, split)
+        if key not in self._photos:
+            label = shown or f"row-{number}"
+            taken = f"{self.path}/{label}" in self._names
+            self._photos[key] = f"{label}#row-{number}" if taken else label
+        yield self.source.files.part(self.path, self._photos[key], self.pack.container, offset, size)
+
+    def _find(self, name: str) -> tuple[str | None, Item | None]:
+        """The photograph that a row names by its path or, as img2dataset does, by its key alone."""
+        base = posixpath.dirname(self.path)
+        if self.columns.name == "key" and not ending_of(name):
+            shard = posixpath.splitext(self.path)[0]  # 00000.parquet stands beside the folder 00000
+            for stem in (f"{shard}/{name}", posixpath.join(base, name)):
+                if stem in self.source.finder.by_stem:
+                    return self.source.finder.find(self.source.finder.by_stem[stem])
+        return self.source.finder.find(name, base)
+
+
+def _shown(name: str | None) -> str:
+    """A name that can be shown as part of a path, or nothing."""
+    if not isinstance(name, str) or not is_valid(name) or "\0" in name or len(name) > 500:
+        return ""
+    path = posixpath.normpath(name).lstrip("/") if name else ""
+    return "" if path in ("", ".", "..") or path.startswith("../") else path

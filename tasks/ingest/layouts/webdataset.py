@@ -1,0 +1,193 @@
+"""The layout of WebDataset: tars of samples, read in place."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from cutline.tasks.ingest.files import (
+    PHOTO_ENDINGS,
+    Problem,
+    cause,
+    decode,
+    ending_of,
+    is_passed_over,
+    reason_of,
+)
+from cutline.tasks.ingest.layouts.base import (
+    CAPTION_NAME,
+    MAX_TEXT_BYTES,
+    Entry,
+    Item,
+    Source,
+    caption_lines,
+    captions_at,
+    malformed,
+    split_of_file,
+)
+from cutline.tasks.runtime.unicode import is_valid, printable
+
+
+@dataclass
+class _Sample:
+    """The members of a tar that share a key; photographs and texts by the ending after it."""
+
+    photos: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    has_reject: bool = False  # a photograph of it, so that it is not missed
+
+
+def read_webdataset(source: Source) -> Iterator[Item]:
+    """Tars of samples: members that are named alike up to the first dot of the last part."""
+    for path in source.markers:
+        samples: dict[str, _Sample] = {}
+        try:
+            with source.files.open(path) as file:
+                yield from _read_members(source, path, file, samples)
+        except OSError as error:
+            yield Problem("file", path, reason_of(error), cause(error))
+        split = split_of_file(path)
+        for key, sample in samples.items():
+            yield from _read_sample(f"{path}/{key}", sample, split)
+
+
+def _read_members(source: Source, path: str, file: BinaryIO, samples: dict[str, _Sample]) -> Iterator[Item]:
+    """Photographs and problems of a tar; `samples` is filled with what belongs together."""
+    seen: set[str] = set()
+    end = os.fstat(file.fileno()).st_size
+    for member in _members(path, file):
+        if isinstance(member, Problem):
+            yield member
+            continue
+        ending = ending_of(member.name)
+        if not (ending in PHOTO_ENDINGS or ending in (".txt", ".json")):
+            continue
+        if any(is_passed_over(part) for part in member.name.split("/") if part not in ("", ".", "..")):
+            continue
+        kind = "photo" if ending in PHOTO_ENDINGS else "caption"
+        name = posixpath.normpath(member.name)
+        folder, slash, last = name.rpartition("/")
+        key, _, rest = last.partition(".")
+        sample = samples.setdefault(folder + slash + key, _Sample())
+        wrong = _what_is_wrong(member, name, end, kind, source.max_file_bytes)
+        if wrong is None and name in seen:
+            wrong = "malformed", "the tar has two members of this name; the first is taken"
+        if wrong is not None:
+            sample.has_reject |= kind == "photo"
+            yield Problem(kind, printable(f"{path}/{name}"), *wrong)
+            continue
+        seen.add(name)
+        if kind == "photo":
+            photo = source.files.part(path, name, path, member.offset_data, member.size)
+            sample.photos[rest.lower()] = photo.path
+            yield photo
+        elif rest.lower() in sample.texts:
+            detail = f"the sample has two texts whose names end in '.{rest.lower()}'; the first is taken"
+            yield malformed(f"{path}/{name}", detail)
+        else:
+            sample.texts[rest.lower()] = decode(os.pread(file.fileno(), member.size, member.offset_data))
+
+
+def _members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo | Problem]:
+    """The members of a tar, in order, and where it is damaged a problem at the end."""
+    at = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+            while member := tar.next():
+                if tar.offset <= at:  # a negative size leads back: the same members for ever
+                    raise tarfile.ReadError("its members overlap")
+                at = tar.offset
+                vars(tar)["members"] = []  # else they are all kept
+                yield member
+            at = tar.offset
+        # An unreadable header ends a tar for tarfile as its end mark does; they differ in the bytes.
+        os.lseek(file.fileno(), at, os.SEEK_SET)
+        if os.read(file.fileno(), tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError("a header is damaged; what follows it is lost")
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        advice = "" if at else " (a compressed tar has to be unpacked first: its members cannot be addressed)"
+        yield malformed(path, f"the tar breaks off near byte {at:,}: {cause(error)}{advice}", "file")
+
+
+def _what_is_wrong(
+    member: tarfile.TarInfo, name: str, end: int, kind: str, max_file_bytes: int
+) -> tuple[str, str] | None:
+    """Reason and detail for not using a member of a tar that is `end` bytes long."""
+    if not is_valid(name):
+        return "bad_name", "the member's name is not UTF-8"
+    if name.startswith(("/", "../")):
+        return "outside_dataset", "the member's name leads out of the tar"
+    if member.isdir():
+        return "not_a_file", "a folder, not a file"
+    if not member.isreg() or member.issparse():
+        return "not_a_file", "not a regular member (a link, a pipe, a device or a sparse file)"
+    if member.size < 0 or member.offset_data + member.size > end:
+        return "truncated", "the tar ends before the member does"
+    if kind == "photo" and member.size > max_file_bytes:
+        return "too_many_bytes", f"{member.size:,} bytes is over max_file_bytes={max_file_bytes:,}"
+    if kind == "caption" and member.size > MAX_TEXT_BYTES:
+        return "too_many_bytes", f"{member.size:,} bytes is over {MAX_TEXT_BYTES:,}, the most for a text"
+    return None
+
+
+def _read_sample(place: str, sample: _Sample, split: str | None) -> Iterator[Item]:
+    """The entries of a sample: its captions belong to its photograph.
+
+    Further photographs of the sample ("key.left.jpg" beside "key.jpg") have the captions that are
+    named like them ("key.left.txt"), if any.
+    """
+    plain = (rest for rest in sample.photos if "." + rest in PHOTO_ENDINGS)
+    main = next(plain, next(iter(sample.photos), None))
+    texts: dict[str, dict[str, str]] = {}  # by the part of the ending that photographs and texts share
+    for rest, text in sample.texts.items():
+        texts.setdefault("" if len(sample.photos) == 1 else rest.rpartition(".")[0], {})[rest] = text
+    for rest, photo in sample.photos.items():
+        own = texts.pop(rest.rpartition(".")[0], {}) | (texts.pop("", {}) if rest == main else {})
+        captions, problems = _captions_of_texts(place, own)
+        yield from problems
+        yield Entry(photo, captions, split)
+    for part, own in texts.items():
+        captions, problems = _captions_of_texts(place, own)
+        yield from problems
+        if captions and not sample.has_reject:
+            yield Problem("photo", printable(place), "missing_photo", "captions without a photograph")
+        yield Entry(None, captions, split, name=f"{place}.{part}" if part else place)
+
+
+def _captions_of_texts(place: str, texts: dict[str, str]) -> tuple[list[tuple[str, str]], list[Problem]]:
+    """Captions in a sample's `.json` and `.txt`, once where both hold the same."""
+    captions: list[tuple[str, str]] = []
+    problems: list[Problem] = []
+    for rest, text in sorted(texts.items(), key=_json_first):  # it tells where one caption has several lines
+        at = f"{place}.{rest}"
+        if rest.endswith("json"):
+            more, problem = _captions_in_json(at, text)
+            problems += problem
+            captions += more
+            continue
+        held = {caption.strip() for _, caption in captions}
+        if text.strip() not in held:
+            captions += [one for one in caption_lines(at, text) if one[1].strip() not in held]
+    return captions, problems
+
+
+def _json_first(text: tuple[str, str]) -> tuple[bool, str]:
+    return not text[0].endswith("json"), text[0]
+
+
+def _captions_in_json(at: str, text: str) -> tuple[list[tuple[str, str]], list[Problem]]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return [], [malformed(at, f"not JSON: {cause(error)}")]
+    if not isinstance(data, dict):
+        return captions_at(at, data)
+    known = ("captions", "caption", "sentences", "texts", "text")
+    names = [*known, *(name for name in data if name not in known and CAPTION_NAME.fullmatch(name))]
+    found = next((data[name] for name in names if data.get(name) is not None), None)
+    return captions_at(at, found)

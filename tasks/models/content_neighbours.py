@@ -1,0 +1,94 @@
+"""Which of the photographs that people wrote captions of may be like one that nobody has described.
+
+Most captions that are learned from may be of photographs that are missing. Texts and photographs lie in one
+space (joint_embedding), so these captions can be asked all the same: what they say, weighed by how near
+they lie to a photograph (kernel regression: Nadaraya 1964, Watson 1964), is a second opinion of its gist,
+beside the regression from the photographs that are there (tasks/training/content_embedding.py).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cutline.schemas.errors import StaleModel
+from cutline.tasks.runtime.memory import by_reference
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+NEIGHBOURS = "neighbours.npz"
+MOST = 8_192  # described photographs that are kept
+HALF_TRUSTED = 2_000  # described photographs, whose word counts half as much as that of very many
+# What a cosine of vectors, and one of gists, adds to the logarithm of how likely a neighbour is.
+SHARPNESS = 16.0, 8.0
+LEVELS = 31  # steps on either side of 0: two thirds of int8's room, and the cosines hardly change
+ARRAYS = ("vectors", "gists", "said")
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Photographs, there or missing, by what their captions say; float32."""
+
+    vectors: np.ndarray  # (S, size), the mean of their captions' vectors, of length 1
+    gists: np.ndarray  # (S, K), those imagined for their captions, of length 1
+    said: np.ndarray  # (S, K), what their captions say, as a gist
+
+    def __len__(self) -> int:
+        return len(self.said)
+
+    @property
+    def trust(self) -> float:
+        """From 0 to 1: the more photographs are described, the likelier is one like any other among them."""
+        return len(self) / (len(self) + HALF_TRUSTED)
+
+    def told(self, vectors: tf.Tensor, gists: tf.Tensor) -> tf.Tensor:
+        """What is said of photographs like these, as gists, within a graph.
+
+        (N, size) vectors of length 1, (N, K) gists -> (N, K).
+        """
+        import tensorflow as tf
+
+        by_vector = tf.matmul(vectors, by_reference(self.vectors), transpose_b=True)
+        by_gist = tf.matmul(tf.math.l2_normalize(gists, -1), by_reference(self.gists), transpose_b=True)
+        share = tf.nn.softmax(SHARPNESS[0] * by_vector + SHARPNESS[1] * by_gist, -1)
+        return tf.matmul(share, by_reference(self.said))
+
+    def save(self, path: Path) -> None:
+        """Write them as whole numbers from -LEVELS to LEVELS, with what 1 stands for in each column."""
+        arrays: dict[str, np.ndarray] = {}
+        for name in ARRAYS:
+            values = getattr(self, name)
+            step = np.maximum(np.abs(values).max(0, initial=0), np.finfo(np.float16).tiny) / LEVELS
+            arrays |= {name: np.rint(values / step).astype(np.int8), f"{name} step": step.astype(np.float32)}
+        with path.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    @staticmethod
+    def load(path: Path, size: int, gist_size: int) -> Neighbours:
+        """What `save` wrote. Raises StaleModel where the file is damaged or for vectors or gists of another
+        size; where there is no neighbour, it fits any."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                levels = [file[name] for name in ARRAYS]
+                steps = [file[f"{name} step"].astype(np.float32) for name in ARRAYS]
+            count = len(levels[0])
+            shapes = [some.shape for some in levels]
+            expected = [(count, size), (count, gist_size), (count, gist_size)]
+            if count and shapes != expected:
+                raise ValueError(f"expected arrays of the shapes {expected}, found {shapes}")
+            if any(some.dtype != np.int8 for some in levels):
+                raise ValueError("expected whole numbers of 8 bits")
+            values = [some * step for some, step in zip(levels, steps, strict=True)]
+            if not all(np.isfinite(some).all() for some in values):
+                raise ValueError("expected finite numbers")
+        except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile, EOFError) as error:
+            raise StaleModel(
+                f"'{path}' does not hold what captions say of photographs: {error}; train again"
+            ) from None
+        return Neighbours(*values)

@@ -1,0 +1,1 @@
+"""The workspace on disk or in an object store: files, records, runs, tables."""

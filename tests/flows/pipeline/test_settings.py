@@ -1,0 +1,117 @@
+"""Settings come from defaults, a file and the command line, in that order, and mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cutline.flows.pipeline.settings import read_settings, settings_with
+from cutline.schemas.errors import UsageError
+from cutline.schemas.settings import Settings, expanded
+from cutline.tasks.bundles.bundle import IN_THE_BOX, load_bundle
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    assert read_settings(None, []) == Settings()
+
+
+def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "cutline.yaml"
+    config.write_text("images: {crop: pad, side_px: 128}\nfusion:\n  kind: concat\n")
+    settings = read_settings(config, ["images.crop=squash", "caption.beam=5"])
+    assert settings.images.crop == "squash"
+    assert settings.images.side_px == 128
+    assert settings.fusion.kind == "concat"
+    assert settings.caption.beam == 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "beam"),
+    [
+        ({"alternatives": 5}, 20),  # as it was trained with
+        ({"alternatives": 30}, 30),
+        ({"alternatives": 30, "beam": 40}, 40),
+        ({"beam": 2}, 2),
+    ],
+)
+def test_the_beam_is_wide_enough_for_the_alternatives_unless_its_width_was_said(
+    asked: dict[str, int], beam: int
+) -> None:
+    assert settings_with(load_bundle(IN_THE_BOX), {"caption": asked}).caption.beam == beam
+
+
+def test_more_alternatives_than_the_beam_that_was_asked_for_are_refused() -> None:
+    with pytest.raises(UsageError, match="alternatives=5: expected at most the beam"):
+        settings_with(load_bundle(IN_THE_BOX), {"caption": {"beam": 2, "alternatives": 5}})
+    with pytest.raises(UsageError, match="alternatives=5: expected at most the beam"):
+        read_settings(None, ["caption.beam=2", "caption.alternatives=5"])
+
+
+def test_a_stage_that_does_not_exist_is_told_from_one_that_the_bundle_has_settled() -> None:
+    bundle = load_bundle(IN_THE_BOX)
+    with pytest.raises(UsageError, match="captoin does not exist; did you mean caption"):
+        settings_with(bundle, {"captoin": {"beam": 3}})
+    with pytest.raises(UsageError, match="setting images: the bundle was trained with its own"):
+        settings_with(bundle, {"images": {"crop": "pad"}})
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("images.crp=pad", "did you mean images.crop"),
+        ("image.crop=pad", "did you mean images"),
+        ("images.crop=round", "'centre', 'pad' or 'squash'"),
+        ("caption.beam=many", "caption.beam"),
+        ("caption.beam=0", "greater than or equal to 1"),
+        ("caption.beam=true", "caption.beam: .*expected a number, found True"),
+        ("fusion.dropout=no", "fusion.dropout: .*expected a number, found False"),
+        ("caption.alternatives=65", "less than or equal to 64"),
+        ("fusion.seed=-1", "greater than or equal to 0"),
+        ("fusion.learning_rate=.inf", "finite"),
+        ("crop=pad", "expected STAGE.KEY=VALUE"),
+        ("images.crop", "expected STAGE.KEY=VALUE"),
+        ("captions.stopwords=2024-13-45", "month must be in"),
+        (f"ingest.max_pixels={'9' * 5000}", "digits"),
+        (f"images.crop={'[' * 2000}", "recursion"),
+    ],
+)
+def test_a_mistake_is_named_with_what_was_expected(assignment: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_settings(None, [assignment])
+
+
+def test_a_switch_is_still_one_and_a_whole_number_is_a_share() -> None:
+    settings = read_settings(None, ["evaluate.meteor=yes", "fusion.dropout=0"])
+    assert (settings.evaluate.meteor, settings.fusion.dropout) == (True, 0.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "images: pad", "images: {crop: [", "\xff\xfe", "images: {crop: 2024-13-45}"]
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "cutline.yaml"
+    config.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError):
+        read_settings(config, [])
+
+
+@pytest.mark.parametrize("setting", ["~/list.txt", "~nobody-of-that-name/list.txt"])
+def test_without_a_home_folder_a_path_with_a_tilde_is_a_path_like_another(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    expected = setting.replace("~/", "/home/someone/")
+    assert expanded(setting) == Path(expected)
+
+
+def test_settings_cannot_change_under_a_run() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().images.crop = "pad"  # type: ignore[misc]
+
+
+def test_a_stage_that_comes_twice_in_a_file_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "cutline.yaml"
+    config.write_text("images: {crop: pad}\nimages: {side_px: 64}\n")
+    with pytest.raises(UsageError, match="'images' comes twice"):
+        read_settings(config, [])

@@ -1,0 +1,236 @@
+"""A bundle can be carried away, is checked before it is used, and refuses features that are not its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from cutline.schemas.errors import StaleModel, UsageError
+from cutline.schemas.settings import CaptionSettings, ImageFeaturesSettings, ImagesSettings, Settings
+from cutline.tasks.bundles.bundle import IN_THE_BOX, FeatureOrigin, load_bundle, write_bundle
+from cutline.tasks.decoding.captioner import Captioner, ModelFiles
+from cutline.tasks.decoding.stage import CAPTION, _load_captioner_once, load_captioner
+from cutline.tasks.engine.stage import Shard, Work
+from cutline.tasks.features.cnn import weights_digest
+from cutline.tasks.models.fusion import build_fusion
+from cutline.tasks.models.language_model import build_language_model
+from cutline.tasks.models.weights import save_weights
+from cutline.tasks.storage.tables import write_table
+from cutline.tasks.storage.workspace import Workspace, digest_of_file
+from tests.support.toys import (
+    CHANNELS,
+    FUSION_SETTINGS,
+    LM_SETTINGS,
+    a_gist,
+    toy_familiar,
+    toy_image_features,
+    toy_vocabulary,
+)
+from tests.tasks.models.test_content_neighbours import some_neighbours
+from tests.tasks.training.test_joint_embedding import a_matching
+
+ORIGIN = FeatureOrigin.of(ImagesSettings(), ImageFeaturesSettings(), "a1" * 16, CHANNELS)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    words = toy_vocabulary().height
+    save_weights(build_language_model(words, LM_SETTINGS).model, folder / "language_model.weights.h5")
+    fusion = build_fusion(words, CHANNELS, FUSION_SETTINGS, LM_SETTINGS, a_gist(folder))
+    save_weights(fusion.model, folder / "fusion.weights.h5")
+    a_matching(CHANNELS, LM_SETTINGS.state_size).save(folder / "matching.npz")
+    toy_familiar(folder)
+    a_gist(folder).save(folder / "gist.npz")
+    some_neighbours(4, a_gist(folder).size).save(folder / "neighbours.npz")
+    write_table(toy_vocabulary(), folder / "vocabulary.parquet", "vocabulary")
+    return folder
+
+
+def write(weights: Path, folder: Path, **changes: Any) -> None:
+    values: dict[str, Any] = {
+        "features": ORIGIN,
+        "lm_settings": LM_SETTINGS,
+        "fusion_settings": FUSION_SETTINGS,
+        "caption_settings": CaptionSettings(beam=2),
+        "scores": {"test": {"CIDEr": 0.34567}},
+        "sizes": {"training photographs": 6000},
+        "versions": {"keras": "3.15.1"},
+        "about": "Drawn scenes.",
+    }
+    folder.mkdir(exist_ok=True)
+    write_bundle(folder, ModelFiles.within(weights), **values | changes)
+
+
+@pytest.fixture
+def bundle(weights: Path, tmp_path: Path) -> Path:
+    write(weights, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_a_bundle_moved_elsewhere_writes_the_same_captions(
+    weights: Path, bundle: Path, tmp_path: Path
+) -> None:
+    moved = load_bundle(Path(shutil.move(bundle, tmp_path / "elsewhere")))
+    photos = toy_image_features(range(5))
+    original = Captioner.load(ModelFiles.within(weights), LM_SETTINGS, FUSION_SETTINGS, CHANNELS)
+    settings = moved.description.caption
+    assert settings.beam == 2
+    found = moved.captioner().caption_photos(photos, settings, lambda _: None)
+    assert found.equals(original.caption_photos(photos, settings, lambda _: None))
+
+
+def test_the_same_model_gives_the_same_bytes_and_nothing_else_is_in_a_bundle(
+    weights: Path, bundle: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    write(weights, bundle)
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert set(before) == {
+        "language_model.weights.h5",
+        "fusion.weights.h5",
+        "familiar.parquet",
+        "gist.npz",
+        "matching.npz",
+        "neighbours.npz",
+        "vocabulary.parquet",
+        "bundle.json",
+        "CARD.md",
+    }
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_the_card_says_what_it_was_trained_on_and_how_good_it_is(bundle: Path) -> None:
+    card = (bundle / "CARD.md").read_text(encoding="utf-8")
+    for said in (
+        "Drawn scenes.",
+        "training photographs: 6,000",
+        "| test | CIDEr | 0.346 |",
+        "cannot",
+        "keras 3.15.1",
+    ):
+        assert said in card
+
+
+@pytest.mark.parametrize("name", ["language_model.weights.h5", "fusion.weights.h5", "vocabulary.parquet"])
+def test_a_changed_or_missing_file_is_noticed(bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(StaleModel, match=f"{name} should have the digest"):
+        load_bundle(bundle)
+    (bundle / name).unlink()
+    with pytest.raises(StaleModel, match="found no such file"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "damaged"),
+        (b"{", "damaged"),
+        (b"\xff\xfe", "damaged"),
+        (b"[" * 100_000, "damaged"),
+        (b"[]", "the whole"),
+        (b'{"format": "cutline-bundle-2"}', "format"),
+        (b" " * (2**20 + 1), "bytes"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(bundle: Path, content: bytes, message: str) -> None:
+    (bundle / "bundle.json").write_bytes(content)
+    with pytest.raises(StaleModel, match=message):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fusion": {"kind": "telepathy"}},
+        {"unknown": 1},
+        {"language_model": {"state_size": "24; import os"}},
+        {"digests": None},
+    ],
+)
+def test_settings_that_are_none_are_refused(bundle: Path, change: dict[str, Any]) -> None:
+    description = json.loads((bundle / "bundle.json").read_bytes())
+    (bundle / "bundle.json").write_text(json.dumps(description | change))
+    with pytest.raises(StaleModel, match=next(iter(change))):
+        load_bundle(bundle)
+
+
+def test_settings_of_another_size_than_the_weights_are_refused(bundle: Path) -> None:
+    description = json.loads((bundle / "bundle.json").read_bytes())
+    description["language_model"]["state_size"] = 25
+    (bundle / "bundle.json").write_text(json.dumps(description))
+    with pytest.raises(StaleModel, match="expected size"):
+        load_bundle(bundle).captioner()
+
+
+def test_a_bundle_that_was_replaced_in_its_place_is_loaded_again(
+    weights: Path, bundle: Path, tmp_path: Path
+) -> None:
+    settings = Settings(language_model=LM_SETTINGS, fusion=FUSION_SETTINGS)
+    files = ModelFiles.within(bundle)._asdict()
+
+    def captioner() -> Captioner:
+        digests = {name: digest_of_file(path) for name, path in files.items()}
+        sources = {"settings": settings.model_dump(), **{name: str(path) for name, path in files.items()}}
+        shard = Shard(CAPTION, "", digests, {}, "", sources)
+        work = Work(shard, Workspace(tmp_path / "workspace"), tmp_path, lambda _rows: None)
+        return load_captioner(work, toy_image_features(range(1)))
+
+    first = captioner()
+    assert captioner() is first
+    another = build_language_model(toy_vocabulary().height, LM_SETTINGS, seed=1)
+    save_weights(another.model, bundle / "language_model.weights.h5")
+    kept, found = (words.language_model.embedding.embeddings.numpy() for words in (first, captioner()))
+    assert np.abs(kept - found).max() > 0.01
+
+
+def test_a_bundle_replaced_between_the_look_and_the_load_captions_nothing(bundle: Path) -> None:
+    """Else captions of the new files would lie under the old ones' key, and be believed ever after."""
+    files = ModelFiles.within(bundle)
+    looked_at = tuple(map(digest_of_file, files))
+    another = build_language_model(toy_vocabulary().height, LM_SETTINGS, seed=1)
+    save_weights(another.model, files.language_model)
+    with pytest.raises(StaleModel, match="replaced while it was used"):
+        _load_captioner_once(files, looked_at, LM_SETTINGS, FUSION_SETTINGS, CHANNELS)
+
+
+def test_a_folder_that_is_no_bundle_is_wrong_usage(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UsageError, match="no bundle"):
+            load_bundle(folder)
+
+
+def test_features_made_in_another_way_are_refused_and_the_difference_named(bundle: Path) -> None:
+    loaded = load_bundle(bundle)
+    loaded.check_features(
+        FeatureOrigin.of(ImagesSettings(), ImageFeaturesSettings(batch_size=7), "a1" * 16, CHANNELS)
+    )
+    padded = FeatureOrigin.of(ImagesSettings(crop="pad"), ImageFeaturesSettings(), "b2" * 16, CHANNELS)
+    with pytest.raises(StaleModel) as refusal:
+        loaded.check_features(padded)
+    for said in ("images.crop=centre", "images.crop=pad", "weights=a1a1", "weights=b2b2"):
+        assert said in str(refusal.value)
+    assert "side_px" not in str(refusal.value)
+
+
+def test_the_model_in_the_box_is_whole_small_and_fits_the_default_settings() -> None:
+    box = load_bundle(IN_THE_BOX)
+    assert sum(file.stat().st_size for file in IN_THE_BOX.iterdir()) <= 12e6
+    trained = box.description
+    weights = weights_digest(ImageFeaturesSettings())
+    box.check_features(FeatureOrigin.of(ImagesSettings(), ImageFeaturesSettings(), weights, 512))
+    assert trained.sizes["training photographs"] == 800
+    assert pl.read_parquet(IN_THE_BOX / "familiar.parquet").height == 800
+    with pytest.raises(StaleModel, match=r"images\.crop=centre"):
+        box.check_features(
+            FeatureOrigin.of(ImagesSettings(crop="pad"), ImageFeaturesSettings(), weights, 512)
+        )
