@@ -306,6 +306,7 @@ def generate(
     **numbers: Any,
 ) -> None:
     """Continue TEXT with a bundle's language model, or draw captions of a photograph."""
+    from cutline.flows.cli.printing import show_lines, show_perplexity
     from cutline.flows.commands import generate
     from cutline.flows.pipeline.settings import parse_assignments
     from cutline.tasks.decoding.sampling import Sampling
@@ -313,7 +314,7 @@ def generate(
     if perplexity:
         if text or photo:
             raise UsageError("--perplexity reads a file and writes nothing: leave TEXT and --photo out")
-        generate.show_perplexity(generate.perplexity(perplexity, model, workspace), as_json)
+        show_perplexity(generate.perplexity(perplexity, model, workspace), as_json)
         return
     found = generate.generate(
         text or "",
@@ -326,7 +327,7 @@ def generate(
         captions=captions,
         workspace=workspace,
     )
-    generate.show_lines(found, as_json)
+    show_lines(found, as_json)
 
 
 @main.command(
@@ -486,12 +487,13 @@ def search(
     as_json: bool,
 ) -> None:
     """Find photographs by TEXT, or by a photograph; after `cutline run` or `cutline caption`."""
+    from cutline.flows.cli.printing import show_found
     from cutline.flows.commands import search
 
     found = search.search(
         text or "", photo, top, exact=exact, dataset=dataset, html=html, workspace=workspace
     )
-    search.show_found(found, as_json)
+    show_found(found, as_json)
 
 
 @main.command(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
+import click
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
@@ -11,7 +14,8 @@ from rich.table import Table
 
 from cutline.schemas.records import RunRecord
 from cutline.schemas.tables import NOTICES, REASONS
-from cutline.tasks.runtime.formatting import change_in_form, count_of, in_form, metric_of, one_line
+from cutline.tasks.decoding.perplexity import Perplexity
+from cutline.tasks.runtime.formatting import change_in_form, count_of, in_form, metric_of, one_line, quoted
 from cutline.tasks.storage.tables import read_table
 from cutline.tasks.storage.workspace import Workspace
 
@@ -173,3 +177,51 @@ def _stage_table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column == "why" else "right", overflow="fold")
     return table
+
+
+def show_lines(found: dict[str, Any], as_json: bool) -> None:
+    """The lines on standard output, with the real captions nearest to each beneath it."""
+    if found["unknown_words"]:
+        click.echo(
+            f"cutline: the model does not know {quoted(found['unknown_words'])}: read as <unk>", err=True
+        )
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for line in found["lines"]:
+        click.echo(one_line(line["text"]))
+        for near in line.get("nearest", []):
+            words = near["distance"]
+            what = "copy" if near["copy"] else f"{words} word{'' if words == 1 else 's'} differ"
+            click.echo(one_line(f"    {what:<16}  {near['caption']}"))
+
+
+def show_perplexity(found: Perplexity, as_json: bool) -> None:
+    """The perplexity on standard output; what it counts on standard error."""
+    if as_json:
+        click.echo(json.dumps({"perplexity": found.perplexity, **asdict(found)}, ensure_ascii=False))
+        return
+    click.echo(
+        f"cutline: {count_of(found.captions, 'caption')}, {count_of(found.tokens, 'token')} with their ends, "
+        f"of which {found.unknown:,} ({found.unknown / found.tokens:.1%}) are <unk>"
+        + (f": {', '.join(word[:40] for word in found.examples)}" if found.examples else "")
+        + (f"; without a word: {count_of(found.without_words, 'line')}" if found.without_words else ""),
+        err=True,
+    )
+    click.echo(f"{found.perplexity:.2f}")
+
+
+def show_found(found: dict[str, Any], as_json: bool) -> None:
+    """Names, scores and captions on standard output; on standard error where they were searched."""
+    click.echo(one_line(f"searched run {found['run']} on {found['dataset']}"), err=True)
+    if found["unknown_words"]:
+        click.echo(f"cutline: no training caption has {quoted(found['unknown_words'])}: left out", err=True)
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for photo in found["photos"]:
+        click.echo(one_line(f"{photo['score']:6.3f}  {photo['path']}  {photo['caption'] or ''}".rstrip()))
+    if found["captions"]:
+        click.echo("\ncaptions that fit")
+    for caption in found["captions"]:
+        click.echo(one_line(f"{caption['score']:6.3f}  {caption['caption']}"))

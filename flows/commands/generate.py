@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,15 +11,14 @@ import click
 import numpy as np
 import polars as pl
 
-from cutline.flows.pipeline.run_record import last_run
+from cutline.flows.pipeline.run_record import last_run, name_of_model, newest_bundle
 from cutline.flows.pipeline.settings import Tree, settings_with
 from cutline.schemas.errors import UsageError
-from cutline.tasks.bundles.bundle import IN_THE_BOX, Bundle, load_bundle
+from cutline.tasks.bundles.bundle import Bundle, load_bundle
 from cutline.tasks.decoding.captioner import ModelFiles
 from cutline.tasks.decoding.nearest_captions import RealCaptions
 from cutline.tasks.decoding.perplexity import Perplexity, perplexity_of, text_lines, unknown_words
 from cutline.tasks.decoding.sampling import Line, Sampler, Sampling
-from cutline.tasks.runtime.formatting import count_of, one_line, quoted
 from cutline.tasks.runtime.tensorflow import load_tensorflow
 from cutline.tasks.storage.workspace import Workspace, bundle_at, bundle_folder
 from cutline.tasks.text.tokenizer import tokenize
@@ -96,19 +94,6 @@ def perplexity(file: Path, model: Path | None, workspace: Path) -> Perplexity:
     return perplexity_of(_language_model(bundle), _tokens(bundle), text_lines(file))
 
 
-def newest_bundle(workspace: Path) -> Path:
-    """The bundle of the newest run that made one, else the model in the box."""
-    for record in Workspace(workspace).runs():
-        if record.bundle and (folder := bundle_at(record.bundle)).is_dir():
-            return folder
-    return IN_THE_BOX
-
-
-def name_of_model(bundle: Path) -> str:
-    """What people call the model of a bundle: its folder's name, or the model in the box."""
-    return "the model in the box" if bundle == IN_THE_BOX else bundle.name
-
-
 def say_model(bundle: Path) -> None:
     """Say on standard error which model is used: commands without --model do not all take the same."""
     click.echo(f"model: {name_of_model(bundle)}", err=True)
@@ -174,35 +159,3 @@ def real_captions(source: Path | None, bundle: Path, workspace: Path) -> Iterabl
         raise UsageError(f"{expected}, found none in {workspace}; name a file with --captions")
     tables = store.outputs_of(run, "ingest", "captions.parquet")
     return pl.read_parquet(tables, columns=["text"])["text"].to_list()
-
-
-def show_lines(found: dict[str, Any], as_json: bool) -> None:
-    """The lines on standard output, with the real captions nearest to each beneath it."""
-    if found["unknown_words"]:
-        click.echo(
-            f"cutline: the model does not know {quoted(found['unknown_words'])}: read as <unk>", err=True
-        )
-    if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
-        return
-    for line in found["lines"]:
-        click.echo(one_line(line["text"]))
-        for near in line.get("nearest", []):
-            words = near["distance"]
-            what = "copy" if near["copy"] else f"{words} word{'' if words == 1 else 's'} differ"
-            click.echo(one_line(f"    {what:<16}  {near['caption']}"))
-
-
-def show_perplexity(found: Perplexity, as_json: bool) -> None:
-    """The perplexity on standard output; what it counts on standard error."""
-    if as_json:
-        click.echo(json.dumps({"perplexity": found.perplexity, **asdict(found)}, ensure_ascii=False))
-        return
-    click.echo(
-        f"cutline: {count_of(found.captions, 'caption')}, {count_of(found.tokens, 'token')} with their ends, "
-        f"of which {found.unknown:,} ({found.unknown / found.tokens:.1%}) are <unk>"
-        + (f": {', '.join(word[:40] for word in found.examples)}" if found.examples else "")
-        + (f"; without a word: {count_of(found.without_words, 'line')}" if found.without_words else ""),
-        err=True,
-    )
-    click.echo(f"{found.perplexity:.2f}")

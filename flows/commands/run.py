@@ -14,6 +14,7 @@ from cutline.schemas.errors import UsageError
 from cutline.schemas.records import RunRecord
 from cutline.schemas.settings import Settings
 from cutline.tasks.dask_workers import LOCAL
+from cutline.tasks.engine.fingerprint import KNOWN_CODE, load_known_code, save_known_code
 from cutline.tasks.storage.runs import History
 from cutline.tasks.storage.workspace import Workspace
 
@@ -30,11 +31,12 @@ def run(
     Raises UsageError, UnknownDataset, and what a stage or a runner raises (`CutlineError`).
     """
     store = Workspace(workspace)
-    recalled = store.recall_code()
+    code = store.root / KNOWN_CODE
+    loaded = load_known_code(code)
     walk = plan(dataset, settings, workspace, deep)
     if walk.complete:
-        if not recalled:
-            store.keep_code()
+        if not loaded:
+            save_known_code(code)
         return finish(walk, "run", existing(dataset), settings)
     from cutline.flows.orchestration.runners import start
 

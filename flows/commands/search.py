@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import polars as pl
 
@@ -20,7 +18,6 @@ from cutline.tasks.models.joint_embedding import MATCHING, Matching
 from cutline.tasks.report.search_page import write_search_page
 from cutline.tasks.retrieval.index import Found, Part, VectorIndex
 from cutline.tasks.retrieval.text_encoder import TextEncoder
-from cutline.tasks.runtime.formatting import one_line, quoted
 from cutline.tasks.runtime.tensorflow import load_tensorflow
 from cutline.tasks.storage.tables import read_table, squares
 from cutline.tasks.storage.workspace import Workspace, digest_of_file
@@ -227,19 +224,3 @@ class Collection:
             if record.place in places
         ]
         return pl.concat(frames)
-
-
-def show_found(found: dict[str, Any], as_json: bool) -> None:
-    """Names, scores and captions on standard output; on standard error where they were searched."""
-    click.echo(one_line(f"searched run {found['run']} on {found['dataset']}"), err=True)
-    if found["unknown_words"]:
-        click.echo(f"cutline: no training caption has {quoted(found['unknown_words'])}: left out", err=True)
-    if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
-        return
-    for photo in found["photos"]:
-        click.echo(one_line(f"{photo['score']:6.3f}  {photo['path']}  {photo['caption'] or ''}".rstrip()))
-    if found["captions"]:
-        click.echo("\ncaptions that fit")
-    for caption in found["captions"]:
-        click.echo(one_line(f"{caption['score']:6.3f}  {caption['caption']}"))

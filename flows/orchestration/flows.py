@@ -20,7 +20,6 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
 from cutline.flows import DEFAULT_WORKSPACE
-from cutline.flows.commands.generate import name_of_model, newest_bundle
 from cutline.flows.orchestration.artifacts import leave_artifacts, leave_comparison, leave_plan
 from cutline.flows.orchestration.progress import display
 from cutline.flows.orchestration.stale_runs import claim_run
@@ -28,7 +27,7 @@ from cutline.flows.pipeline.captioning import captions_of, photos_of, walk_capti
 from cutline.flows.pipeline.graph import run_stages
 from cutline.flows.pipeline.rerun import dry_run as look
 from cutline.flows.pipeline.rerun import last_before, moved, what_to_make
-from cutline.flows.pipeline.run_record import existing, finish, last_run
+from cutline.flows.pipeline.run_record import existing, finish, last_run, name_of_model, newest_bundle
 from cutline.flows.pipeline.settings import Tree, settings_with
 from cutline.schemas.errors import ServerLost, UnknownDataset
 from cutline.schemas.records import RunRecord

@@ -14,10 +14,25 @@ import polars as pl
 from cutline.schemas.errors import UsageError
 from cutline.schemas.records import Record, RunRecord
 from cutline.schemas.settings import Settings
+from cutline.tasks.bundles.bundle import IN_THE_BOX
 from cutline.tasks.engine.planner import Walk
 from cutline.tasks.runtime.unicode import is_valid, printable
 from cutline.tasks.storage.runs import REJECTING
-from cutline.tasks.storage.workspace import Workspace
+from cutline.tasks.storage.workspace import Workspace, bundle_at
+
+
+def newest_bundle(workspace: Path) -> Path:
+    """The bundle of the newest run that made one, else the model in the box."""
+    for record in Workspace(workspace).runs():
+        if record.bundle and (folder := bundle_at(record.bundle)).is_dir():
+            return folder
+    return IN_THE_BOX
+
+
+def name_of_model(bundle: Path) -> str:
+    """What people call the model of a bundle: its folder's name, or the model in the box."""
+    return "the model in the box" if bundle == IN_THE_BOX else bundle.name
+
 
 MODEL_PARTS = ("language_model", "fusion", "vocabulary", "matching")
 TIME = "%Y%m%d-%H%M%S"  # with which the names of runs begin, so that they sort by it

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from cutline.tasks.models.language_model import LanguageModel
 
+
 CAPTIONS_A_PASS = 64
 # A file of any length is read a lot at a time; the captions of a lot are sorted by length together.
 LINES_A_LOT = 4_096

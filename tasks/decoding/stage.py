@@ -17,6 +17,7 @@ from cutline.tasks.storage.workspace import digest_of_file
 if TYPE_CHECKING:
     from cutline.tasks.decoding.captioner import Captioner, ModelFiles
 
+
 CAPTION = Stage("caption", "cutline.tasks.decoding.stage:make_predictions_shard", tensorflow=True)
 
 

@@ -13,9 +13,8 @@ from cutline.schemas.records import Record
 from cutline.schemas.tables import PASSING, check
 from cutline.tasks.engine.fingerprint import code_digest
 from cutline.tasks.engine.stage import Advance, Made, Shard, Work
-from cutline.tasks.ingest.stage import count_lost
 from cutline.tasks.runtime.tensorflow import load_tensorflow
-from cutline.tasks.storage.tables import tensor_sizes, write_table
+from cutline.tasks.storage.tables import count_lost, tensor_sizes, write_table
 from cutline.tasks.storage.workspace import Workspace, library_versions
 
 

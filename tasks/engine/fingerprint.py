@@ -13,7 +13,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 from collections import Counter
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -29,6 +31,7 @@ STORE = (
     "cutline.tasks.runtime.tensorflow",
     "cutline.tasks.storage.workspace",
 )
+KNOWN_CODE = "code.json"  # in a workspace
 # TensorFlow's AutoGraph parses as well, and does not take the lock.
 PARSE_ATTEMPTS = 5
 _parsing = Lock()
@@ -75,21 +78,25 @@ def _find_code(function: str, files: tuple[str, ...]) -> dict[str, str]:
     return code
 
 
-def known_code() -> str:
-    """What `code_of` has found so far, for `recall_code` of another process."""
-    return json.dumps({"sources": _sources_digest(), "known": _known})
-
-
-def recall_code(text: str) -> bool:
-    """Take over what `known_code` told, if the sources are still the same."""
+def load_known_code(file: Path) -> bool:
+    """Take over the digests that `save_known_code` of another process wrote, if the sources are the same."""
     try:
-        told = json.loads(text)
-        if told["sources"] != _sources_digest():
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        if saved["sources"] != _sources_digest():
             return False
-        _known.update(told["known"])
-    except (ValueError, KeyError, TypeError):
-        return False  # damaged: it is found again
+        _known.update(saved["known"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # missing or damaged: the digests are computed again
     return True
+
+
+def save_known_code(file: Path) -> None:
+    """Write the digests that `code_of` has computed. It only saves time, so a failure is ignored."""
+    text = json.dumps({"sources": _sources_digest(), "known": _known})
+    with suppress(OSError):
+        temporary = file.with_name(f"{file.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
 
 
 def _sources_digest() -> str:

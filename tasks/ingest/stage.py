@@ -6,9 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from cutline.schemas.tables import NOTICES
 from cutline.tasks.engine.stage import Made, Stage, Work
-from cutline.tasks.storage.tables import read_table, write_table
+from cutline.tasks.storage.tables import count_lost, read_table, write_table
 
 INGEST = Stage("ingest", "cutline.tasks.ingest.stage:make_ingest")
 
@@ -46,8 +45,3 @@ def make_ingest(work: Work) -> Made:
     rows_out = found.photos.height + found.captions.height
     read = found.files.filter(pl.col("reason").is_null()).height + found.captions.height
     return Made(read + count_lost(rejects), rows_out, rejects)
-
-
-def count_lost(rejects: pl.DataFrame) -> int:
-    """Rows that could not be used; a notice is no loss."""
-    return rejects.filter(~pl.col("reason").is_in(list(NOTICES))).height

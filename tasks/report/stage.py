@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cutline.tasks.report.report import GalleryItem, ReportInput
 
+
 MAX_THUMBNAIL_BYTES = 64 * 2**20
 SEARCHES_SHOWN, HITS_SHOWN, LINES_SHOWN = 4, 6, 12  # in the report
 REPORT = Stage(

@@ -14,6 +14,7 @@ from cutline.tasks.storage.tables import read_checked_rows, read_table, tensor, 
 if TYPE_CHECKING:
     from cutline.tasks.retrieval.text_encoder import TextEncoder
 
+
 INDEX = Stage("index", "cutline.tasks.retrieval.stage:make_index_shard")
 CAPTION_INDEX = Stage("caption_index", "cutline.tasks.retrieval.stage:make_caption_index_shard")
 # Where nobody wrote captions, those that the model wrote are what fits a photograph.

@@ -9,7 +9,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from cutline.schemas.tables import check, dtypes_of
+from cutline.schemas.tables import NOTICES, check, dtypes_of
+
+
+def count_lost(rejects: pl.DataFrame) -> int:
+    """Rows that could not be used; a notice is no loss."""
+    return rejects.filter(~pl.col("reason").is_in(list(NOTICES))).height
 
 
 def tensor_sizes(frame: pl.DataFrame) -> dict[str, int]:

@@ -32,7 +32,6 @@ from pydantic import ValidationError
 from cutline.schemas.errors import DamagedFile, StoreFailed, UsageError
 from cutline.schemas.records import Output, Record, RunRecord
 from cutline.tasks import DEFAULT_WORKSPACE
-from cutline.tasks.engine.fingerprint import known_code, recall_code
 from cutline.tasks.runtime.formatting import count_of
 from cutline.tasks.runtime.processes import is_alive, lock_on, started
 from cutline.tasks.storage.object_store import AT_ONCE, Listed, Store, address_of, folder_of
@@ -53,7 +52,6 @@ def in_place(record: Record, workspace: Workspace) -> Record:
     return record.model_copy(update={"outputs": outputs})
 
 
-CODE_KNOWN = "code.json"
 MADE = ("shards", "bundles", "reports", "models", "code", "packs", "partial", "tmp", "runs")
 CACHES = DEFAULT_WORKSPACE / "stores"
 
@@ -609,18 +607,6 @@ class Workspace:
             return json.loads(self._read(f"code/{digest}.json") or b"{}")
         except ValueError:
             return {}
-
-    def recall_code(self) -> bool:
-        """Spare this process the digests of code that an earlier one found in the same sources."""
-        try:
-            return recall_code((self.root / CODE_KNOWN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-
-    def keep_code(self) -> None:
-        """Write down what `recall_code` takes over, where that can be done: it only spares time."""
-        with suppress(OSError):
-            self.write_text(self.root / CODE_KNOWN, known_code())  # of this machine, also before a store
 
     def write_run(self, run: RunRecord) -> None:
         """Write down a run; what it refers to is kept by `cutline prune`."""

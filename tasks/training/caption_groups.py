@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from cutline.tasks.models.content_embedding import Gist
-
-if TYPE_CHECKING:
-    pass
 
 MOST_CAPTIONS = 200_000  # that are analysed; of more, those of any photographs
 MOST_OF_ONE = 1_000  # captions of a missing photograph; a name of more stands for whatever has none

@@ -30,6 +30,7 @@ from cutline.tasks.training.caption_groups import Learned, Subjects, of_whole_su
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+
 SIGMA = 6.0  # CIDEr-D: tokens of difference in length that cost a share 1 - 1/√e of the score
 ROWS_AT_ONCE = 4096  # captions or photographs
 ITERATIONS = 12  # of the analysis

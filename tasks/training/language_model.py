@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+
 WINDOW = 16  # batches; captions are drawn at random for so many, then shared out among them by length
 CLIP = 0.25  # a longer gradient, all weights together, is shortened to this
 

@@ -143,16 +143,24 @@ def test_a_changed_line_is_seen_and_named(
     assert fingerprint.changed_definitions(earlier, digest()) == [named]
 
 
-def test_what_was_found_is_recalled_by_another_process_while_the_sources_are_the_same(project: Path) -> None:
-    found, told = digest(), fingerprint.known_code()
+def test_digests_are_loaded_by_another_process_while_the_sources_are_the_same(
+    project: Path, tmp_path: Path
+) -> None:
+    found, file = digest(), tmp_path / "code.json"
+    fingerprint.save_known_code(file)
     fingerprint._known.clear()
-    assert fingerprint.recall_code(told)
+    assert fingerprint.load_known_code(file)
     assert fingerprint._known == {"cutline.tasks.stage:make": found}
     edit(project / "helper.py", "x + x", "2 * x")
-    assert not fingerprint.recall_code(told)
+    assert not fingerprint.load_known_code(file)
     assert digest() != found
-    assert not fingerprint.recall_code("{}")
-    assert not fingerprint.recall_code("cut o")
+
+
+@pytest.mark.parametrize("damaged", ["{}", "cut o", "[]", '{"sources": 1}'])
+def test_a_damaged_file_of_digests_is_ignored(project: Path, tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "code.json").write_text(damaged)
+    assert not fingerprint.load_known_code(tmp_path / "code.json")
+    assert not fingerprint.load_known_code(tmp_path / "missing.json")
 
 
 def test_code_is_read_also_while_another_thread_parses(
