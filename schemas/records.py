@@ -28,7 +28,7 @@ class Record(Frozen):
 
     stage: str
     key: str
-    place: str  # which part of the rows ("train/0110"); where a stage has one shard, the data set
+    partition: str  # which part of the rows ("train/0110"); where a stage has one shard, the data set
     inputs: dict[str, str]  # name -> digest of what was read
     settings: dict[str, Any]
     code: str  # digest of the definitions that made it; the definitions lie in code/
@@ -39,7 +39,7 @@ class Record(Frozen):
     rejected: int  # rows that could not be used; notices are not counted
     reused_rows: int = 0  # rows taken over from an earlier shard of the same lineage
     gone_over: int = 0  # rows as progress counts them: a training goes over its own again and again
-    passing: int = 0  # rejects that may be gone next time: a record that has any is tried again
+    transient: int = 0  # rejects that may be gone next time: a record that has any is tried again
     took_s: float
     made_at: str  # ISO 8601, UTC
     versions: dict[str, str]  # libraries, for people; never part of a key

@@ -56,7 +56,7 @@ class ImagesSettings(StageSettings):
     )
 
 
-class CaptionsSettings(StageSettings):
+class TokensSettings(StageSettings):
     stopwords: str = Field(
         "english", description="a language of NLTK's lists, or the path of a file with a word a line"
     )
@@ -109,11 +109,13 @@ class TextFeaturesSettings(StageSettings):
     batch_size: int = Field(256, ge=1, description="captions a pass")
 
 
-class GistSettings(StageSettings):
+class ContentEmbeddingSettings(StageSettings):
     size: int = Field(128, ge=1, le=1024, description="numbers that say what a photograph's captions hold")
     min_count: int = Field(10, ge=1, description="n-grams in fewer training captions are left out")
     penalty: float = Field(
-        0.25, gt=0, description="of the regression from features to gists: more makes gists more alike"
+        0.25,
+        gt=0,
+        description="of the regression from features to content vectors: more makes content vectors more alike",
     )
 
 
@@ -133,7 +135,7 @@ class FusionSettings(StageSettings):
     text_epochs: int = Field(
         2,
         ge=0,
-        description="epochs before these on all training captions, with gists imagined for them",
+        description="epochs before these on all training captions, with content vectors predicted from text for them",
     )
     epochs: int = Field(4, ge=1, description="on captions with their photographs; the last is kept")
     dev_beam: int = Field(3, ge=1, le=64, description="beam for the dev split's captions after each epoch")
@@ -148,7 +150,7 @@ class FusionSettings(StageSettings):
         return self
 
 
-class MatchingSettings(StageSettings):
+class JointEmbeddingSettings(StageSettings):
     size: int = Field(
         128, ge=2, le=1024, description="numbers a vector of the space of photographs and texts"
     )
@@ -167,7 +169,7 @@ class MatchingSettings(StageSettings):
 
 
 class LeaksSettings(StageSettings):
-    likeness: float = Field(
+    similarity: float = Field(
         0.93, gt=0, le=1, description="photographs of two splits at least this alike (cosine) are one"
     )
 
@@ -175,9 +177,9 @@ class LeaksSettings(StageSettings):
 WIDEST_BEAM = 64
 
 
-class CaptionSettings(StageSettings):
+class PredictionsSettings(StageSettings):
     beam: int = Field(20, ge=1, le=WIDEST_BEAM, description="1 is greedy")
-    agreement: float = Field(
+    cider_weight: float = Field(
         3.0,
         ge=0,
         le=1000,
@@ -185,20 +187,20 @@ class CaptionSettings(StageSettings):
         "caption is written that has the highest expected CIDEr and fits the photograph, at 0 the one with "
         "the highest score",
     )
-    brevity: float = Field(
+    word_penalty: float = Field(
         0.025,
         ge=0,
         le=10,
         description="CIDEr that each word takes off what is to be expected of a caption: the higher, the "
         "shorter captions are",
     )
-    neighbours: float = Field(
+    neighbour_weight: float = Field(
         0.65,
         ge=0,
         le=1,
         description="share of what is to be expected that is told by the described photographs, there or "
         "missing, whose captions lie nearest to the photograph, times N / (N + 2,000) where N are described; "
-        "the rest is foretold by regression",
+        "the rest is predicted by regression",
     )
     max_tokens: int = Field(20, ge=1, le=100, description="a caption ends there at the latest")
     alternatives: int = Field(
@@ -220,23 +222,51 @@ class ReportSettings(StageSettings):
     thumbnail_px: int = Field(200, ge=16, le=640, description="longer side of a thumbnail")
 
 
+# Names of earlier versions: an error says what they are called now.
+RENAMED = {
+    "captions": "tokens",
+    "caption": "predictions",
+    "caption.agreement": "predictions.cider_weight",
+    "caption.brevity": "predictions.word_penalty",
+    "caption.neighbours": "predictions.neighbour_weight",
+    "predictions.agreement": "predictions.cider_weight",
+    "predictions.brevity": "predictions.word_penalty",
+    "predictions.neighbours": "predictions.neighbour_weight",
+    "gist": "content_embedding",
+    "matching": "joint_embedding",
+    "leaks.likeness": "leaks.similarity",
+}
+
+
 class Settings(BaseModel):
     """All settings of a run, by stage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_new_name(cls, given: Any) -> Any:
+        """Raise ValueError for a setting of an earlier version, with its present name."""
+        if isinstance(given, dict):
+            names = [
+                f"{stage}.{name}" for stage, some in given.items() if isinstance(some, dict) for name in some
+            ]
+            for old in sorted({*names, *given} & RENAMED.keys(), key=len, reverse=True):
+                raise ValueError(f"`{old}` is called `{RENAMED[old]}` now")
+        return given
+
     ingest: IngestSettings = IngestSettings()
     images: ImagesSettings = ImagesSettings()
-    captions: CaptionsSettings = CaptionsSettings()
+    tokens: TokensSettings = TokensSettings()
     vocabulary: VocabularySettings = VocabularySettings()
     image_features: ImageFeaturesSettings = ImageFeaturesSettings()
     language_model: LanguageModelSettings = LanguageModelSettings()
     text_features: TextFeaturesSettings = TextFeaturesSettings()
-    gist: GistSettings = GistSettings()
+    content_embedding: ContentEmbeddingSettings = ContentEmbeddingSettings()
     fusion: FusionSettings = FusionSettings()
-    matching: MatchingSettings = MatchingSettings()
+    joint_embedding: JointEmbeddingSettings = JointEmbeddingSettings()
     leaks: LeaksSettings = LeaksSettings()
-    caption: CaptionSettings = CaptionSettings()
+    predictions: PredictionsSettings = PredictionsSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
 

@@ -51,7 +51,7 @@ REASONS: dict[str, str] = {
 # These describe the data set rather than a loss, and do not count towards the reject rate.
 NOTICES = frozenset({"duplicate", "leak", "missing_photo", "not_read"})
 # These may be gone the next time, so a shard that holds one is tried again by the next run.
-PASSING = frozenset({"vanished", "changed", "unreadable"})
+TRANSIENT = frozenset({"vanished", "changed", "unreadable"})
 
 
 # ---- what a column is ----
@@ -186,27 +186,27 @@ TABLES: dict[str, dict[str, Column]] = {
         "dev_cider": column(pl.Float64, NOT_NEGATIVE, nullable=True),
         "best": column(pl.Boolean),
     },
-    "matching_curve": {
+    "joint_embedding_curve": {
         "epoch": column(pl.Int32, NOT_NEGATIVE, unique=True),
         "train_loss": column(pl.Float64, NOT_NEGATIVE, nullable=True),
         "dev_recall": column(pl.Float64, Rule("in_range", (0, 1)), nullable=True),
         "best": column(pl.Boolean),
     },
-    "familiar": {
+    "reference_photos": {
         "photo_id": column(pl.String, AN_ID, unique=True),
         "pooled": column(Tensor(pl.Float16, ("channels",))),
     },
-    "gists": {
+    "content_vectors": {
         "photo_id": column(pl.String, AN_ID, unique=True),
-        "gist": column(Tensor(pl.Float16, ("size",))),
+        "content_vector": column(Tensor(pl.Float16, ("size",))),
     },
-    "imagined": {
+    "content_from_text": {
         "caption_id": column(pl.String, AN_ID, unique=True),
-        "gist": column(Tensor(pl.Float16, ("size",))),
+        "content_vector": column(Tensor(pl.Float16, ("size",))),
     },
-    "said": {
+    "content_targets": {
         "subject": column(pl.String, SOME_TEXT, unique=True),
-        "gist": column(Tensor(pl.Float16, ("size",))),
+        "content_vector": column(Tensor(pl.Float16, ("size",))),
     },
     "predictions": {
         "photo_id": column(pl.String, AN_ID, unique=True),
@@ -255,7 +255,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "name": column(pl.String, SOME_TEXT),
         "other_split": column(pl.String, A_SPLIT),
         "other_name": column(pl.String, SOME_TEXT),
-        "likeness": column(pl.Float32, Rule("le", (1.001,))),
+        "similarity": column(pl.Float32, Rule("le", (1.001,))),
     },
 }
 

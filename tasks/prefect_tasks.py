@@ -217,7 +217,7 @@ def _batches(shards: Sequence[Shard], most: int = TASK_RUNS_A_STAGE) -> list[Seq
 def _title(batch: Sequence[Shard]) -> str:
     """The stage, which part of the rows, and how many: `images train/0110: 250 rows`."""
     first, rows = batch[0], sum(shard.rows for shard in batch)
-    part = first.place if "/" in first.place and not first.place.startswith("/") else ""
+    part = first.partition if "/" in first.partition and not first.partition.startswith("/") else ""
     more = f" and {len(batch) - 1:,} more" if len(batch) > 1 else ""
     counted = f": {count_of(rows, 'row')}" if rows else ""
     return f"{first.stage.name} {part.removesuffix('/')}".strip() + more + counted

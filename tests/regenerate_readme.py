@@ -19,7 +19,7 @@ SIZES = {
     "regions": 49,
     "channels": 512,
     "state_size": DEFAULTS.language_model.state_size,
-    "size": DEFAULTS.matching.size,
+    "size": DEFAULTS.joint_embedding.size,
 }
 
 

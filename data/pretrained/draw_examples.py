@@ -1,4 +1,4 @@
-"""Draw `examples.png`: what the model in the box says of four freely licensed photographs.
+"""Draw `examples.png`: what the pretrained model says of four freely licensed photographs.
 
     python data/pretrained/draw_examples.py
 

@@ -23,7 +23,7 @@ import numpy as np
 SPLITS = {"train": 200, "dev": 50, "test": 50}
 UNLABELLED = 3  # photographs that have no caption
 ABSENT = 8  # photographs that have captions and no file
-CAPTIONS = 5
+TOKENS = 5
 FINER = 3  # drawn so many times larger, then averaged: no jagged edges
 SIZES_PX = ((240, 180), (220, 165), (200, 150), (180, 180), (160, 120), (150, 200))  # width, height
 JPEG_QUALITY = 88
@@ -237,7 +237,7 @@ def imagine(rng: Random) -> Scene:
 def describe(scene: Scene, rng: Random) -> list[str]:
     """Five different captions, as five people would write them."""
     captions: list[str] = []
-    while len(captions) < CAPTIONS:
+    while len(captions) < TOKENS:
         words = one_caption(scene, rng)
         caption = f"{words[0].upper()}{words[1:]} ."
         if caption not in captions:
@@ -246,7 +246,7 @@ def describe(scene: Scene, rng: Random) -> list[str]:
 
 
 def one_caption(scene: Scene, rng: Random) -> str:
-    place = PLACES[scene.place]
+    place = PLACES[scene.partition]
     patterns: tuple[str, ...]
     where, extra = rng.choice(place.phrases), rng.choice(place.extras)
     if scene.relation is None:
@@ -263,7 +263,7 @@ def one_caption(scene: Scene, rng: Random) -> str:
     first, second = scene.groups
     a, b = name_group(first, rng), name_group(second, rng)
     if scene.relation == "above":
-        hangs = verb(place if scene.place == "night" else PLACES["sky"], first, rng)
+        hangs = verb(place if scene.partition == "night" else PLACES["sky"], first, rng)
         patterns = (
             *(f"{a} {hangs} {rng.choice(ABOVE)} {b} {where}",) * 2,
             f"{b} {verb(place, second, rng)} {rng.choice(BELOW)} {a} {where}",
@@ -307,10 +307,10 @@ def plural(singular: str) -> str:
 def draw(scene: Scene, rng: Random) -> np.ndarray:
     """The scene as BGR, uint8 (height, width, 3)."""
     width, height = rng.choice(SIZES_PX)
-    canvas = BACKGROUNDS[scene.place](width * FINER, height * FINER, rng)
+    canvas = BACKGROUNDS[scene.partition](width * FINER, height * FINER, rng)
     for group, centre, radius in arrange(scene, canvas.shape[1], canvas.shape[0], rng):
         in_the_air = scene.relation == "above" and group is scene.groups[0]
-        draw_shape(canvas, group, centre, radius, PLACES[scene.place].solid and not in_the_air, rng)
+        draw_shape(canvas, group, centre, radius, PLACES[scene.partition].solid and not in_the_air, rng)
     return cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
 
 
@@ -326,7 +326,7 @@ def arrange(
 ) -> list[tuple[Group, tuple[float, float], float]]:
     """Each thing with its centre and radius, all within the square that the centre crop keeps."""
     side = min(width, height)
-    level = PLACES[scene.place].level
+    level = PLACES[scene.partition].level
     things: list[tuple[Group, float, float, float]] = []  # group, x, y, radius as shares of the square
     if scene.relation is None:
         (group,) = scene.groups
@@ -402,8 +402,10 @@ def triangle(rng: Random) -> np.ndarray:
 
 def star(rng: Random) -> np.ndarray:
     angles = -math.pi / 2 + np.arange(10) * math.pi / 5
-    reach = np.where(np.arange(10) % 2 == 0, 1.12, 0.48)
-    return turned(np.stack([np.cos(angles), np.sin(angles)], axis=1) * reach[:, None], rng.uniform(-12, 12))
+    bandwidth = np.where(np.arange(10) % 2 == 0, 1.12, 0.48)
+    return turned(
+        np.stack([np.cos(angles), np.sin(angles)], axis=1) * bandwidth[:, None], rng.uniform(-12, 12)
+    )
 
 
 def heart(rng: Random) -> np.ndarray:

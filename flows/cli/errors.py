@@ -13,10 +13,10 @@ import click
 from cutline.schemas.errors import CutlineError, UnknownDataset, UsageError
 
 DONE, FAILED, WRONG_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
-GO_ON = ("run", "reprocess", "caption", "rejects")  # when they are called again after Ctrl-C
+RESUMABLE = ("run", "reprocess", "caption", "rejects")  # when they are called again after Ctrl-C
 FREE_SOME = "on the disk of '{where}': free some and run it again; what was made is kept"
 ELSEWHERE = "--workspace and --out name other places"
-FAULTS = {  # of a disk, by the system's number: what was expected, what was found, what to do
+DISK_ERRORS = {  # of a disk, by the system's number: what was expected, what was found, what to do
     errno.ENOSPC: f"no space is left {FREE_SOME}",
     errno.EDQUOT: f"no space of your quota is left {FREE_SOME}",
     errno.EROFS: f"'{{where}}': expected a disk that can be written, found a read-only one; {ELSEWHERE}",
@@ -42,13 +42,13 @@ class Commands(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(DONE)
         except Exception as error:
-            told = _fault_of_disk(error, ctx.meta.get(WORKSPACE, "where it works"))
+            told = _disk_error(error, ctx.meta.get(WORKSPACE, "where it works"))
             if told is None:
                 raise
             click.echo(f"cutline: {told}", err=True)
             ctx.exit(FAILED)
         except KeyboardInterrupt:
-            if ctx.invoked_subcommand not in GO_ON:
+            if ctx.invoked_subcommand not in RESUMABLE:
                 raise
             from cutline.flows.orchestration.runners import STOPPED
 
@@ -56,15 +56,15 @@ class Commands(click.Group):
             ctx.exit(FAILED)
 
 
-def _fault_of_disk(error: Exception, workspace: object) -> str | None:
+def _disk_error(error: Exception, workspace: object) -> str | None:
     """What to tell of an error that a disk or its permissions are to blame for, else None."""
     named = getattr(error, "filename", None)
     where = _there(Path(named)) if isinstance(named, str) else workspace
     if isinstance(error, PermissionError) and named:
-        return FAULTS[errno.EACCES].format(where=where)
+        return DISK_ERRORS[errno.EACCES].format(where=where)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         if os.strerror(number) in str(error):  # in whatever a library makes of it
-            return FAULTS[number].format(where=where)
+            return DISK_ERRORS[number].format(where=where)
     return None
 
 

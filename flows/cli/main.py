@@ -63,11 +63,11 @@ def run(
     as_json: bool,
 ) -> None:
     """Run every stage on DATASET: train, caption, score, report. Makes only what is missing."""
-    from cutline.flows.commands.run import run as run_stages
+    from cutline.flows.commands.run import run as plan_run
     from cutline.flows.pipeline.settings import read_settings
 
     settings = read_settings(config, assignments)
-    record = run_stages(dataset, settings, workspace, deep, runner)
+    record = plan_run(dataset, settings, workspace, deep, runner)
     if as_json:
         click.echo(_as_json(record))
     from cutline.flows.cli.printing import show_run
@@ -118,7 +118,7 @@ def status(
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="A bundle: a folder that a run made; without it the model in the box.",
+    help="A bundle: a folder that a run made; without it the pretrained model.",
 )
 @click.option(
     "--out",
@@ -165,7 +165,7 @@ def caption(
 
     asked = {"max_tokens": max_tokens, "beam": beam, "alternatives": alternatives}
     given = {name: value for name, value in asked.items() if value is not None}
-    tree = merge(parse_assignments(assignments), {"caption": given})
+    tree = merge(parse_assignments(assignments), {"predictions": given})
     record, limit = caption_photos(list(photos), model, out, tree, workspace, runner, attention)
     if as_json:
         click.echo(_as_json(record))
@@ -246,7 +246,7 @@ def evaluate(
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="A bundle; without it the newest run's, else the model in the box.",
+    help="A bundle; without it the newest run's, else the pretrained model.",
 )
 @click.option(
     "--photo",
@@ -287,7 +287,7 @@ def evaluate(
 @click.option(
     "--perplexity",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Write nothing: say how well the language model foretells this file, a caption a line.",
+    help="Write nothing: say how well the language model predicts this file, a caption a line.",
 )
 @set_option
 @workspace_option
@@ -333,7 +333,7 @@ def generate(
 @main.command(
     short_help="A run again, with settings changed by --set.",
     epilog=examples(
-        "cutline reprocess --set caption.beam=5 --dry-run",
+        "cutline reprocess --set predictions.beam=5 --dry-run",
         "cutline reprocess data/sample --set images.crop=pad",
     ),
 )
@@ -422,7 +422,7 @@ def server(host: str, port: int, workspace: Path) -> None:
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="A bundle; without it the newest run's, else the model in the box.",
+    help="A bundle; without it the newest run's, else the pretrained model.",
 )
 @click.option("--dataset", type=click.Path(path_type=Path), help="What train and reprocess work on.")
 @click.option(

@@ -66,7 +66,7 @@ set_option = click.option(
     "assignments",
     multiple=True,
     metavar="STAGE.KEY=VALUE",
-    help="One setting, such as caption.beam=5.",
+    help="One setting, such as predictions.beam=5.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="The run's record on standard output, all else on standard error."

@@ -90,8 +90,10 @@ def show_leaks(record: RunRecord) -> None:
         console.print(f"{what}: {count_of(some.height, 'pair')} of {of}, for example")
         for row in some.head(LEAKS_SHOWN).iter_rows(named=True):
             one, other = (_text(row[name][:80]) for name in ("name", "other_name"))
-            likeness = f" ({row['likeness']:.3f})" if kind == "photo" else ""
-            console.print(f"  {row['split']} {one} = {row['other_split']} {other}{likeness}", soft_wrap=True)
+            similarity = f" ({row['similarity']:.3f})" if kind == "photo" else ""
+            console.print(
+                f"  {row['split']} {one} = {row['other_split']} {other}{similarity}", soft_wrap=True
+            )
     if leaks.height:
         console.print(f"  all of them: {_text(record.leaks)}", soft_wrap=True)
 

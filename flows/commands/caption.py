@@ -11,14 +11,14 @@ import polars as pl
 
 from cutline.flows import DEFAULT_WORKSPACE
 from cutline.flows.commands.generate import say_model
-from cutline.flows.pipeline.captioning import captions_of, walk_captions
+from cutline.flows.pipeline.captioning import captions_of, plan_captions
 from cutline.flows.pipeline.run_record import demand_ending, existing, finish
 from cutline.flows.pipeline.settings import Tree, settings_with
 from cutline.schemas.errors import UsageError
 from cutline.schemas.records import RunRecord
 from cutline.schemas.settings import Settings
 from cutline.schemas.tables import dtypes_of
-from cutline.tasks.bundles.bundle import IN_THE_BOX, Bundle, load_bundle
+from cutline.tasks.bundles.bundle import PRETRAINED, Bundle, load_bundle
 from cutline.tasks.dask_workers import LOCAL
 from cutline.tasks.report.caption_export import check_ending, write_attention, write_captions
 from cutline.tasks.runtime.formatting import count_of
@@ -46,14 +46,14 @@ def caption(
     demand_ending("--attention", attention, ".parquet")
     dataset, only = common_folder(photos)
     store = Workspace(workspace)
-    bundle = load_bundle(bundle_at(model) if model else IN_THE_BOX)
+    bundle = load_bundle(bundle_at(model) if model else PRETRAINED)
     if attention:
         bundle.check_attention()
     settings = settings_with(bundle, tree)
     say_model(bundle.folder)
-    walk = walk_captions(store, dataset, settings, bundle, only)
-    if walk.complete:
-        record = finish(walk, "caption", dataset, settings)
+    planner = plan_captions(store, dataset, settings, bundle, only)
+    if planner.complete:
+        record = finish(planner, "caption", dataset, settings)
     else:
         from cutline.flows.orchestration.runners import start
 

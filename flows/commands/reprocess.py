@@ -26,14 +26,14 @@ def reprocess(
     """
     dataset, settings = what_to_make(dataset, changes, workspace)
     before = last_before(dataset, workspace)
-    walk = plan(dataset, settings, workspace)
-    if walk.complete:
-        record = finish(walk, "run", dataset, settings)
+    planner = plan(dataset, settings, workspace)
+    if planner.complete:
+        record = finish(planner, "run", dataset, settings)
     else:
         from cutline.flows.orchestration.runners import start
 
         asked = (dataset, tuple(changes), False, workspace)
-        record = start("reprocess", *asked, root=walk.workspace.root)
+        record = start("reprocess", *asked, root=planner.workspace.root)
     return record, moved(before, record, workspace)
 
 

@@ -33,14 +33,14 @@ def run(
     store = Workspace(workspace)
     code = store.root / KNOWN_CODE
     loaded = load_known_code(code)
-    walk = plan(dataset, settings, workspace, deep)
-    if walk.complete:
+    planner = plan(dataset, settings, workspace, deep)
+    if planner.complete:
         if not loaded:
             save_known_code(code)
-        return finish(walk, "run", existing(dataset), settings)
+        return finish(planner, "run", existing(dataset), settings)
     from cutline.flows.orchestration.runners import start
 
-    root = walk.workspace.root
+    root = planner.workspace.root
     return start("run_dataset", existing(dataset), settings, workspace, root=root, runner=runner)
 
 

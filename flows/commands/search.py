@@ -14,7 +14,7 @@ from cutline.flows.pipeline.settings import settings_of_run
 from cutline.schemas.errors import StaleModel, UsageError
 from cutline.schemas.records import Record, RunRecord
 from cutline.schemas.settings import Settings
-from cutline.tasks.models.joint_embedding import MATCHING, Matching
+from cutline.tasks.models.joint_embedding import JOINT_EMBEDDING, JointEmbedding
 from cutline.tasks.report.search_page import write_search_page
 from cutline.tasks.retrieval.index import Found, Part, VectorIndex
 from cutline.tasks.retrieval.text_encoder import TextEncoder
@@ -94,10 +94,10 @@ class Collection:
         stages = (
             "ingest",
             "images",
-            "caption",
+            "predictions",
             "index",
             "caption_index",
-            "matching",
+            "joint_embedding",
             "language_model",
             "vocabulary",
         )
@@ -147,7 +147,7 @@ class Collection:
     def text_vector(self, text: str) -> tuple[np.ndarray, list[str]]:
         """The vector of a text, (size,), and those of its words that nobody knows."""
         encoder = TextEncoder.load(
-            self._model_file("matching", MATCHING),
+            self._model_file("joint_embedding", JOINT_EMBEDDING),
             self._model_file("language_model", "language_model.weights.h5"),
             read_table(self._model_file("vocabulary", "vocabulary.parquet"), "vocabulary").sort("id"),
             self.settings.language_model,
@@ -160,9 +160,9 @@ class Collection:
         """The vector of a photograph, (size,)."""
         from cutline.tasks.features.image_features import features_of_file
 
-        matching = Matching.load(self._model_file("matching", MATCHING))
+        joint_embedding = JointEmbedding.load(self._model_file("joint_embedding", JOINT_EMBEDDING))
         _, pooled = features_of_file(photo, self.settings)
-        return matching.photo_vectors(pooled)[0]
+        return joint_embedding.photo_vectors(pooled)[0]
 
     # -- what was found, for people -------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class Collection:
         return [{"caption": caption, "score": score} for caption, score in best.items()]
 
     def _written(self, found: list[Found], index: str) -> dict[str, str]:
-        frame = self._rows("caption", "predictions.parquet", found, "caption", index)
+        frame = self._rows("predictions", "predictions.parquet", found, "caption", index)
         return dict(frame.iter_rows())
 
     def pictures(self, found: list[Found]) -> list[np.ndarray | None]:
@@ -214,13 +214,13 @@ class Collection:
         """A column of the photographs found, read from the shards that they are in; `index` found them."""
         if not found:
             return pl.DataFrame(schema={"photo_id": pl.String, column: pl.String})
-        places = {self.records[index][one.part].place for one in found}
+        places = {self.records[index][one.part].partition for one in found}
         ids = [one.id for one in found]
         frames = [
             pl.read_parquet(self._path(record, output), columns=["photo_id", column]).filter(
                 pl.col("photo_id").is_in(ids)
             )
             for record in self.records[stage]
-            if record.place in places
+            if record.partition in places
         ]
         return pl.concat(frames)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cutline.schemas.errors import BadPhoto, CutlineError, DamagedFile
-from cutline.tasks.report.curves import draw_curve, draw_matching_curve
+from cutline.tasks.report.curves import draw_curve, draw_joint_embedding_curve
 from cutline.tasks.report.photo_files import Pictures, is_photo_id
 from cutline.tasks.runtime.formatting import visible
 from cutline.tasks.storage.runs import CURVES, History
@@ -58,7 +58,7 @@ def curve(history: History) -> Endpoint:
         run, stage = request.path_params["run"], request.path_params["stage"]
         try:
             table = history.curves(history.run(run))[stage]
-            draw = draw_matching_curve if CURVES[stage] == "matching_curve" else draw_curve
+            draw = draw_joint_embedding_curve if CURVES[stage] == "joint_embedding_curve" else draw_curve
             drawn = draw(table, stage.capitalize().replace("_", " "))
             return Response(drawn, media_type="image/svg+xml", headers=DRAWING | FOREVER)
         except KeyError:

@@ -32,17 +32,25 @@ from cutline.tasks.storage.runs import CURVES, History, reading, settings_of
 
 T = TypeVar("T")
 
-CAPTIONS_A_PAGE = 48
-ROWS_A_PAGE = 50
-REJECTS_A_PAGE = 24
-EXAMPLES_A_REASON = 6
+CAPTIONS_PER_PAGE = 48
+ROWS_PER_PAGE = 50
+REJECTS_PER_PAGE = 24
+EXAMPLES_PER_REASON = 6
 RUNS_ON_OVERVIEW = 8
 CAPTIONS_ON_OVERVIEW = 5
 MOST_DATASETS = 20  # on the overview
 MOST_COMPARED = 4
 COMPARISONS_KEPT = 2
 FOUND_BY_SEARCH = 24
-SEARCHED = ("ingest", "caption", "index", "caption_index", "matching", "language_model", "vocabulary")
+SEARCHED = (
+    "ingest",
+    "predictions",
+    "index",
+    "caption_index",
+    "joint_embedding",
+    "language_model",
+    "vocabulary",
+)
 LEAKS_SHOWN = 12
 MOST_CHOICES = 200  # runs to choose from
 LONGEST_WORDS = 100  # letters
@@ -134,7 +142,7 @@ class Views:
             return [
                 {
                     "row": row,
-                    "examples": rejects_tables.rejects_page(table, row.reason, 1, EXAMPLES_A_REASON).rows,
+                    "examples": rejects_tables.rejects_page(table, row.reason, 1, EXAMPLES_PER_REASON).rows,
                 }
                 for row in rejects_tables.reasons(table)
             ]
@@ -153,7 +161,9 @@ class Views:
     def rejects(self, request: Request) -> dict[str, Any]:
         """All rejects of one reason, page by page."""
         run, reason = self._wanted(request), _text(request, "reason")
-        page = rejects_tables.rejects_page(self.history.rejects(run), reason, _page(request), REJECTS_A_PAGE)
+        page = rejects_tables.rejects_page(
+            self.history.rejects(run), reason, _page(request), REJECTS_PER_PAGE
+        )
         if not page.total:
             raise HTTPException(404, "the run has no rejects of this reason")
         known = {row.reason: row.meaning for row in rejects_tables.reasons(self.history.rejects(run))}
@@ -170,7 +180,7 @@ class Views:
         """All runs, to be chosen for a comparison."""
         runs = self.history.runs()
         frame = pl.LazyFrame({"number": range(len(runs))}, schema={"number": pl.Int64})
-        page = gallery.page_of(frame, _page(request), ROWS_A_PAGE)
+        page = gallery.page_of(frame, _page(request), ROWS_PER_PAGE)
         return {
             "here": "runs",
             "runs": [runs[number] for number in page.frame["number"]],
@@ -226,7 +236,7 @@ class Views:
             "before": before,
             "after": after,
             "found": found,
-            "page": gallery.page_of(changed, _page(request), CAPTIONS_A_PAGE, order),
+            "page": gallery.page_of(changed, _page(request), CAPTIONS_PER_PAGE, order),
             "sort": sort,
             "sorts": CHANGE_SORTS,
             "link": _link("/changes", before=before.run, after=after.run, sort=sort),
@@ -258,7 +268,9 @@ class Views:
             "wish": wish,
             "sorts": gallery.SORTS,
             "splits": SPLIT_CHOICES,
-            "page": Part.of(lambda: gallery.captions_page(self.history.captions(run), wish, CAPTIONS_A_PAGE)),
+            "page": Part.of(
+                lambda: gallery.captions_page(self.history.captions(run), wish, CAPTIONS_PER_PAGE)
+            ),
             "link": _link("/captions", **query),
         }
 
@@ -395,8 +407,8 @@ class Views:
         return Part.of(count)
 
     def _leaks(self, run: RunRecord) -> dict[str, Any]:
-        """Pairs that look the same and are in two splits, the likest first, with the ids of photographs."""
-        leaks = self.history.table(run, "leaks", "leaks").sort("likeness", descending=True)
+        """Pairs that look the same and are in two splits, the most similar first, with the ids of photographs."""
+        leaks = self.history.table(run, "leaks", "leaks").sort("similarity", descending=True)
         page = gallery.page_of(leaks, 1, LEAKS_SHOWN)
         with reading():
             pairs = dict(leaks.group_by("kind").len().collect().iter_rows())

@@ -23,8 +23,8 @@ from cutline.flows import DEFAULT_WORKSPACE
 from cutline.flows.orchestration.artifacts import leave_artifacts, leave_comparison, leave_plan
 from cutline.flows.orchestration.progress import display
 from cutline.flows.orchestration.stale_runs import claim_run
-from cutline.flows.pipeline.captioning import captions_of, photos_of, walk_captions
-from cutline.flows.pipeline.graph import run_stages
+from cutline.flows.pipeline.captioning import captions_of, photos_of, plan_captions
+from cutline.flows.pipeline.graph import plan_run
 from cutline.flows.pipeline.rerun import dry_run as look
 from cutline.flows.pipeline.rerun import last_before, moved, what_to_make
 from cutline.flows.pipeline.run_record import existing, finish, last_run, name_of_model, newest_bundle
@@ -33,7 +33,7 @@ from cutline.schemas.errors import ServerLost, UnknownDataset
 from cutline.schemas.records import RunRecord
 from cutline.schemas.settings import IngestSettings, Settings
 from cutline.tasks.bundles.bundle import Bundle, load_bundle
-from cutline.tasks.engine.planner import Walk
+from cutline.tasks.engine.planner import Planner
 from cutline.tasks.prefect_tasks import PrefectMaker
 from cutline.tasks.report.caption_export import check_ending, write_captions
 from cutline.tasks.runtime.formatting import count_of
@@ -76,9 +76,9 @@ def run_dataset(
 def _run(dataset: Path, settings: Settings, workspace: Path, retry: bool = False) -> RunRecord:
     store = Workspace(workspace)
     with store.at_work_on(), display() as show:
-        walk = Walk(store, PrefectMaker(store, show), last_run(store, "run", dataset), retry=retry)
-        run_stages(walk, dataset, settings)
-        return finish(walk, "run", dataset, settings)
+        planner = Planner(store, PrefectMaker(store, show), last_run(store, "run", dataset), retry=retry)
+        plan_run(planner, dataset, settings)
+        return finish(planner, "run", dataset, settings)
 
 
 def _said(record: RunRecord) -> str:
@@ -152,10 +152,14 @@ def _caption(
     """
     store = Workspace(workspace)
     with store.at_work_on(), display() as show:
-        walk = walk_captions(store, dataset, settings, bundle, only, PrefectMaker(store, show))
-        record = finish(walk, "caption", dataset, settings)
-    captions = walk.of("caption")
-    before = [store.lookup("caption", key)[0] for key in walk.last.shards["caption"]] if walk.last else []
+        planner = plan_captions(store, dataset, settings, bundle, only, PrefectMaker(store, show))
+        record = finish(planner, "caption", dataset, settings)
+    captions = planner.of("predictions")
+    before = (
+        [store.lookup("predictions", key)[0] for key in planner.last.shards["predictions"]]
+        if planner.last
+        else []
+    )
     ids = photos_of(store, captions.present)
     new = ids.filter(~ids.is_in(photos_of(store, [record for record in before if record]).implode()))
     computed = sum(shard.rows_in - shard.reused_rows for shard in captions.made)
@@ -179,7 +183,7 @@ def caption_new(
 
     Args:
         photos: the folder
-        model: a bundle; without it the newest run's, else the model in the box
+        model: a bundle; without it the newest run's, else the pretrained model
         out: the captions of all photographs of the folder go here, else to captions/ in the workspace
         ingest: which photographs are taken
         workspace: folder for everything that is made
@@ -195,13 +199,13 @@ def caption_new(
     get_run_logger().info("model: %s", called)
     settings = settings_with(bundle, {"ingest": ingest.model_dump(exclude_unset=True)})
     try:
-        walk = walk_captions(store, photos, settings, bundle)
+        planner = plan_captions(store, photos, settings, bundle)
     except UnknownDataset as empty:
         found = str(empty).splitlines()[-1]
         return Completed(name=NOTHING_NEW, message=f"no photographs in {photos}: {found}")
     captioned = 0
-    if walk.complete:
-        record = finish(walk, "caption", photos, settings)
+    if planner.complete:
+        record = finish(planner, "caption", photos, settings)
     else:
         record, fresh, captioned = _caption(photos, bundle, settings, [], workspace)
         leave_artifacts(record, fresh)

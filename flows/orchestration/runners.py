@@ -20,7 +20,7 @@ from cutline.tasks.dask_workers import LOCAL, scheduler_of
 from cutline.tasks.runtime.tensorflow import load_tensorflow
 from cutline.tasks.storage.workspace import Workspace
 
-CORES_A_WORKER = 4  # of a cluster on this machine; TensorFlow gains little from more
+CORES_PER_WORKER = 4  # of a cluster on this machine; TensorFlow gains little from more
 STOPPED = "cutline: stopped; the same command goes on from here"
 ENDS_WITHIN_S = 5.0  # of Ctrl-C or SIGTERM
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -129,7 +129,7 @@ def _on_dask(flow: Any, address: str | None, root: Path) -> Any:
     if address:
         task_runner = DaskTaskRunner(address=address)
     else:
-        workers = max(2, (os.cpu_count() or 1) // CORES_A_WORKER)
+        workers = max(2, (os.cpu_count() or 1) // CORES_PER_WORKER)
         folder = root / "tmp" / "dask"
         folder.mkdir(parents=True, exist_ok=True)
         cluster = {

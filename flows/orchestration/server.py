@@ -104,8 +104,8 @@ def is_loopback(host: str | None) -> bool:
 
 def _check_free(host: str, port: int) -> None:
     try:
-        family = socket.getaddrinfo(host, port)[0][0]
-        with socket.socket(family) as probe:
+        group = socket.getaddrinfo(host, port)[0][0]
+        with socket.socket(group) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:

@@ -22,7 +22,7 @@ from prefect.schedules import Cron, Interval, Schedule
 
 from cutline.flows.orchestration.flows import caption_new, reprocess, run_dataset
 from cutline.flows.orchestration.schedules import NIGHTLY, REPROCESS, TRAIN, no_schedule
-from cutline.flows.orchestration.stale_runs import end_lost_runs
+from cutline.flows.orchestration.stale_runs import end_stale_runs
 
 FLOWS: dict[str, Flow[..., Any]] = {NIGHTLY: caption_new, TRAIN: run_dataset, REPROCESS: reprocess}
 LOST_RUNS = Path(__file__).parents[1] / "deployment" / "lost-runs.yaml"
@@ -89,7 +89,7 @@ def _end_lost_runs() -> None:
     while True:
         try:
             with get_client(sync_client=True) as client:
-                end_lost_runs(client)
+                end_stale_runs(client)
         except Exception:  # a server that is away for a moment; the next look finds them
             logging.getLogger("prefect").debug("lost runs", exc_info=True)
         time.sleep(SECONDS_BETWEEN_LOOKS)

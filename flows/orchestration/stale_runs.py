@@ -41,7 +41,7 @@ def claim_run() -> None:
     with get_client(sync_client=True) as client:
         others = [tag for tag in context.flow_run.tags if not tag.startswith(TAG)]
         client.update_flow_run(context.flow_run.id, tags=[*others, tag_of_this_process()])
-        end_lost_runs(client)
+        end_stale_runs(client)
 
 
 def tag_of_this_process() -> str:
@@ -49,7 +49,7 @@ def tag_of_this_process() -> str:
     return f"{TAG}{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
 
 
-def end_lost_runs(client: SyncPrefectClient) -> list[str]:
+def end_stale_runs(client: SyncPrefectClient) -> list[str]:
     """Force runs of dead processes of this machine to Crashed; the names of those runs.
 
     Runs that whoever serves them was about to start, and did not in STARTS_WITHIN, are lost too: they

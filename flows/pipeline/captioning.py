@@ -7,34 +7,34 @@ from pathlib import Path
 
 import polars as pl
 
-from cutline.flows.pipeline.graph import caption_stages
+from cutline.flows.pipeline.graph import plan_captioning
 from cutline.flows.pipeline.run_record import last_run
 from cutline.schemas.records import Record, RunRecord
 from cutline.schemas.settings import Settings
 from cutline.tasks.bundles.bundle import Bundle
-from cutline.tasks.engine.planner import Maker, Walk
+from cutline.tasks.engine.planner import Maker, Planner
 from cutline.tasks.report.caption_export import captioned
 from cutline.tasks.storage.tables import empty_table, read_table
 from cutline.tasks.storage.workspace import Workspace
 
 
-def walk_captions(
+def plan_captions(
     store: Workspace,
     dataset: Path,
     settings: Settings,
     bundle: Bundle,
     only: Sequence[str] = (),
     maker: Maker | None = None,
-) -> Walk:
+) -> Planner:
     """Look up what captioning needs, and have the missing made where there is a maker."""
-    walk = Walk(store, maker, last_run(store, "caption", dataset))
-    caption_stages(walk, dataset, settings, bundle, only)
-    return walk
+    planner = Planner(store, maker, last_run(store, "caption", dataset))
+    plan_captioning(planner, dataset, settings, bundle, only)
+    return planner
 
 
 def captions_of(workspace: Workspace, record: RunRecord) -> pl.DataFrame:
     """The `captioned` table of a run's photographs. Raises DamagedFile."""
-    predictions = workspace.outputs_of(record, "caption", "predictions.parquet")
+    predictions = workspace.outputs_of(record, "predictions", "predictions.parquet")
     photos = read_table(workspace.outputs_of(record, "ingest", "photos.parquet"), "photos")
     rows = read_table(predictions, "predictions") if predictions else empty_table("predictions")
     return captioned(photos, rows)

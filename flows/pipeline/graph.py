@@ -21,11 +21,11 @@ from cutline.schemas.settings import Settings, StageSettings
 from cutline.tasks.bundles.bundle import Bundle
 from cutline.tasks.bundles.stage import BUNDLE
 from cutline.tasks.decoding.captioner import MODEL_FILES
-from cutline.tasks.decoding.stage import CAPTION
+from cutline.tasks.decoding.stage import PREDICTIONS
 from cutline.tasks.engine import executor
 from cutline.tasks.engine.explain import changed_files
-from cutline.tasks.engine.partition import Cut, cut
-from cutline.tasks.engine.planner import Walk, Walked
+from cutline.tasks.engine.partition import Partition, partition
+from cutline.tasks.engine.planner import Planner, StagePlan
 from cutline.tasks.engine.stage import Shard, Stage, lineage_of
 from cutline.tasks.evaluation.stage import EVALUATE
 from cutline.tasks.features.cnn import resolved_precision, weights_digest
@@ -39,13 +39,20 @@ from cutline.tasks.report.stage import REPORT
 from cutline.tasks.retrieval.stage import CAPTION_INDEX, INDEX, LEAKS, RETRIEVAL, WRITTEN_INDEX
 from cutline.tasks.storage.tables import read_table
 from cutline.tasks.storage.workspace import digest_of, in_place, path_of
-from cutline.tasks.text.stage import CAPTIONS, VOCABULARY
+from cutline.tasks.text.stage import TOKENS, VOCABULARY
 from cutline.tasks.text.stopwords import load_stopwords
 from cutline.tasks.training.caption_groups import photo_or_missing
-from cutline.tasks.training.stage import FUSION, GIST, LANGUAGE_MODEL, MATCHING, NEIGHBOURS, TAUGHT
+from cutline.tasks.training.stage import (
+    CONTENT_EMBEDDING,
+    CONTENT_NEIGHBOURS,
+    CONTENT_TABLES,
+    FUSION,
+    JOINT_EMBEDDING,
+    LANGUAGE_MODEL,
+)
 
-PHOTOS_A_SHARD = 256
-CAPTIONS_A_SHARD = 4096
+PHOTOS_PER_SHARD = 256
+CAPTIONS_PER_SHARD = 4096
 MOST_TITLE_BYTES = 200
 PAIRED = ("train", "dev", "test")  # families of captions that have a photograph
 REJECTS = "rejects.parquet"
@@ -75,36 +82,40 @@ class Reads:
 class SearchParts(NamedTuple):
     """The stages that search is made of."""
 
-    photos: Walked
-    captions: Walked
-    retrieval: Walked
-    leaks: Walked
+    photos: StagePlan
+    captions: StagePlan
+    retrieval: StagePlan
+    leaks: StagePlan
 
 
-def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
+def plan_run(planner: Planner, dataset: Path, settings: Settings) -> None:
     """From a data set to captions, scores, a bundle and a report."""
-    wiring = Wiring(walk, dataset, settings)
+    wiring = Wiring(planner, dataset, settings)
     ingest = wiring.ingest()
     features = wiring.image_features(wiring.images(ingest))
     tokens = wiring.tokens(ingest)
     vocabulary = wiring.vocabulary(ingest, tokens)
     language_model = wiring.language_model(tokens, vocabulary)
     text_features = wiring.text_features(tokens, vocabulary, language_model)
-    gist = wiring.gist(ingest, tokens, features, vocabulary)
-    fusion = wiring.fusion(ingest, tokens, features, text_features, vocabulary, language_model, gist)
-    matching = wiring.matching(ingest, tokens, features, text_features)
-    neighbours = wiring.neighbours(ingest, tokens, vocabulary, language_model, gist, matching)
+    content_embedding = wiring.content_embedding(ingest, tokens, features, vocabulary)
+    fusion = wiring.fusion(
+        ingest, tokens, features, text_features, vocabulary, language_model, content_embedding
+    )
+    joint_embedding = wiring.joint_embedding(ingest, tokens, features, text_features)
+    content_neighbours = wiring.content_neighbours(
+        ingest, tokens, vocabulary, language_model, content_embedding, joint_embedding
+    )
     model = {
         "language_model": language_model,
         "fusion": fusion,
-        "familiar": gist,
-        "gist": gist,
+        "reference_photos": content_embedding,
+        "content_embedding": content_embedding,
         "vocabulary": vocabulary,
-        "matching": matching,
-        "neighbours": neighbours,
+        "joint_embedding": joint_embedding,
+        "content_neighbours": content_neighbours,
     }
-    index = wiring.index(features, matching)
-    caption_index = wiring.caption_index(tokens, text_features, matching)
+    index = wiring.index(features, joint_embedding)
+    caption_index = wiring.caption_index(tokens, text_features, joint_embedding)
     retrieval = wiring.retrieval(ingest, index, caption_index)
     leaks = wiring.leaks(ingest, features, text_features)
     captioned = wiring.caption(features, model)
@@ -115,11 +126,11 @@ def run_stages(walk: Walk, dataset: Path, settings: Settings) -> None:
     )
 
 
-def caption_stages(
-    walk: Walk, dataset: Path, settings: Settings, bundle: Bundle, only: Sequence[str]
+def plan_captioning(
+    planner: Planner, dataset: Path, settings: Settings, bundle: Bundle, only: Sequence[str]
 ) -> None:
     """From photographs to captions by a trained bundle."""
-    wiring = Wiring(walk, dataset, settings, only)
+    wiring = Wiring(planner, dataset, settings, only)
     features = wiring.image_features(wiring.images(wiring.ingest()))
     captioned = wiring.caption_with(bundle, features)
     wiring.index_with(bundle, features, captioned)
@@ -128,8 +139,8 @@ def caption_stages(
 class Wiring:
     """Builds the shards of each stage from the records of the stages before it."""
 
-    def __init__(self, walk: Walk, dataset: Path, settings: Settings, only: Sequence[str] = ()) -> None:
-        self.walk = walk
+    def __init__(self, planner: Planner, dataset: Path, settings: Settings, only: Sequence[str] = ()) -> None:
+        self.planner = planner
         self.dataset = dataset
         self.settings = settings
         self.only = tuple(only)
@@ -142,20 +153,20 @@ class Wiring:
         stage: Stage,
         settings: StageSettings,
         reads: Reads,
-        place: str = "",
+        partition: str = "",
         counted: Sequence[Known] = (),
         passes: int = 1,
-    ) -> Walked:
+    ) -> StagePlan:
         """A stage of one shard; unknown where anything that it reads is.
 
         Its progress counts the rows of `counted`, so many times as there are passes over them.
         """
         if not reads.is_made:
-            return self.walk.stage(stage, [None])
+            return self.planner.stage(stage, [None])
         rows = passes * sum(record.rows_out for record in counted if record)
         shard = Shard(
             stage=stage,
-            place=place or str(self.dataset),
+            partition=partition or str(self.dataset),
             inputs=dict(reads.inputs),
             settings=settings.model_dump(),
             lineage="",
@@ -163,23 +174,23 @@ class Wiring:
             rows=rows,
             title=_title(self.dataset.name),
         )
-        return self.walk.stage(stage, [shard])
+        return self.planner.stage(stage, [shard])
 
     def _cut(
-        self, stage: Stage, settings: StageSettings, table: str, ingest: Walked, **inputs: str
-    ) -> Walked:
-        """A stage over rows of an ingest table, cut by content within each family."""
+        self, stage: Stage, settings: StageSettings, table: str, ingest: StagePlan, **inputs: str
+    ) -> StagePlan:
+        """A stage over rows of an ingest table, split by content within each family."""
         record = ingest.one
         if record is None:
-            return self.walk.stage(stage, [None])
+            return self.planner.stage(stage, [None])
         path = record.output(f"{table}.parquet").path
         lineage = lineage_of(stage, settings.model_dump(), "", **inputs)
         shards: list[Shard | None] = []
-        for part, ids in _families(self.walk.workspace.file(path), table):
+        for part, ids in _groups(self.planner.workspace.file(path), table):
             shards.append(
                 Shard(
                     stage=stage,
-                    place=part.place,
+                    partition=part.partition,
                     inputs={"rows": _digest_of_ids(ids), **inputs},
                     settings=settings.model_dump(),
                     lineage=lineage,
@@ -187,7 +198,7 @@ class Wiring:
                     rows=part.stop - part.start,
                 )
             )
-        return self.walk.stage(stage, shards)
+        return self.planner.stage(stage, shards)
 
     def _follow(
         self,
@@ -197,7 +208,7 @@ class Wiring:
         source: str,
         every: Reads,
         beside: Mapping[str, Sequence[Known]] | None = None,
-    ) -> Walked:
+    ) -> StagePlan:
         """A stage with a shard for each shard of the stage before it, whose table is `source`.
 
         `every` shard reads that too; `beside` are tables cut as the one before is.
@@ -213,7 +224,7 @@ class Wiring:
             shards.append(
                 Shard(
                     stage=stage,
-                    place=record.place,
+                    partition=record.partition,
                     inputs=dict(reads.inputs),
                     settings=settings.model_dump(),
                     lineage=lineage_of(stage, settings.model_dump(), before_it, **every.inputs),
@@ -221,39 +232,39 @@ class Wiring:
                     rows=record.rows_out,
                 )
             )
-        return self.walk.stage(stage, shards)
+        return self.planner.stage(stage, shards)
 
     # -- the stages --------------------------------------------------------------------------------
 
-    def ingest(self) -> Walked:
+    def ingest(self) -> StagePlan:
         """Read what is new or changed in the data set; a walk that only looks reads it aside."""
         place = str(self.dataset.resolve()) + (f" ({digest_of(self.only)[:8]})" if self.only else "")
         known = next(
-            (record for record in self.walk.workspace.records("ingest") if record.place == place), None
+            (record for record in self.planner.workspace.records("ingest") if record.partition == place), None
         )
-        files = str(path_of(self.walk.workspace, known, "files.parquet")) if known else None
+        files = str(path_of(self.planner.workspace, known, "files.parquet")) if known else None
         listing = listing_digest(scan(self.dataset, self.only))
         ingest = self._whole(
             INGEST,
             self.settings.ingest,
             Reads({"files": listing}, {"known": files, "only": self.only}),
-            place=place,
+            partition=place,
         )
-        if ingest.one is None and not self.walk.maker:
+        if ingest.one is None and not self.planner.maker:
             detect(scan(self.dataset, self.only), self.settings.ingest.layout)  # fails early, if it must
-        if ingest.one is None and self.walk.preview and ingest.shards[0]:
-            made = executor.make_shard(ingest.shards[0], self.walk.preview, lambda _rows: None)
-            ingest.records[0] = in_place(made, self.walk.preview)
-        if ingest.one and files and ingest.whys == ["input: files"]:
-            new = path_of(self.walk.workspace, ingest.one, "files.parquet")
-            ingest.whys[0] = changed_files(Path(files), new)
+        if ingest.one is None and self.planner.preview and ingest.shards[0]:
+            made = executor.make_shard(ingest.shards[0], self.planner.preview, lambda _rows: None)
+            ingest.records[0] = in_place(made, self.planner.preview)
+        if ingest.one and files and ingest.reasons == ["input: files"]:
+            new = path_of(self.planner.workspace, ingest.one, "files.parquet")
+            ingest.reasons[0] = changed_files(Path(files), new)
         return ingest
 
-    def images(self, ingest: Walked) -> Walked:
+    def images(self, ingest: StagePlan) -> StagePlan:
         """Squares, in shards of PHOTOS_A_SHARD photographs of one split at the most."""
         return self._cut(IMAGES, self.settings.images, "photos", ingest)
 
-    def image_features(self, images: Walked) -> Walked:
+    def image_features(self, images: StagePlan) -> StagePlan:
         """Regions and pooled features; the weights and the precision are part of the key.
 
         Raises UsageError and MissingWeights.
@@ -262,21 +273,21 @@ class Wiring:
         weights = {"weights": weights_digest(settings), "precision": resolved_precision(settings)}
         return self._follow(IMAGE_FEATURES, settings, images.records, "images", Reads(weights))
 
-    def tokens(self, ingest: Walked) -> Walked:
+    def tokens(self, ingest: StagePlan) -> StagePlan:
         """Tokens, in shards of CAPTIONS_A_SHARD captions of one family at the most.
 
         Which stop words there are is part of the key. Raises UsageError where they cannot be had.
         """
-        settings = self.settings.captions
-        return self._cut(CAPTIONS, settings, "captions", ingest, stopwords=self._stopwords())
+        settings = self.settings.tokens
+        return self._cut(TOKENS, settings, "captions", ingest, stopwords=self._stopwords())
 
-    def vocabulary(self, ingest: Walked, tokens: Walked) -> Walked:
+    def vocabulary(self, ingest: StagePlan, tokens: StagePlan) -> StagePlan:
         """Of the training captions, photographed or not. Raises UsageError where there are none."""
         train = tokens.of(*LEARNED_FROM)
         if not train:
             raise UsageError(
                 f"'{self.dataset}' has no training captions, so there is nothing to learn from; caption its "
-                f"photographs with the model in the box: cutline caption … --out FILE{self._not_read(ingest)}"
+                f"photographs with the pretrained model: cutline caption … --out FILE{self._not_read(ingest)}"
             )
         return self._whole(
             VOCABULARY,
@@ -285,16 +296,16 @@ class Wiring:
             counted=train,
         )
 
-    def _not_read(self, ingest: Walked) -> str:
+    def _not_read(self, ingest: StagePlan) -> str:
         """A line for each of the first texts and tables that nothing was read from."""
         if not (ingest.one and ingest.one.has("rejects.parquet")):
             return ""
-        path = self.walk.workspace.file(ingest.one.output("rejects.parquet").path)
+        path = self.planner.workspace.file(ingest.one.output("rejects.parquet").path)
         unread = read_table(path, "rejects").filter(pl.col("reason") == "not_read").head(3)
         told = unread.select("name", "detail").iter_rows()
         return "".join(f"\n  {name} was not read: {detail}" for name, detail in told)
 
-    def language_model(self, tokens: Walked, vocabulary: Walked) -> Walked:
+    def language_model(self, tokens: StagePlan, vocabulary: StagePlan) -> StagePlan:
         """Learns from the training captions, photographed or not; stops by the dev ones with a photograph."""
         train, dev = tokens.of(*LEARNED_FROM), tokens.of("dev")
         return self._whole(
@@ -309,7 +320,7 @@ class Wiring:
             passes=self.settings.language_model.epochs,
         )
 
-    def text_features(self, tokens: Walked, vocabulary: Walked, language_model: Walked) -> Walked:
+    def text_features(self, tokens: StagePlan, vocabulary: StagePlan, language_model: StagePlan) -> StagePlan:
         """States and vectors of the captions that have a photograph."""
         return self._follow(
             TEXT_FEATURES,
@@ -319,12 +330,14 @@ class Wiring:
             _table("vocabulary", vocabulary.one) | _model_file("language_model", language_model),
         )
 
-    def gist(self, ingest: Walked, tokens: Walked, features: Walked, vocabulary: Walked) -> Walked:
+    def content_embedding(
+        self, ingest: StagePlan, tokens: StagePlan, features: StagePlan, vocabulary: StagePlan
+    ) -> StagePlan:
         """Learns from the train split, photographed or not; other rows do not touch its key."""
         words = tokens.of(*LEARNED_FROM)
         return self._whole(
-            GIST,
-            self.settings.gist,
+            CONTENT_EMBEDDING,
+            self.settings.content_embedding,
             _all(
                 self._pairs(ingest, "train", missing=True),
                 _shards("tokens", words, "tokens"),
@@ -336,14 +349,14 @@ class Wiring:
 
     def fusion(
         self,
-        ingest: Walked,
-        tokens: Walked,
-        features: Walked,
-        text_features: Walked,
-        vocabulary: Walked,
-        language_model: Walked,
-        gist: Walked,
-    ) -> Walked:
+        ingest: StagePlan,
+        tokens: StagePlan,
+        features: StagePlan,
+        text_features: StagePlan,
+        vocabulary: StagePlan,
+        language_model: StagePlan,
+        content_embedding: StagePlan,
+    ) -> StagePlan:
         """Learns from the train split, is watched on the dev split; other rows do not touch its key."""
         learned, settings = tokens.of(*LEARNED_FROM), self.settings.fusion
         return self._whole(
@@ -356,17 +369,19 @@ class Wiring:
                 _shards("text_features", text_features.of("train", "dev"), "text_features"),
                 _table("vocabulary", vocabulary.one),
                 _model_file("language_model", language_model),
-                _model_file("gist", gist),
-                *(_table(name, gist.one) for name in ("familiar", *TAUGHT)),
+                _model_file("content_embedding", content_embedding),
+                *(_table(name, content_embedding.one) for name in ("reference_photos", *CONTENT_TABLES)),
             ),
             counted=[*learned * settings.text_epochs, *tokens.of("train") * settings.epochs],
         )
 
-    def matching(self, ingest: Walked, tokens: Walked, features: Walked, text_features: Walked) -> Walked:
+    def joint_embedding(
+        self, ingest: StagePlan, tokens: StagePlan, features: StagePlan, text_features: StagePlan
+    ) -> StagePlan:
         """Learns from the train split, stops by the dev split; other rows do not touch its key."""
         return self._whole(
-            MATCHING,
-            self.settings.matching,
+            JOINT_EMBEDDING,
+            self.settings.joint_embedding,
             _all(
                 self._pairs(ingest, "train", "dev"),
                 _shards("tokens", tokens.of("train", "dev"), "tokens"),
@@ -375,64 +390,66 @@ class Wiring:
                 Reads({"stopwords": self._stopwords()}),
             ),
             counted=tokens.of("train"),
-            passes=1 + self.settings.matching.epochs,
+            passes=1 + self.settings.joint_embedding.epochs,
         )
 
-    def neighbours(
+    def content_neighbours(
         self,
-        ingest: Walked,
-        tokens: Walked,
-        vocabulary: Walked,
-        language_model: Walked,
-        gist: Walked,
-        matching: Walked,
-    ) -> Walked:
-        """From the captions that the gist is of; other rows do not touch its key."""
+        ingest: StagePlan,
+        tokens: StagePlan,
+        vocabulary: StagePlan,
+        language_model: StagePlan,
+        content_embedding: StagePlan,
+        joint_embedding: StagePlan,
+    ) -> StagePlan:
+        """From the captions that the content embedding is of; other rows do not touch its key."""
         words = tokens.of(*LEARNED_FROM)
         return self._whole(
-            NEIGHBOURS,
+            CONTENT_NEIGHBOURS,
             self.settings.language_model,
             _all(
                 self._pairs(ingest, "train", missing=True),
                 _shards("tokens", words, "tokens"),
                 _table("vocabulary", vocabulary.one),
                 _model_file("language_model", language_model),
-                *(_table(name, gist.one) for name in ("imagined", "said")),
-                _model_file("matching", matching),
+                *(_table(name, content_embedding.one) for name in ("content_from_text", "content_targets")),
+                _model_file("joint_embedding", joint_embedding),
             ),
             counted=words,
         )
 
-    def index(self, features: Walked, matching: Walked) -> Walked:
+    def index(self, features: StagePlan, joint_embedding: StagePlan) -> StagePlan:
         """A vector for each photograph, and an index of each shard."""
         return self._follow(
             INDEX,
             NO_SETTINGS,
             features.records,
             "image_features",
-            _model_file("matching", matching),
+            _model_file("joint_embedding", joint_embedding),
         )
 
-    def caption_index(self, tokens: Walked, text_features: Walked, matching: Walked) -> Walked:
+    def caption_index(
+        self, tokens: StagePlan, text_features: StagePlan, joint_embedding: StagePlan
+    ) -> StagePlan:
         """As `index`, for each caption of a person that has a photograph."""
         return self._follow(
             CAPTION_INDEX,
             NO_SETTINGS,
             text_features.records,
             "text_features",
-            _model_file("matching", matching),
+            _model_file("joint_embedding", joint_embedding),
             {"tokens": tokens.of(*PAIRED)},
         )
 
-    def index_with(self, bundle: Bundle, features: Walked, captioned: Walked) -> None:
+    def index_with(self, bundle: Bundle, features: StagePlan, captioned: StagePlan) -> None:
         """As `index`, with the files of a bundle; the captions are those that the model wrote."""
-        matching = self._of_bundle(bundle, "matching")
-        self._follow(INDEX, NO_SETTINGS, features.records, "image_features", matching)
+        joint_embedding = self._of_bundle(bundle, "joint_embedding")
+        self._follow(INDEX, NO_SETTINGS, features.records, "image_features", joint_embedding)
         words = self._of_bundle(bundle, "language_model", "vocabulary")
         settings = self.settings.language_model
-        self._follow(WRITTEN_INDEX, settings, captioned.records, "predictions", matching | words)
+        self._follow(WRITTEN_INDEX, settings, captioned.records, "predictions", joint_embedding | words)
 
-    def retrieval(self, ingest: Walked, index: Walked, caption_index: Walked) -> Walked:
+    def retrieval(self, ingest: StagePlan, index: StagePlan, caption_index: StagePlan) -> StagePlan:
         """How well photographs and captions of the dev split, and of the test split, find each other."""
         held_out = ("dev", "test")
         return self._whole(
@@ -449,7 +466,7 @@ class Wiring:
             counted=index.of(*held_out),
         )
 
-    def leaks(self, ingest: Walked, features: Walked, text_features: Walked) -> Walked:
+    def leaks(self, ingest: StagePlan, features: StagePlan, text_features: StagePlan) -> StagePlan:
         """What two splits share, by features; photographs and captions are told by their names."""
         return self._whole(
             LEAKS,
@@ -464,35 +481,35 @@ class Wiring:
         )
 
     def _stopwords(self) -> str:
-        return digest_of(sorted(load_stopwords(self.settings.captions.stopwords)))
+        return digest_of(sorted(load_stopwords(self.settings.tokens.stopwords)))
 
-    def _pairs(self, ingest: Walked, *splits: str, missing: bool = False) -> Reads:
+    def _pairs(self, ingest: StagePlan, *splits: str, missing: bool = False) -> Reads:
         """The captions; what counts is which of these splits belongs to which photograph, or to which missing
         one too."""
         captions = _unkeyed("captions", ingest.one)
         if not ingest.one:
             return captions
-        path = self.walk.workspace.file(captions.sources["captions"])
+        path = self.planner.workspace.file(captions.sources["captions"])
         return Reads({"pairs": digest_of_pairs(path, *splits, missing=missing)}, captions.sources)
 
-    def caption(self, features: Walked, model: Mapping[str, Walked]) -> Walked:
+    def caption(self, features: StagePlan, model: Mapping[str, StagePlan]) -> StagePlan:
         """Captions of all photographs that have features; every file of the model is part of the key."""
-        settings = self.settings.caption
-        return self._follow(CAPTION, settings, features.records, "image_features", _model(model))
+        settings = self.settings.predictions
+        return self._follow(PREDICTIONS, settings, features.records, "image_features", _model(model))
 
-    def caption_with(self, bundle: Bundle, features: Walked) -> Walked:
+    def caption_with(self, bundle: Bundle, features: StagePlan) -> StagePlan:
         """As `caption`, with the files of a bundle: the same bytes make the same shards."""
         files = self._of_bundle(bundle, *MODEL_FILES)
-        return self._follow(CAPTION, self.settings.caption, features.records, "image_features", files)
+        return self._follow(PREDICTIONS, self.settings.predictions, features.records, "image_features", files)
 
     def _of_bundle(self, bundle: Bundle, *names: str) -> Reads:
         files = {name: bundle.folder / MODEL_FILES[name] for name in names}
         digests = {name: bundle.description.digests[MODEL_FILES[name]] for name in names}
-        store = self.walk.workspace
-        share = store.shared if self.walk.maker else store.shared_path  # who only looks puts nothing there
+        store = self.planner.workspace
+        share = store.shared if self.planner.maker else store.shared_path  # who only looks puts nothing there
         return Reads(digests, {name: share(file, digests[name]) for name, file in files.items()})
 
-    def evaluate(self, ingest: Walked, tokens: Walked, captioned: Walked) -> Walked:
+    def evaluate(self, ingest: StagePlan, tokens: StagePlan, captioned: StagePlan) -> StagePlan:
         """Scores of the dev and test splits; training captions are looked through for copies."""
         scored = captioned.of("dev", "test")
         # Of the captions to compare with, which are read as people wrote them, these count.
@@ -512,20 +529,20 @@ class Wiring:
 
     def bundle(
         self,
-        ingest: Walked,
-        features: Walked,
-        tokens: Walked,
-        model: Mapping[str, Walked],
-        scores: Walked,
-    ) -> Walked:
+        ingest: StagePlan,
+        features: StagePlan,
+        tokens: StagePlan,
+        model: Mapping[str, StagePlan],
+        scores: StagePlan,
+    ) -> StagePlan:
         """The model in a folder, with what it was made with and its scores."""
         made_with = {
             name: getattr(self.settings, name).model_dump()
-            for name in ("images", "image_features", "language_model", "fusion", "caption")
+            for name in ("images", "image_features", "language_model", "fusion", "predictions")
         }
         return self._whole(
             BUNDLE,
-            self.settings.caption,
+            self.settings.predictions,
             _all(
                 _model(model),
                 _table("scores", scores.one),
@@ -550,24 +567,26 @@ class Wiring:
 
     def report(
         self,
-        ingest: Walked,
-        captioned: Walked,
-        model: Mapping[str, Walked],
-        scores: Walked,
-        bundle: Walked,
+        ingest: StagePlan,
+        captioned: StagePlan,
+        model: Mapping[str, StagePlan],
+        scores: StagePlan,
+        bundle: StagePlan,
         search: SearchParts,
-    ) -> Walked:
+    ) -> StagePlan:
         """The page, the captions and the rejects of the run in files for people."""
-        walked = list(self.walk.stages)
+        stage_plan = list(self.planner.stages)
         told = {"settings": digest_of(self.settings.model_dump()), **self._name()}
         return self._whole(
             REPORT,
             self.settings.report,
             _all(
-                Reads(told, {"stages": [stage.summary().model_dump() for stage in walked]}, bundle.complete),
+                Reads(
+                    told, {"stages": [stage.summary().model_dump() for stage in stage_plan]}, bundle.complete
+                ),
                 _table("photos", ingest.one),
                 _table("captions", ingest.one),
-                _rejects(walked),
+                _rejects(stage_plan),
                 _model(model),
                 *(
                     _file(f"curve {name}", model[name].one, "curve.parquet")
@@ -577,8 +596,8 @@ class Wiring:
                 _table("retrieval", search.retrieval.one),
                 _table("leaks", search.leaks.one),
                 _shards("predictions", captioned.records, "predictions"),
-                _by_place("images", self.walk.of("images").present),
-                _by_place("image_features", self.walk.of("image_features").present),
+                _by_place("images", self.planner.of("images").present),
+                _by_place("image_features", self.planner.of("image_features").present),
                 _by_place("vectors", search.photos.records),
                 _by_place("caption_vectors", search.captions.records),
             ),
@@ -590,23 +609,24 @@ class Wiring:
         return {"dataset": digest_of(self.dataset.name)}
 
 
-def _families(path: Path, table: str) -> list[tuple[Cut, list[str]]]:
+def _groups(path: Path, table: str) -> list[tuple[Partition, list[str]]]:
     """The shards of an ingest table, which is sorted by family and id, with the ids of each."""
     if table == "photos":
-        frame = pl.read_parquet(path, columns=["photo_id", "split"]).select("photo_id", family="split")
-        most = PHOTOS_A_SHARD
+        frame = pl.read_parquet(path, columns=["photo_id", "split"]).select("photo_id", group="split")
+        most = PHOTOS_PER_SHARD
     else:
         alone = pl.when(pl.col("photo_id").is_null()).then(pl.lit("-text")).otherwise(pl.lit(""))
         frame = pl.read_parquet(path, columns=["caption_id", "photo_id", "split"]).select(
-            "caption_id", family=pl.col("split") + alone
+            "caption_id", group=pl.col("split") + alone
         )
-        most = CAPTIONS_A_SHARD
+        most = CAPTIONS_PER_SHARD
     found = []
     start = 0
-    for (family,), part in frame.group_by("family", maintain_order=True):
+    for (group,), part in frame.group_by("group", maintain_order=True):
         ids = part[:, 0].to_list()
         found += [
-            (one, ids[one.start - start : one.stop - start]) for one in cut(ids, str(family), most, start)
+            (one, ids[one.start - start : one.stop - start])
+            for one in partition(ids, str(group), most, start)
         ]
         start += len(ids)
     return found
@@ -650,12 +670,12 @@ def _unkeyed(name: str, record: Known) -> Reads:
     return replace(_table(name, record), inputs={})
 
 
-def _model_file(name: str, walked: Walked) -> Reads:
-    return _file(name, walked.one, MODEL_FILES[name])
+def _model_file(name: str, stage_plan: StagePlan) -> Reads:
+    return _file(name, stage_plan.one, MODEL_FILES[name])
 
 
-def _model(model: Mapping[str, Walked]) -> Reads:
-    return _all(*(_model_file(name, walked) for name, walked in model.items()))
+def _model(model: Mapping[str, StagePlan]) -> Reads:
+    return _all(*(_model_file(name, stage_plan) for name, stage_plan in model.items()))
 
 
 def _shards(name: str, records: Sequence[Known], table: str) -> Reads:
@@ -666,7 +686,7 @@ def _shards(name: str, records: Sequence[Known], table: str) -> Reads:
 
 def _by_place(table: str, records: Sequence[Known]) -> Reads:
     """A table of many shards, whose paths are known by their places."""
-    found = {record.place: record.output(f"{table}.parquet") for record in records if record}
+    found = {record.partition: record.output(f"{table}.parquet") for record in records if record}
     return Reads(
         {f"{table} {place}": output.digest for place, output in found.items()},
         {table: {place: output.path for place, output in found.items()}},
@@ -674,16 +694,16 @@ def _by_place(table: str, records: Sequence[Known]) -> Reads:
     )
 
 
-def _rejects(walked: Sequence[Walked]) -> Reads:
+def _rejects(stage_plan: Sequence[StagePlan]) -> Reads:
     """The rejects of all stages."""
     inputs: dict[str, str] = {}
     paths: list[str] = []
-    for stage in walked:
+    for stage in stage_plan:
         for record in stage.present:
             if record.has(REJECTS):
                 rejects = record.output(REJECTS)
                 # The place of ingest is the data set's path, which says nothing of what is in it.
-                place = "" if stage.stage is INGEST else f" {record.place}"
+                place = "" if stage.stage is INGEST else f" {record.partition}"
                 inputs[f"rejects {record.stage}{place}"] = rejects.digest
                 paths.append(rejects.path)
     return Reads(inputs, {"rejects": paths})

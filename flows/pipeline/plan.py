@@ -7,25 +7,27 @@ from itertools import islice
 from pathlib import Path
 
 from cutline.flows import DEFAULT_WORKSPACE
-from cutline.flows.pipeline.graph import run_stages
+from cutline.flows.pipeline.graph import plan_run
 from cutline.flows.pipeline.run_record import describe, existing, last_run
 from cutline.schemas.records import RunRecord
 from cutline.schemas.settings import Settings
 from cutline.tasks.engine.estimate import RUNS, estimates
-from cutline.tasks.engine.planner import Walk
+from cutline.tasks.engine.planner import Planner
 from cutline.tasks.storage.workspace import ReadOnlyWorkspace, Workspace
 
 
-def plan(dataset: Path, settings: Settings, workspace: Path = DEFAULT_WORKSPACE, deep: bool = False) -> Walk:
+def plan(
+    dataset: Path, settings: Settings, workspace: Path = DEFAULT_WORKSPACE, deep: bool = False
+) -> Planner:
     """Look every shard of a run up, without making any; imports neither Prefect nor TensorFlow.
 
     With `deep`, every output's bytes are hashed again. Raises UsageError, UnknownDataset.
     """
     dataset = existing(dataset)
     store = Workspace(workspace)
-    walk = Walk(store, last=last_run(store, "run", dataset), deep=deep)
-    run_stages(walk, dataset, settings)
-    return walk
+    planner = Planner(store, last=last_run(store, "run", dataset), deep=deep)
+    plan_run(planner, dataset, settings)
+    return planner
 
 
 def status(
@@ -41,11 +43,11 @@ def status(
     with tempfile.TemporaryDirectory(prefix="cutline-status-") as folder:
         preview = Workspace(Path(folder))
         preview.borrow_packs(store)
-        walk = Walk(store, last=last_run(store, "run", dataset), deep=deep, preview=preview)
-        run_stages(walk, dataset, settings)
-        record = describe(walk, "run", dataset, settings)
-        others = (run for run in store.runs() if run.command == "run" and run != walk.last)
-        earlier = [*([walk.last] if walk.last else []), *islice(others, RUNS)]
-        seconds = estimates(walk, record.settings, earlier)
+        planner = Planner(store, last=last_run(store, "run", dataset), deep=deep, preview=preview)
+        plan_run(planner, dataset, settings)
+        record = describe(planner, "run", dataset, settings)
+        others = (run for run in store.runs() if run.command == "run" and run != planner.last)
+        earlier = [*([planner.last] if planner.last else []), *islice(others, RUNS)]
+        seconds = estimates(planner, record.settings, earlier)
     stages = [stage.model_copy(update={"estimate_s": seconds[stage.name]}) for stage in record.stages]
     return record.model_copy(update={"stages": stages})

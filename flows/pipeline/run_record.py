@@ -14,27 +14,27 @@ import polars as pl
 from cutline.schemas.errors import UsageError
 from cutline.schemas.records import Record, RunRecord
 from cutline.schemas.settings import Settings
-from cutline.tasks.bundles.bundle import IN_THE_BOX
-from cutline.tasks.engine.planner import Walk
+from cutline.tasks.bundles.bundle import PRETRAINED
+from cutline.tasks.engine.planner import Planner
 from cutline.tasks.runtime.unicode import is_valid, printable
 from cutline.tasks.storage.runs import REJECTING
 from cutline.tasks.storage.workspace import Workspace, bundle_at
 
 
 def newest_bundle(workspace: Path) -> Path:
-    """The bundle of the newest run that made one, else the model in the box."""
+    """The bundle of the newest run that made one, else the pretrained model."""
     for record in Workspace(workspace).runs():
         if record.bundle and (folder := bundle_at(record.bundle)).is_dir():
             return folder
-    return IN_THE_BOX
+    return PRETRAINED
 
 
 def name_of_model(bundle: Path) -> str:
-    """What people call the model of a bundle: its folder's name, or the model in the box."""
-    return "the model in the box" if bundle == IN_THE_BOX else bundle.name
+    """What people call the model of a bundle: its folder's name, or the pretrained model."""
+    return "the pretrained model" if bundle == PRETRAINED else bundle.name
 
 
-MODEL_PARTS = ("language_model", "fusion", "vocabulary", "matching")
+MODEL_PARTS = ("language_model", "fusion", "vocabulary", "joint_embedding")
 TIME = "%Y%m%d-%H%M%S"  # with which the names of runs begin, so that they sort by it
 
 
@@ -68,32 +68,37 @@ def last_run(workspace: Workspace, command: str, dataset: Path) -> RunRecord | N
     return None
 
 
-def finish(walk: Walk, command: str, dataset: Path, settings: Settings) -> RunRecord:
+def finish(planner: Planner, command: str, dataset: Path, settings: Settings) -> RunRecord:
     """Write the record of a complete walk down, and return it.
 
     A walk that made nothing and comes to what the last run came to is that run.
     """
-    record = describe(walk, command, dataset, settings)
-    if walk.last and not any(stage.made for stage in record.stages):
+    record = describe(planner, command, dataset, settings)
+    if planner.last and not any(stage.made for stage in record.stages):
         of_this = {"run": record.run, "finished_at": record.finished_at, "stages": record.stages}
-        if walk.last.model_copy(update=of_this) == record:
-            return walk.last.model_copy(update={"stages": record.stages})
-    record = record.model_copy(update={"run": _new_name(walk.workspace)})
-    walk.workspace.write_run(record)
+        if planner.last.model_copy(update=of_this) == record:
+            return planner.last.model_copy(update={"stages": record.stages})
+    record = record.model_copy(update={"run": _new_name(planner.workspace)})
+    planner.workspace.write_run(record)
     return record
 
 
-def describe(walk: Walk, command: str, dataset: Path, settings: Settings) -> RunRecord:
+def describe(planner: Planner, command: str, dataset: Path, settings: Settings) -> RunRecord:
     """The record of a walk, complete or not."""
-    report, bundle, evaluate, leaks = (_one(walk, name) for name in ("report", "bundle", "evaluate", "leaks"))
-    workspace = walk.workspace
+    report, bundle, evaluate, leaks = (
+        _one(planner, name) for name in ("report", "bundle", "evaluate", "leaks")
+    )
+    workspace = planner.workspace
     return RunRecord(
         run=_name_at(datetime.now(UTC)),
         command=command,
         dataset=str(dataset),
         workspace=workspace.where,
         settings=settings.model_dump(),
-        shards={walked.stage.name: [shard.key for shard in walked.shards if shard] for walked in walk.stages},
+        shards={
+            stage_plan.stage.name: [shard.key for shard in stage_plan.shards if shard]
+            for stage_plan in planner.stages
+        },
         report=workspace.reached_at(report.output("report.html").path) if report else None,
         captions=workspace.reached_at(report.output("captions.parquet").path) if report else None,
         rejects=workspace.reached_at(report.output("rejects.parquet").path) if report else None,
@@ -102,10 +107,10 @@ def describe(walk: Walk, command: str, dataset: Path, settings: Settings) -> Run
         # Where they have to be looked for again, what was known last is better than nothing.
         leaks=workspace.reached_at(leaks.output("leaks.parquet").path)
         if leaks
-        else walk.last and walk.last.leaks,
-        model=_model(walk) if command == "caption" else {},
-        reject_rate=reject_rate(walk),
-        stages=[walked.summary() for walked in walk.stages],
+        else planner.last and planner.last.leaks,
+        model=_model(planner) if command == "caption" else {},
+        reject_rate=reject_rate(planner),
+        stages=[stage_plan.summary() for stage_plan in planner.stages],
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -123,16 +128,16 @@ def _name_at(time: datetime) -> str:
     return f"{time:{TIME}}-{secrets.token_hex(3)}"
 
 
-def _one(walk: Walk, name: str) -> Record | None:
-    return next((walked.one for walked in walk.stages if walked.stage.name == name), None)
+def _one(planner: Planner, name: str) -> Record | None:
+    return next((stage_plan.one for stage_plan in planner.stages if stage_plan.stage.name == name), None)
 
 
-def _model(walk: Walk) -> dict[str, str]:
+def _model(planner: Planner) -> dict[str, str]:
     """Where the files lie that photographs were captioned and indexed with, by name."""
     files: dict[str, str] = {}
-    for walked in walk.stages:
-        shard = next((shard for shard in walked.shards if shard), None)
-        if shard and walked.stage.name in ("caption", "index"):
+    for stage_plan in planner.stages:
+        shard = next((shard for shard in stage_plan.shards if shard), None)
+        if shard and stage_plan.stage.name in ("predictions", "index"):
             files |= {name: shard.sources[name] for name in MODEL_PARTS if name in shard.sources}
     return files
 
@@ -147,9 +152,9 @@ def held_out_scores(path: Path) -> dict[str, float]:
     return {}
 
 
-def reject_rate(walk: Walk) -> float:
+def reject_rate(planner: Planner) -> float:
     """Share, 0 to 1, of the rows read from the data set that were rejected; notices do not count."""
-    rejecting = [walked for walked in walk.stages if walked.stage.name in REJECTING]
-    rejected = sum(record.rejected for walked in rejecting for record in walked.present)
-    rows = sum(record.rows_in for walked in rejecting[:1] for record in walked.present)
+    rejecting = [stage_plan for stage_plan in planner.stages if stage_plan.stage.name in REJECTING]
+    rejected = sum(record.rejected for stage_plan in rejecting for record in stage_plan.present)
+    rows = sum(record.rows_in for stage_plan in rejecting[:1] for record in stage_plan.present)
     return rejected / rows if rows else 0.0

@@ -22,7 +22,7 @@ Tree = dict[str, dict[str, Any]]
 # What a text that is no YAML raises: also a date of month 13, a number of 5,000 digits, 1,000 brackets.
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 # Stages whose settings may differ from those that a bundle was trained with.
-CHANGEABLE = ("ingest", "caption", "image_features")
+CHANGEABLE = ("ingest", "predictions", "image_features")
 
 
 class _NothingTwice(yaml.SafeLoader):
@@ -113,13 +113,13 @@ def settings_with(bundle: Bundle, tree: Tree) -> Settings:
         "image_features": {"network": trained.features.network},
         "language_model": trained.language_model.model_dump(),
         "fusion": trained.fusion.model_dump(),
-        "caption": trained.caption.model_dump(),
+        "predictions": trained.predictions.model_dump(),
     }
     settings = _wide_enough(make_settings(merge(of_bundle, tree)), tree)
-    caption = settings.caption
-    if "beam" not in tree.get("caption", {}) and caption.alternatives > caption.beam:
+    caption = settings.predictions
+    if "beam" not in tree.get("predictions", {}) and caption.alternatives > caption.beam:
         wider = caption.model_copy(update={"beam": caption.alternatives})
-        settings = settings.model_copy(update={"caption": wider})
+        settings = settings.model_copy(update={"predictions": wider})
     ours = weights_digest(settings.image_features)
     bundle.check_features(
         FeatureOrigin.of(settings.images, settings.image_features, ours, trained.features.channels)
@@ -129,11 +129,11 @@ def settings_with(bundle: Bundle, tree: Tree) -> Settings:
 
 def _wide_enough(settings: Settings, tree: Mapping[str, Mapping[str, Any]]) -> Settings:
     """The settings; UsageError where `tree` asks for more alternatives than for a beam."""
-    caption = settings.caption
-    if {"beam", "alternatives"} <= tree.get("caption", {}).keys() and caption.alternatives > caption.beam:
+    caption = settings.predictions
+    if {"beam", "alternatives"} <= tree.get("predictions", {}).keys() and caption.alternatives > caption.beam:
         raise UsageError(
-            f"caption.alternatives={caption.alternatives}: expected at most the beam, which was asked to be "
-            f"{caption.beam}; widen caption.beam, or ask for fewer"
+            f"predictions.alternatives={caption.alternatives}: expected at most the beam, which was asked to be "
+            f"{caption.beam}; widen predictions.beam, or ask for fewer"
         )
     return settings
 

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cutline.schemas.errors import SchemaMismatch, StaleModel, UsageError
 from cutline.schemas.settings import (
-    CaptionSettings,
     FusionSettings,
     ImageFeaturesSettings,
     ImagesSettings,
     LanguageModelSettings,
+    PredictionsSettings,
 )
 from cutline.tasks.decoding.captioner import MODEL_FILES, Captioner, ModelFiles
 from cutline.tasks.runtime.formatting import in_form, metric_of
@@ -28,7 +28,7 @@ from cutline.tasks.storage.workspace import digest_of_file
 
 DESCRIPTION, CARD = "bundle.json", "CARD.md"
 VOCABULARY = MODEL_FILES["vocabulary"]
-IN_THE_BOX = Path(__file__).resolve().parents[2] / "data" / "pretrained" / "flickr8k"  # see its CARD.md
+PRETRAINED = Path(__file__).resolve().parents[2] / "data" / "pretrained" / "flickr8k"  # see its CARD.md
 MAX_DESCRIPTION_BYTES = 2**20
 
 Digest = Field(pattern=r"^[0-9a-f]{32}$")
@@ -63,11 +63,11 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["cutline-bundle-6"] = "cutline-bundle-6"
+    format: Literal["cutline-bundle-7"] = "cutline-bundle-7"
     features: FeatureOrigin
     language_model: LanguageModelSettings
     fusion: FusionSettings
-    caption: CaptionSettings
+    predictions: PredictionsSettings
     scores: dict[str, dict[str, float]] = Field(description="by split and metric")
     sizes: dict[str, int] = Field(description="photographs and captions it was trained on, by what they are")
     versions: dict[str, str] = Field(description="of the libraries it was made with")
@@ -123,7 +123,7 @@ def write_bundle(
     features: FeatureOrigin,
     lm_settings: LanguageModelSettings,
     fusion_settings: FusionSettings,
-    caption_settings: CaptionSettings,
+    caption_settings: PredictionsSettings,
     scores: Mapping[str, Mapping[str, float]],
     sizes: Mapping[str, int],
     versions: Mapping[str, str],
@@ -140,7 +140,7 @@ def write_bundle(
         features=features,
         language_model=lm_settings,
         fusion=fusion_settings,
-        caption=caption_settings,
+        predictions=caption_settings,
         scores={split: dict(values) for split, values in scores.items()},
         sizes=dict(sizes),
         versions=dict(versions),

@@ -7,38 +7,40 @@ from pathlib import Path
 import polars as pl
 
 from cutline.tasks.decoding.stage import model_files
-from cutline.tasks.engine.stage import Made, Stage, Work
+from cutline.tasks.engine.stage import Stage, StageContext, StageResult
 from cutline.tasks.storage.tables import read_id_column, read_table, tensor_sizes
 from cutline.tasks.storage.workspace import library_versions
 
-BUNDLE = Stage("bundle", "cutline.tasks.bundles.stage:make_bundle", folder="bundles", settings="caption")
+BUNDLE = Stage("bundle", "cutline.tasks.bundles.stage:make_bundle", folder="bundles", settings="predictions")
 
 
-def make_bundle(work: Work) -> Made:
+def make_bundle(context: StageContext) -> StageResult:
     """The trained model with all that captioning needs, in a folder that can be carried away."""
     from cutline.tasks.bundles.bundle import FeatureOrigin, write_bundle
     from cutline.tasks.features.cnn import weights_digest
 
-    settings = work.settings
-    captions = read_table(work.path("captions"), "captions", ["caption_id", "photo_id"])
-    photos = read_id_column(work.paths("image_features"), "photo_id")
-    learned = captions.join(read_id_column(work.paths("tokens"), "caption_id"), on="caption_id", how="semi")
+    settings = context.settings
+    captions = read_table(context.path("captions"), "captions", ["caption_id", "photo_id"])
+    photos = read_id_column(context.paths("image_features"), "photo_id")
+    learned = captions.join(
+        read_id_column(context.paths("tokens"), "caption_id"), on="caption_id", how="semi"
+    )
     paired = learned.join(photos, on="photo_id", how="semi")
-    features = pl.scan_parquet(work.paths("any_features")).head(0).collect()
+    features = pl.scan_parquet(context.paths("any_features")).head(0).collect()
     channels = tensor_sizes(features)["channels"]
-    scores = read_table(work.path("scores"), "scores")
+    scores = read_table(context.path("scores"), "scores")
     by_split: dict[str, dict[str, float]] = {}
     for split, metric, value in scores.iter_rows():
         by_split.setdefault(split, {})[metric] = value
     write_bundle(
-        work.out,
-        model_files(work),
+        context.out,
+        model_files(context),
         features=FeatureOrigin.of(
             settings.images, settings.image_features, weights_digest(settings.image_features), channels
         ),
         lm_settings=settings.language_model,
         fusion_settings=settings.fusion,
-        caption_settings=settings.caption,
+        caption_settings=settings.predictions,
         scores=by_split,
         sizes={
             "training photographs": paired["photo_id"].n_unique(),
@@ -46,6 +48,6 @@ def make_bundle(work: Work) -> Made:
             "text-only captions": learned.height - paired.height,
         },
         versions=library_versions(),
-        about=f"Trained on the data set `{Path(work.shard.sources['dataset']).name}`.",
+        about=f"Trained on the data set `{Path(context.shard.sources['dataset']).name}`.",
     )
-    return Made(scores.height, 1)
+    return StageResult(scores.height, 1)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cutline.schemas.errors import UsageError
-from cutline.tasks.decoding.expected_cider import Agreement
-from cutline.tasks.decoding.relevance import Fit
+from cutline.tasks.decoding.expected_cider import ExpectedCider
+from cutline.tasks.decoding.relevance import Relevance
 from cutline.tasks.models.fusion import Memory
 from cutline.tasks.text.vocabulary import END, PAD, START, UNK
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from cutline.tasks.decoding.expected_cider import NGrams
-    from cutline.tasks.models.content_neighbours import Neighbours
+    from cutline.tasks.models.content_neighbours import ContentNeighbours
     from cutline.tasks.models.fusion import Fusion
     from cutline.tasks.models.language_model import LanguageModel, Step
 
@@ -94,8 +94,8 @@ IMPOSSIBLE = -1e30
 BLOCK = 64  # tokens, of which the largest is found at once
 MOST = 512  # photographs of one search, which keeps some 240 kB of each
 ENCODED = 24  # photographs that are encoded at once (tasks/models/lstm.py tells why as many)
-FORETOLD, VECTOR = "foretold", "vector"  # their names beside what the fusion keeps
-FIT_WORTH = 1.0  # CIDEr that a cosine of 1 with the photograph stands for in the last choice
+PREDICTED, VECTOR = "foretold", "vector"  # their names beside what the fusion keeps
+RELEVANCE_WEIGHT = 1.0  # CIDEr that a cosine of 1 with the photograph stands for in the last choice
 FREE = 4  # slots that are filled at once, as each time costs as much as some slots' steps
 
 
@@ -149,7 +149,9 @@ class Slots(NamedTuple):
     broken: tf.Tensor  # (B, K), by how much rules were broken
     length: tf.Tensor  # (B, K), tokens with the <end>
     ngrams: NGrams | tuple[()]  # (B, K); of nobody's where there is no agreement to count
-    meant: tf.Tensor | tuple[()]  # (B, K, state_size), the states at content words, summed; where fit counts
+    selection: (
+        tf.Tensor | tuple[()]
+    )  # (B, K, state_size), the states at content words, summed; where fit counts
 
     def ended(self) -> tf.Tensor:
         """Which captions grow no more, (B, K)."""
@@ -167,10 +169,10 @@ class BeamSearch:
     """Searches the captions of `batch_size` photographs at a time; beam 1 is greedy.
 
     Partial captions are compared by their log-probability a token and `agreement` times the CIDEr to be
-    expected of them, less `brevity` for each token, ended ones beside those still growing. No special token
+    expected of them, less `word penalty` for each token, ended ones beside those still growing. No special token
     is written; a caption has at least one word; where there is another way it ends in none of NEEDS_MORE,
     repeats no word at once and no pair of words, unless both are of NEEDS_MORE. With agreement, those found
-    are put in the order of the CIDEr to be expected, with what CIDEr-D and `brevity` take off for their
+    are put in the order of the CIDEr to be expected, with what CIDEr-D and `word penalty` take off for their
     length, and of how well they fit the photograph (`fit`), if that counts. What is expected is by a `share`,
     as far as they are trusted, what the captions of the photograph's `neighbours` say.
 
@@ -185,10 +187,10 @@ class BeamSearch:
     beam: int
     max_tokens: int
     batch_size: int
-    agreement: float = 0.0
-    brevity: float = 0.0
-    fit: Fit | None = None
-    neighbours: Neighbours | None = None
+    cider_weight: float = 0.0
+    word_penalty: float = 0.0
+    relevance: Relevance | None = None
+    content_neighbours: ContentNeighbours | None = None
     share: float = 0.0
 
     def compiled(self) -> Any:
@@ -206,14 +208,14 @@ class BeamSearch:
         import tensorflow as tf
 
         count, known = tf.shape(photos)[0], self._encoded(photos)
-        foretold, vectors = known.pop(FORETOLD, None), known.pop(VECTOR, tf.zeros((1, 0)))
+        predicted, vectors = known.pop(PREDICTED, None), known.pop(VECTOR, tf.zeros((1, 0)))
 
         def fill_then_extend(waiting: tf.Tensor, slots: Slots, found: Any) -> tuple[Any, ...]:
             found = self._with_those_of(slots, vectors, found)
             waiting, slots = self._filled(waiting, count, slots)
             place = tf.minimum(slots.photo, count - 1)
             memory = {name: tf.gather(values, place) for name, values in known.items()}
-            expected = None if foretold is None else tf.gather(foretold, place)
+            expected = None if predicted is None else tf.gather(predicted, place)
             enough = tf.where(waiting < count, min(FREE, self.batch_size), self.batch_size)
             slots = tf.while_loop(
                 lambda *slots: tf.math.count_nonzero(Slots(*slots).free(), dtype=tf.int32) < enough,
@@ -231,7 +233,7 @@ class BeamSearch:
         return tuple(values[:count] for values in self._with_those_of(slots, vectors, found))
 
     def _encoded(self, photos: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What the fusion keeps of each photograph, by name, with what is foretold of its captions and its
+        """What the fusion keeps of each photograph, by name, with what is predicted of its captions and its
         vector; the last batch is filled up."""
         import tensorflow as tf
 
@@ -240,12 +242,12 @@ class BeamSearch:
 
         def encode(some: tf.Tensor) -> dict[str, tf.Tensor]:
             some = tf.cast(some, tf.float32)
-            gists = self.fusion.gists(some)
-            more = {VECTOR: self._fit.photo_vectors(some)} if self._fit else {}
-            if self._agreement:
-                told = self._told_by_neighbours(gists, more.get(VECTOR))
-                more[FORETOLD] = self._agreement.foretold(told)
-            return self.fusion.encode(some, gists=gists).kept() | more
+            content_vectors = self.fusion.content_vectors(some)
+            more = {VECTOR: self._relevance.photo_vectors(some)} if self._relevance else {}
+            if self._expected_cider:
+                told = self._told_by_neighbours(content_vectors, more.get(VECTOR))
+                more[PREDICTED] = self._expected_cider.predicted(told)
+            return self.fusion.encode(some, content_vectors=content_vectors).kept() | more
 
         one = encode(photos[:1])
         signature = {name: tf.TensorSpec((ENCODED, *x.shape[1:]), x.dtype) for name, x in one.items()}
@@ -260,12 +262,12 @@ class BeamSearch:
             for name, x in known.items()
         }
 
-    def _told_by_neighbours(self, gists: tf.Tensor, vectors: tf.Tensor | None) -> tf.Tensor:
-        """The gists (N, K) of photographs with these vectors (N, size), after their neighbours had a say."""
-        if vectors is None or not self.neighbours:
-            return gists
-        share = self.share * self.neighbours.trust
-        return (1 - share) * gists + share * self.neighbours.told(vectors, gists)
+    def _told_by_neighbours(self, content_vectors: tf.Tensor, vectors: tf.Tensor | None) -> tf.Tensor:
+        """The content vectors (N, K) of photographs with these vectors (N, size), after their neighbours had a say."""
+        if vectors is None or not self.content_neighbours:
+            return content_vectors
+        share = self.share * self.content_neighbours.trust
+        return (1 - share) * content_vectors + share * self.content_neighbours.told(vectors, content_vectors)
 
     def _filled(self, waiting: tf.Tensor, count: tf.Tensor, slots: Slots) -> tuple[tf.Tensor, Slots]:
         """The next photographs, from the number `waiting` on, in all free slots."""
@@ -297,12 +299,12 @@ class BeamSearch:
             log_probability=tf.tile([[0.0] + [IMPOSSIBLE] * (beam - 1)], (rows, 1)),
             broken=tf.zeros((rows, beam)),
             length=tf.tile(tf.where(is_photo, 0.0, 1.0), (1, beam)),
-            ngrams=self._agreement.begun(rows, beam) if self._agreement else (),
-            meant=tf.zeros((rows, beam, size)) if self._fit else (),
+            ngrams=self._expected_cider.begun(rows, beam) if self._expected_cider else (),
+            selection=tf.zeros((rows, beam, size)) if self._relevance else (),
         )
 
     def _extended(
-        self, slots: Slots, memory: dict[str, tf.Tensor], foretold: tf.Tensor | None, read: Step
+        self, slots: Slots, memory: dict[str, tf.Tensor], predicted: tf.Tensor | None, read: Step
     ) -> Slots:
         """Each caption by one token, and of all these the best; those of a photograph compete."""
         import tensorflow as tf
@@ -326,11 +328,11 @@ class BeamSearch:
         length = slots.length + tf.where(ended, 0.0, 1.0)
         rank = total / length[..., None] - broken
         ngrams = slots.ngrams
-        if self._agreement and ngrams:
+        if self._expected_cider and ngrams:
             again = self._said_before(following, slots.tokens)
-            ngrams = self._agreement.extended(ngrams, following, slots.step, foretold, again)
-            worth = ngrams.expected_cider() - self.brevity * length[..., None]
-            rank += self.agreement * worth
+            ngrams = self._expected_cider.extended(ngrams, following, slots.step, predicted, again)
+            idf = ngrams.expected_cider() - self.word_penalty * length[..., None]
+            rank += self.cider_weight * idf
         _, chosen = tf.math.top_k(tf.reshape(rank, (rows, -1)), beam)  # (B, K) of beam * N
         parent = chosen // following.shape[-1] + beam * np.arange(rows, dtype=np.int32)[:, None]
 
@@ -353,7 +355,9 @@ class BeamSearch:
             broken=of_candidate(broken),
             length=of_parent(length),
             ngrams=tf.nest.map_structure(of_candidate, ngrams),
-            meant=of_parent(self._fit.meant(slots.meant, slots.last, states)) if self._fit else (),
+            selection=of_parent(self._relevance.selection(slots.selection, slots.last, states))
+            if self._relevance
+            else (),
         )
 
     def _candidates(self, slots: Slots, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -407,29 +411,33 @@ class BeamSearch:
         return tf.where(tf.gather(tf.constant(self.words.needs_more), following), 0, times)
 
     @cached_property
-    def _agreement(self) -> Agreement | None:
-        gist = self.fusion.gist
-        return Agreement.of(gist, len(self.words.written)) if gist and self.agreement else None
+    def _expected_cider(self) -> ExpectedCider | None:
+        content_embedding = self.fusion.content_embedding
+        return (
+            ExpectedCider.of(content_embedding, len(self.words.written))
+            if content_embedding and self.cider_weight
+            else None
+        )
 
     @property
-    def _fit(self) -> Fit | None:
-        return self.fit if self._agreement else None
+    def _relevance(self) -> Relevance | None:
+        return self.relevance if self._expected_cider else None
 
     def _found(self, slots: Slots, vectors: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """What Hypotheses hold of the photographs in the slots, of which the `vectors` are those of all."""
         import tensorflow as tf
 
         found = slots.tokens, slots.log_probability, slots.length  # best first, as a step leaves them
-        if not self._agreement or not slots.ngrams:
+        if not self._expected_cider or not slots.ngrams:
             return found
         words = tf.math.count_nonzero(slots.tokens > UNK, -1, dtype=tf.int32)
-        worth = slots.ngrams.expected_cider() * self._agreement.worth_of_length(words)
-        worth -= self.brevity * tf.cast(words, tf.float32)
-        if self._fit:
+        idf = slots.ngrams.expected_cider() * self._expected_cider.weight_of_length(words)
+        idf -= self.word_penalty * tf.cast(words, tf.float32)
+        if self._relevance:
             own = tf.gather(vectors, tf.minimum(slots.photo, tf.shape(vectors)[0] - 1))
-            worth += FIT_WORTH * self._fit.of_captions(slots.tokens, slots.meant, own)
+            idf += RELEVANCE_WEIGHT * self._relevance.of_captions(slots.tokens, slots.selection, own)
         is_there = slots.log_probability > IMPOSSIBLE / 10
-        rank = tf.where(is_there, worth - slots.broken, IMPOSSIBLE)
+        rank = tf.where(is_there, idf - slots.broken, IMPOSSIBLE)
         best = tf.argsort(rank, direction="DESCENDING", stable=True)
         return tuple(tf.gather(values, best, batch_dims=1) for values in found)
 

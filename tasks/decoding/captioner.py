@@ -11,19 +11,19 @@ import numpy as np
 import polars as pl
 
 from cutline.schemas.errors import UsageError
-from cutline.schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
+from cutline.schemas.settings import FusionSettings, LanguageModelSettings, PredictionsSettings
 from cutline.schemas.tables import dtypes_of
 from cutline.tasks.decoding.beam_search import IMPOSSIBLE, MOST, BeamSearch, Hypotheses, Words
-from cutline.tasks.decoding.relevance import Fit
-from cutline.tasks.models.content_embedding import GIST, Gist
-from cutline.tasks.models.content_neighbours import NEIGHBOURS, Neighbours
+from cutline.tasks.decoding.relevance import Relevance
+from cutline.tasks.models.content_embedding import CONTENT_EMBEDDING, ContentEmbedding
+from cutline.tasks.models.content_neighbours import CONTENT_NEIGHBOURS, ContentNeighbours
 from cutline.tasks.models.fusion import WEIGHTS as FUSION
 from cutline.tasks.models.fusion import Fusion, load_fusion, photo_tensor
-from cutline.tasks.models.joint_embedding import MATCHING, Matching
+from cutline.tasks.models.joint_embedding import JOINT_EMBEDDING, JointEmbedding
 from cutline.tasks.models.language_model import WEIGHTS as LANGUAGE_MODEL
 from cutline.tasks.models.language_model import LanguageModel, load_language_model
 from cutline.tasks.models.lstm import rows_alike
-from cutline.tasks.models.novelty import Familiarity
+from cutline.tasks.models.novelty import Novelty
 from cutline.tasks.storage.tables import list_column, read_table
 from cutline.tasks.text.encoding import encode
 from cutline.tasks.text.tokenizer import as_text, tokenize
@@ -32,11 +32,11 @@ from cutline.tasks.text.vocabulary import START, UNK
 MODEL_FILES = {
     "language_model": LANGUAGE_MODEL,
     "fusion": FUSION,
-    "familiar": "familiar.parquet",
-    "gist": GIST,
+    "reference_photos": "reference_photos.parquet",
+    "content_embedding": CONTENT_EMBEDDING,
     "vocabulary": "vocabulary.parquet",
-    "matching": MATCHING,
-    "neighbours": NEIGHBOURS,
+    "joint_embedding": JOINT_EMBEDDING,
+    "content_neighbours": CONTENT_NEIGHBOURS,
 }
 # A pass takes its time however few of its rows are photographs, so that few are searched in small passes.
 FEW = 8
@@ -47,11 +47,11 @@ class ModelFiles(NamedTuple):
 
     language_model: Path
     fusion: Path
-    familiar: Path
-    gist: Path
+    reference_photos: Path
+    content_embedding: Path
     vocabulary: Path
-    matching: Path
-    neighbours: Path
+    joint_embedding: Path
+    content_neighbours: Path
 
     @staticmethod
     def within(folder: Path) -> ModelFiles:
@@ -66,10 +66,12 @@ class Captioner:
     language_model: LanguageModel
     fusion: Fusion
     vocabulary: list[str]
-    familiarity: Familiarity
-    matching: Matching | None = None  # by which captions are held against their photograph
-    neighbours: Neighbours | None = None  # those of a photograph have a say in its gist
-    _searches: dict[tuple[int, CaptionSettings], Any] = field(default_factory=dict)
+    novelty: Novelty
+    joint_embedding: JointEmbedding | None = None  # by which captions are held against their photograph
+    content_neighbours: ContentNeighbours | None = (
+        None  # those of a photograph have a say in its content embedding
+    )
+    _searches: dict[tuple[int, PredictionsSettings], Any] = field(default_factory=dict)
 
     @staticmethod
     def load(
@@ -79,22 +81,27 @@ class Captioner:
 
         Raises StaleModel where a file does not fit.
         """
-        known = read_table(files.familiar, "familiar", channels=channels)
+        known = read_table(files.reference_photos, "reference_photos", channels=channels)
         tokens = read_table(files.vocabulary, "vocabulary").sort("id")["token"].to_list()
         words = load_language_model(files.language_model, len(tokens), lm_settings)
-        gist, matching = Gist.load(files.gist, known), Matching.load(files.matching)
-        neighbours = Neighbours.load(files.neighbours, len(matching.text_bias), gist.size)
+        content_embedding, joint_embedding = (
+            ContentEmbedding.load(files.content_embedding, known),
+            JointEmbedding.load(files.joint_embedding),
+        )
+        content_neighbours = ContentNeighbours.load(
+            files.content_neighbours, len(joint_embedding.text_bias), content_embedding.size
+        )
         return Captioner(
             words,
-            load_fusion(files.fusion, words, channels, fusion_settings, lm_settings, gist),
+            load_fusion(files.fusion, words, channels, fusion_settings, lm_settings, content_embedding),
             tokens,
-            Familiarity.of(known),
-            matching,
-            neighbours or None,
+            Novelty.of(known),
+            joint_embedding,
+            content_neighbours or None,
         )
 
     def caption_photos(
-        self, features: pl.DataFrame, settings: CaptionSettings, advance: Callable[[int], None]
+        self, features: pl.DataFrame, settings: PredictionsSettings, advance: Callable[[int], None]
     ) -> pl.DataFrame:
         """The `predictions` of the photographs in the `image_features` table, in its order.
 
@@ -103,7 +110,7 @@ class Captioner:
         among them. Best of what the search has found is that of which the highest CIDEr is to be expected
         (`expected_cider`) and which fits the photograph (`relevance`), or else what has the highest score.
         A row does not depend on the others. `advance` is told of photographs. Raises UsageError where the
-        vocabulary holds no word, StaleModel where the gist is of another one.
+        vocabulary holds no word, StaleModel where the content embedding is of another one.
         """
         photos = photo_tensor(features, self.fusion.settings.kind)
         found: list[list[dict[str, Any]]] = []
@@ -116,13 +123,13 @@ class Captioner:
                 "photo_id": features["photo_id"],
                 "caption": [captions[0]["caption"] for captions in found],
                 "score": [captions[0]["score"] for captions in found],
-                "distance": self.familiarity.distances(features),
+                "distance": self.novelty.distances(features),
                 "alternatives": found,
             },
             schema=dtypes_of("predictions"),
         )
 
-    def search(self, photos: np.ndarray, settings: CaptionSettings) -> Hypotheses:
+    def search(self, photos: np.ndarray, settings: PredictionsSettings) -> Hypotheses:
         """The best captions of at most MOST photographs, (N, R, C) float16. Raises as `caption_photos`."""
         few = len(photos) <= settings.batch_size // 2
         slots = rows_alike(min(FEW, settings.batch_size) if few else settings.batch_size, settings.beam)
@@ -135,11 +142,11 @@ class Captioner:
                 settings.beam,
                 settings.max_tokens,
                 slots,
-                settings.agreement,
-                settings.brevity,
-                Fit.of(self.matching, self.vocabulary) if self.matching else None,
-                self.neighbours if settings.neighbours else None,
-                settings.neighbours,
+                settings.cider_weight,
+                settings.word_penalty,
+                Relevance.of(self.joint_embedding, self.vocabulary) if self.joint_embedding else None,
+                self.content_neighbours if settings.neighbour_weight else None,
+                settings.neighbour_weight,
             ).compiled()
         return Hypotheses(*(values.numpy() for values in self._searches[key](photos)))
 
@@ -148,8 +155,8 @@ class Captioner:
 
         `features` has photo_id and regions, `captions` photo_id and caption. Raises as `attention_maps`.
         """
-        said = captions.unique("photo_id").select("photo_id", "caption")
-        rows = features.join(said, on="photo_id", how="inner", maintain_order="left")
+        content_targets = captions.unique("photo_id").select("photo_id", "caption")
+        rows = features.join(content_targets, on="photo_id", how="inner", maintain_order="left")
         words = [tokenize(text) for text in rows["caption"]]
         maps = self.attention_maps(rows, words)
         ends = np.cumsum([len(some) for some in words], dtype=np.int64)

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from cutline.tasks.models.language_model import LanguageModel
 
 
-CAPTIONS_A_PASS = 64
+CAPTIONS_PER_BATCH = 64
 # A file of any length is read a lot at a time; the captions of a lot are sorted by length together.
-LINES_A_LOT = 4_096
-CHARACTERS_A_LOT = 2**22
+LINES_PER_BATCH = 4_096
+CHARACTERS_PER_BATCH = 2**22
 MAX_LINE_CHARACTERS = 2**20
 EXAMPLES_KEPT = 10
 
@@ -42,7 +42,7 @@ def unknown_words(tokens: Iterable[str], vocabulary: Sequence[str]) -> list[str]
 
 @dataclass
 class Perplexity:
-    """How well a language model foretells a text."""
+    """How well a language model predicts a text."""
 
     log_probability: float = 0.0  # in nats, of all tokens and ends
     captions: int = 0
@@ -65,7 +65,7 @@ def perplexity_of(
     The same as `training.language_model.perplexity`, in memory that grows neither with the text nor
     with its lines' length. Raises UsageError where no line holds a word.
     """
-    score, foretell = Perplexity(), _compiled_foretelling(language_model)
+    score, predict = Perplexity(), _compiled_prediction(language_model)
     known = set(vocabulary[UNK + 1 :])
     table = pl.DataFrame({"token": vocabulary, "id": range(len(vocabulary))})
     for lot in _lots(lines):
@@ -78,8 +78,8 @@ def perplexity_of(
         score.examples = tuple(dict.fromkeys([*score.examples, *unknown]))[:EXAMPLES_KEPT]
         encoded = encode(pl.Series(captions, dtype=pl.List(pl.String)), table)
         by_length = np.argsort(encoded.lengths, kind="stable")
-        for place in range(0, len(by_length), CAPTIONS_A_PASS):
-            score.log_probability += foretell(encoded, by_length[place : place + CAPTIONS_A_PASS])
+        for place in range(0, len(by_length), CAPTIONS_PER_BATCH):
+            score.log_probability += predict(encoded, by_length[place : place + CAPTIONS_PER_BATCH])
     if not score.captions:
         raise UsageError("perplexity: expected a text with a caption a line, found no line with a word in it")
     check_numbers(score.log_probability)
@@ -91,19 +91,19 @@ def _lots(lines: Iterable[str]) -> Iterator[list[str]]:
     for line in lines:
         lot.append(line)
         characters += len(line)
-        if len(lot) == LINES_A_LOT or characters > CHARACTERS_A_LOT:
+        if len(lot) == LINES_PER_BATCH or characters > CHARACTERS_PER_BATCH:
             yield lot
             lot, characters = [], 0
     if lot:
         yield lot
 
 
-def _compiled_foretelling(language_model: LanguageModel) -> Callable[[Ragged, np.ndarray], float]:
+def _compiled_prediction(language_model: LanguageModel) -> Callable[[Ragged, np.ndarray], float]:
     """Captions and the numbers of up to CAPTIONS_A_PASS of them -> ln p of all their tokens and ends."""
     import tensorflow as tf
 
-    ids = tf.TensorSpec((CAPTIONS_A_PASS,), tf.int32)
-    numbers = tf.TensorSpec((CAPTIONS_A_PASS, language_model.lstm.units), tf.float32)
+    ids = tf.TensorSpec((CAPTIONS_PER_BATCH,), tf.int32)
+    numbers = tf.TensorSpec((CAPTIONS_PER_BATCH, language_model.lstm.units), tf.float32)
 
     @tf.function(input_signature=[ids, ids, numbers, numbers], autograph=False)
     def step(
@@ -113,20 +113,20 @@ def _compiled_foretelling(language_model: LanguageModel) -> Callable[[Ragged, np
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits_of(language_model, state))
         return -losses, state, cell
 
-    def foretell(captions: Ragged, rows: np.ndarray) -> float:
+    def predict(captions: Ragged, rows: np.ndarray) -> float:
         lengths = captions.lengths[rows]
-        words = np.full((CAPTIONS_A_PASS, int(lengths.max()) + 2), PAD, np.int32)
+        words = np.full((CAPTIONS_PER_BATCH, int(lengths.max()) + 2), PAD, np.int32)
         words[:, 0] = START
         words[: len(rows), 1:-1] = captions.padded(rows, words.shape[1] - 2)
         words[np.arange(len(rows)), lengths + 1] = END
-        state = cell = np.zeros((CAPTIONS_A_PASS, language_model.lstm.units), np.float32)
+        state = cell = np.zeros((CAPTIONS_PER_BATCH, language_model.lstm.units), np.float32)
         total = 0.0
         for tokens, targets in zip(words.T, words.T[1:], strict=False):
             gained, state, cell = step(tokens, targets, state, cell)
             total += float(np.asarray(gained, np.float64)[targets != PAD].sum())
         return total
 
-    return foretell
+    return predict
 
 
 def text_lines(path: Path) -> Iterator[str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cutline.tasks.models.language_model import LanguageModel
 
 
-LINES_A_PASS = 32
+LINES_PER_PASS = 32
 MOST_TOKENS = 1_000
 
 
@@ -134,8 +134,8 @@ class Sampler:
         """
         is_written = Words.of(self.vocabulary).written
         read = self._read([START, *self._ids(prompt)])
-        for first in range(0, count, LINES_A_PASS):
-            rows = range(first, min(first + LINES_A_PASS, count))
+        for first in range(0, count, LINES_PER_PASS):
+            rows = range(first, min(first + LINES_PER_PASS, count))
             yield from self._pass(list(prompt), rows, read, is_written, sampling)
 
     def _pass(
@@ -151,13 +151,13 @@ class Sampler:
         is_end = np.arange(len(is_written)) == END
         uniforms = _uniforms(rows, sampling)
         tokens = np.full(uniforms.shape, PAD, np.int32)
-        ended = np.arange(LINES_A_PASS) >= len(rows)
-        total = np.zeros(LINES_A_PASS)
+        ended = np.arange(LINES_PER_PASS) >= len(rows)
+        total = np.zeros(LINES_PER_PASS)
         for place in range(sampling.max_tokens):
             allowed = is_written | is_end if place else is_written
             shares = probabilities(logits, allowed, sampling.temperature, sampling.top_p)
             tokens[:, place] = last = np.where(ended, PAD, draw(shares, uniforms[:, place]))
-            total += np.where(ended, 0.0, _log_softmax(logits)[np.arange(LINES_A_PASS), last])
+            total += np.where(ended, 0.0, _log_softmax(logits)[np.arange(LINES_PER_PASS), last])
             ended |= last == END
             if ended.all() or place == sampling.max_tokens - 1:
                 break
@@ -172,9 +172,9 @@ class Sampler:
 
     def _read(self, ids: Sequence[int]) -> tuple[np.ndarray, Any, Any]:
         """Logits, state and cell after `ids`, the same in all rows."""
-        state = cell = np.zeros((LINES_A_PASS, self.language_model.lstm.units), np.float32)
+        state = cell = np.zeros((LINES_PER_PASS, self.language_model.lstm.units), np.float32)
         for i in ids:
-            logits, state, cell = self._step(np.full(LINES_A_PASS, i, np.int32), state, cell)
+            logits, state, cell = self._step(np.full(LINES_PER_PASS, i, np.int32), state, cell)
         return logits, state, cell
 
     def _step(self, tokens: np.ndarray, state: Any, cell: Any) -> tuple[np.ndarray, Any, Any]:
@@ -189,17 +189,17 @@ class Sampler:
         """One graph of one shape, so that a row does not depend on how many lines are wanted."""
         import tensorflow as tf
 
-        foretell = self._foretelling()
-        numbers = tf.TensorSpec((LINES_A_PASS, self.language_model.lstm.units), tf.float32)
+        predict = self._foretelling()
+        numbers = tf.TensorSpec((LINES_PER_PASS, self.language_model.lstm.units), tf.float32)
 
         @tf.function(
-            input_signature=[tf.TensorSpec((LINES_A_PASS,), tf.int32), numbers, numbers], autograph=False
+            input_signature=[tf.TensorSpec((LINES_PER_PASS,), tf.int32), numbers, numbers], autograph=False
         )
         def step(
             tokens: tf.Tensor, state: tf.Tensor, cell: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             state, cell = self.language_model.step(tokens, state, cell)
-            return foretell(state), state, cell
+            return predict(state), state, cell
 
         return step
 
@@ -216,7 +216,7 @@ class Sampler:
 
 def _uniforms(rows: range, sampling: Sampling) -> np.ndarray:
     """(LINES_A_PASS, max_tokens) of [0, 1): those of a line follow from the seed and its number."""
-    uniforms = np.zeros((LINES_A_PASS, sampling.max_tokens))
+    uniforms = np.zeros((LINES_PER_PASS, sampling.max_tokens))
     for place, row in enumerate(rows):
         uniforms[place] = np.random.default_rng((sampling.seed, row)).random(sampling.max_tokens)
     return uniforms

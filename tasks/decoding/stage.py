@@ -10,7 +10,7 @@ import polars as pl
 from cutline.schemas.errors import StaleModel
 from cutline.schemas.settings import FusionSettings, LanguageModelSettings
 from cutline.tasks.engine.executor import make_rows
-from cutline.tasks.engine.stage import Made, Stage, Work
+from cutline.tasks.engine.stage import Stage, StageContext, StageResult
 from cutline.tasks.storage.tables import read_checked_rows, tensor_sizes
 from cutline.tasks.storage.workspace import digest_of_file
 
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
     from cutline.tasks.decoding.captioner import Captioner, ModelFiles
 
 
-CAPTION = Stage("caption", "cutline.tasks.decoding.stage:make_predictions_shard", tensorflow=True)
+PREDICTIONS = Stage("predictions", "cutline.tasks.decoding.stage:make_predictions_shard", tensorflow=True)
 
 
-def make_predictions_shard(work: Work) -> Made:
+def make_predictions_shard(context: StageContext) -> StageResult:
     """Captions of a shard's photographs."""
-    settings = work.settings
-    ids = pl.read_parquet(work.path("image_features"), columns=["photo_id"])["photo_id"]
+    settings = context.settings
+    ids = pl.read_parquet(context.path("image_features"), columns=["photo_id"])["photo_id"]
 
     def compute(missing: pl.Series) -> tuple[pl.DataFrame, None]:
-        features = read_checked_rows(work.path("image_features"), "image_features", missing)
-        captioner = load_captioner(work, features)
-        return captioner.caption_photos(features, settings.caption, work.advance), None
+        features = read_checked_rows(context.path("image_features"), "image_features", missing)
+        captioner = load_captioner(context, features)
+        return captioner.caption_photos(features, settings.predictions, context.advance), None
 
-    return make_rows(work, "predictions", ids, compute)
+    return make_rows(context, "predictions", ids, compute)
 
 
-def model_files(work: Work) -> ModelFiles:
+def model_files(context: StageContext) -> ModelFiles:
     from cutline.tasks.decoding.captioner import MODEL_FILES, ModelFiles
 
-    return ModelFiles(**{name: work.path(name) for name in MODEL_FILES})
+    return ModelFiles(**{name: context.path(name) for name in MODEL_FILES})
 
 
-def load_captioner(work: Work, features: pl.DataFrame) -> Captioner:
-    files, settings = model_files(work), work.settings
-    digests = tuple(work.shard.inputs[name] for name in files._fields)
+def load_captioner(context: StageContext, features: pl.DataFrame) -> Captioner:
+    files, settings = model_files(context), context.settings
+    digests = tuple(context.shard.inputs[name] for name in files._fields)
     channels = tensor_sizes(features)["channels"]
     return _load_captioner_once(files, digests, settings.language_model, settings.fusion, channels)
 

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cutline.schemas.records import Record, RunRecord
-from cutline.tasks.engine.planner import Walk, Walked
+from cutline.tasks.engine.planner import Planner, StagePlan
 from cutline.tasks.storage.workspace import Workspace
 
-RECORDS_A_STAGE = 50  # so many shards tell a stage's rate
+RECORDS_PER_STAGE = 50  # so many shards tell a stage's rate
 RUNS = 5  # that are asked for a stage's rate, while of none of them much was computed
 
 
 def estimates(
-    walk: Walk, settings: Mapping[str, Any], earlier: Sequence[RunRecord]
+    planner: Planner, settings: Mapping[str, Any], earlier: Sequence[RunRecord]
 ) -> dict[str, float | None]:
     """Stage → seconds to make what a walk that only looked found missing; None where no rate is known.
 
@@ -25,18 +25,18 @@ def estimates(
     wider network is slower than it says.
     """
     before = [
-        {stage: _records(walk.workspace, stage, keys) for stage, keys in run.shards.items()}
+        {stage: _records(planner.workspace, stage, keys) for stage, keys in run.shards.items()}
         for run in earlier[:RUNS]
     ]
     newest = before[0] if before else {}
-    growth = _growth(walk, newest.get("ingest", []))
+    growth = _growth(planner, newest.get("ingest", []))
     found: dict[str, float | None] = {}
-    for walked in walk.stages:
-        name = walked.stage.name
+    for stage_plan in planner.stages:
+        name = stage_plan.stage.name
         shards = len(earlier[0].shards.get(name, [])) if earlier else 0
         tell = max((run.get(name, []) for run in before), key=_computed, default=[])
         stage = _Stage(newest.get(name, []), tell, shards, settings.get(name, {}), growth)
-        found[name] = stage.seconds(walked)
+        found[name] = stage.seconds(stage_plan)
     return found
 
 
@@ -57,16 +57,18 @@ class _Stage:
         now, then = _passes(settings), _passes(newest[0].settings) if newest else 1
         self.rows = self.rows_a_shard * shards * growth * now / then
 
-    def seconds(self, walked: Walked) -> float | None:
+    def seconds(self, stage_plan: StagePlan) -> float | None:
         """To make what is missing of the stage."""
         missing = [
-            shard for shard, record in zip(walked.shards, walked.records, strict=True) if record is None
+            shard
+            for shard, record in zip(stage_plan.shards, stage_plan.records, strict=True)
+            if record is None
         ]
         if not missing:  # all there, or made aside while looking
-            return sum(record.took_s for record in walked.present) if walked.whys else 0.0
+            return sum(record.took_s for record in stage_plan.present) if stage_plan.reasons else 0.0
         if self.rate is None:
             return None
-        if missing == [None] * len(walked.shards):  # of the stage only its former size is known
+        if missing == [None] * len(stage_plan.shards):  # of the stage only its former size is known
             return self.rate * self.rows
         return self.rate * sum((shard and shard.rows) or self.rows_a_shard for shard in missing)
 
@@ -81,13 +83,13 @@ def _computed(records: Sequence[Record]) -> int:
 
 
 def _records(workspace: Workspace, stage: str, keys: Sequence[str]) -> list[Record]:
-    found = (workspace.read_record(stage, key) for key in keys[:RECORDS_A_STAGE])
+    found = (workspace.read_record(stage, key) for key in keys[:RECORDS_PER_STAGE])
     return [record for record in found if record is not None]
 
 
-def _growth(walk: Walk, before: Sequence[Record]) -> float:
+def _growth(planner: Planner, before: Sequence[Record]) -> float:
     """How many times as large as the earlier run's the data set is."""
-    now = sum(record.rows_out for walked in walk.stages[:1] for record in walked.present)
+    now = sum(record.rows_out for stage_plan in planner.stages[:1] for record in stage_plan.present)
     then = sum(record.rows_out for record in before)
     return now / then if now and then else 1.0
 

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 import polars as pl
 
 from cutline.schemas.records import Record
-from cutline.schemas.tables import PASSING, check
+from cutline.schemas.tables import TRANSIENT, check
 from cutline.tasks.engine.fingerprint import code_digest
-from cutline.tasks.engine.stage import Advance, Made, Shard, Work
+from cutline.tasks.engine.stage import Advance, Shard, StageContext, StageResult
 from cutline.tasks.runtime.tensorflow import load_tensorflow
 from cutline.tasks.storage.tables import count_lost, tensor_sizes, write_table
 from cutline.tasks.storage.workspace import Workspace, library_versions
@@ -25,13 +25,13 @@ def make_shard(shard: Shard, workspace: Workspace, advance: Advance) -> Record:
     record, which is then returned.
     """
     module, _, name = shard.stage.function.partition(":")
-    function: Callable[[Work], Made] = getattr(importlib.import_module(module), name)
+    function: Callable[[StageContext], StageResult] = getattr(importlib.import_module(module), name)
     if shard.stage.tensorflow:
         load_tensorflow()
     started = time.monotonic()
     before, _ = workspace.lookup(shard.stage.name, shard.key)
     with workspace.scratch() as out:
-        made = function(Work(shard, workspace, out, advance))
+        made = function(StageContext(shard, workspace, out, advance))
         meanwhile, _ = workspace.lookup(shard.stage.name, shard.key)
         if meanwhile is not None and meanwhile != before:
             workspace.forget_partial(shard.stage.name, shard.key)
@@ -45,7 +45,7 @@ def make_shard(shard: Shard, workspace: Workspace, advance: Advance) -> Record:
     record = Record(
         stage=shard.stage.name,
         key=shard.key,
-        place=shard.place,
+        partition=shard.partition,
         inputs=shard.inputs,
         settings=shard.settings,
         code=code_digest(code),
@@ -54,7 +54,7 @@ def make_shard(shard: Shard, workspace: Workspace, advance: Advance) -> Record:
         rows_in=made.rows_in,
         rows_out=made.rows_out,
         rejected=0 if rejects is None else count_lost(rejects),
-        passing=0 if rejects is None else rejects.filter(pl.col("reason").is_in(list(PASSING))).height,
+        transient=0 if rejects is None else rejects.filter(pl.col("reason").is_in(list(TRANSIENT))).height,
         reused_rows=made.reused_rows,
         gone_over=shard.rows,
         took_s=round(time.monotonic() - started, 3),
@@ -70,19 +70,19 @@ def make_shard(shard: Shard, workspace: Workspace, advance: Advance) -> Record:
 
 
 def make_rows(
-    work: Work,
+    context: StageContext,
     table: str,
     ids: pl.Series,
     compute: Callable[[pl.Series], tuple[pl.DataFrame, pl.DataFrame | None]],
-) -> Made:
+) -> StageResult:
     """Make a table with a row for each of `ids`, in their order.
 
     Rows that a shard of the same lineage holds are copied from it; `compute` gets the other ids.
     """
     file = f"{table}.parquet"
-    taken = _taken_over(work, file, ids)
+    taken = _taken_over(context, file, ids)
     reused_rows = sum(frame.height for frame in taken)
-    work.advance(reused_rows)
+    context.advance(reused_rows)
     missing = (
         ids.filter(~ids.is_in(pl.concat([frame[ids.name] for frame in taken]).implode())) if taken else ids
     )
@@ -90,19 +90,19 @@ def make_rows(
     if taken:
         order = pl.DataFrame([ids])
         frame = order.join(pl.concat([*taken, frame]), on=ids.name, how="inner", maintain_order="left")
-    write_table(frame, work.out / file, table, **tensor_sizes(frame))
-    return Made(ids.len(), frame.height, rejects, reused_rows)
+    write_table(frame, context.out / file, table, **tensor_sizes(frame))
+    return StageResult(ids.len(), frame.height, rejects, reused_rows)
 
 
-def _taken_over(work: Work, file: str, ids: pl.Series) -> list[pl.DataFrame]:
+def _taken_over(context: StageContext, file: str, ids: pl.Series) -> list[pl.DataFrame]:
     """Rows of `ids` that earlier shards of the same lineage hold, no row twice."""
     taken: list[pl.DataFrame] = []
     wanted = ids
-    for key in work.shard.sources.get("donors", []):
-        record, _ = work.workspace.lookup(work.shard.stage.name, key)
+    for key in context.shard.sources.get("donors", []):
+        record, _ = context.workspace.lookup(context.shard.stage.name, key)
         if record is None or not wanted.len():
             continue
-        path = work.workspace.file(record.output(file).path)
+        path = context.workspace.file(record.output(file).path)
         held = pl.read_parquet(path, columns=[ids.name])[ids.name]
         if held.is_in(wanted.implode()).any():
             taken.append(pl.read_parquet(path).filter(pl.col(ids.name).is_in(wanted.implode())))
@@ -110,7 +110,11 @@ def _taken_over(work: Work, file: str, ids: pl.Series) -> list[pl.DataFrame]:
     return taken
 
 
-def read_slice(work: Work, table: str) -> pl.DataFrame:
+def read_slice(context: StageContext, table: str) -> pl.DataFrame:
     """The rows of an ingest table that are the shard's; the table was checked when written."""
-    rows = pl.scan_parquet(work.path("rows")).slice(work.shard.sources["start"], work.shard.rows).collect()
+    rows = (
+        pl.scan_parquet(context.path("rows"))
+        .slice(context.shard.sources["start"], context.shard.rows)
+        .collect()
+    )
     return check(rows, table)

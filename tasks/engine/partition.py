@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Cut:
+class Partition:
     """Rows start:stop of a table, as one shard."""
 
-    place: str
+    partition: str
     start: int
     stop: int
 
 
-def cut(ids: Sequence[str], family: str, most: int, offset: int = 0) -> list[Cut]:
+def partition(ids: Sequence[str], group: str, most: int, offset: int = 0) -> list[Partition]:
     """Cut sorted hexadecimal ids into shards of at most `most` rows, by content.
 
     The ids are split in two at their first bit, each half at its next, until a part is small
@@ -26,13 +26,13 @@ def cut(ids: Sequence[str], family: str, most: int, offset: int = 0) -> list[Cut
     if not ids:
         return []
 
-    cuts: list[Cut] = []
+    cuts: list[Partition] = []
 
     def split(bits: str, start: int, stop: int) -> None:
         if stop == start:
             return
         if stop - start <= most or len(bits) == 128:
-            cuts.append(Cut(f"{family}/{bits}", offset + start, offset + stop))
+            cuts.append(Partition(f"{group}/{bits}", offset + start, offset + stop))
             return
         middle = bisect_left(ids, f"{int((bits + '1').ljust(128, '0'), 2):032x}", start, stop)
         split(bits + "0", start, middle)
@@ -42,24 +42,24 @@ def cut(ids: Sequence[str], family: str, most: int, offset: int = 0) -> list[Cut
     return cuts
 
 
-def place_of_row(family: str, row_id: str) -> str:
+def partition_of_row(group: str, row_id: str) -> str:
     """The place of one row of a family: that of its shard, with all further bits of its id.
 
     >>> place_of_row("train", "f0" * 16)[:14]
     'train/11110000'
     """
-    return f"{family}/{int(row_id, 16):0128b}"
+    return f"{group}/{int(row_id, 16):0128b}"
 
 
-def place_that_holds(place: str, places: Container[str]) -> str | None:
+def partition_that_holds(place: str, places: Container[str]) -> str | None:
     """The one of `places` that is `place`, or that all its rows fall into; None where there is none.
 
     >>> place_that_holds("train/0110", {"train/00", "train/01"})
     'train/01'
     """
-    family, slash, bits = place.rpartition("/")
+    group, slash, bits = place.rpartition("/")
     ends = range(len(bits), -1, -1) if slash else [len(bits)]
-    return next((held for end in ends if (held := f"{family}{slash}{bits[:end]}") in places), None)
+    return next((held for end in ends if (held := f"{group}{slash}{bits[:end]}") in places), None)
 
 
 class Overlaps:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from cutline.schemas.records import Record, RunRecord, StageSummary
 from cutline.tasks.engine.explain import why_made
-from cutline.tasks.engine.partition import Overlaps, place_that_holds
+from cutline.tasks.engine.partition import Overlaps, partition_that_holds
 from cutline.tasks.engine.stage import Shard, Stage
 from cutline.tasks.runtime.formatting import count_of
 from cutline.tasks.storage.workspace import Workspace
@@ -25,13 +25,13 @@ Maker = Callable[[Stage, list[Shard], int], list[Record]]
 
 
 @dataclass
-class Walked:
+class StagePlan:
     """What became of one stage: a record for each shard, None where it is not made yet."""
 
     stage: Stage
     shards: list[Shard | None]
     records: list[Record | None]
-    whys: list[str] = field(default_factory=list)  # one for each shard that was missing
+    reasons: list[str] = field(default_factory=list)  # one for each shard that was missing
     made: list[Record] = field(default_factory=list)  # by this walk
     took_s: float = 0.0
 
@@ -50,12 +50,12 @@ class Walked:
         """The records that there are."""
         return [record for record in self.records if record is not None]
 
-    def of(self, *families: str) -> list[Record | None]:
+    def of(self, *groups: str) -> list[Record | None]:
         """The records of some families of rows ("train", "dev-text" …), in order."""
         return [
             record
             for shard, record in zip(self.shards, self.records, strict=True)
-            if shard is None or shard.place.partition("/")[0] in families
+            if shard is None or shard.partition.partition("/")[0] in groups
         ]
 
     def summary(self) -> StageSummary:
@@ -63,25 +63,25 @@ class Walked:
         present = self.present
         return StageSummary(
             name=self.stage.name,
-            made=len(self.whys),
-            reused=len(self.shards) - len(self.whys),
+            made=len(self.reasons),
+            reused=len(self.shards) - len(self.reasons),
             rows_in=sum(record.rows_in for record in present),
             rows_out=sum(record.rows_out for record in present),
             rejected=sum(record.rejected for record in present),
             took_s=round(self.took_s, 2),
-            why=summarise(self.whys),
+            why=summarise(self.reasons),
             outputs=[output.path for record in present for output in record.outputs],
         )
 
 
-def summarise(whys: Sequence[str]) -> str:
+def summarise(reasons: Sequence[str]) -> str:
     """The reasons of a stage, most frequent first, each with its number of shards."""
-    counts = Counter(whys).most_common()
+    counts = Counter(reasons).most_common()
     told = [reason if n == 1 and len(counts) == 1 else f"{reason} ({n}×)" for reason, n in counts[:3]]
     return "; ".join(told) + (f"; {len(counts) - 3} more reasons" if len(counts) > 3 else "")
 
 
-class Walk:
+class Planner:
     """One walk over the stages of a run on one workspace."""
 
     def __init__(
@@ -101,31 +101,31 @@ class Walk:
         self.deep = deep
         self.retry = retry
         self.preview = preview
-        self.stages: list[Walked] = []
+        self.stages: list[StagePlan] = []
 
     @property
     def complete(self) -> bool:
         """Whether every shard of every stage is there."""
-        return all(walked.complete for walked in self.stages)
+        return all(stage_plan.complete for stage_plan in self.stages)
 
-    def of(self, name: str) -> Walked:
+    def of(self, name: str) -> StagePlan:
         """What was found of a stage that the walk has passed. Raises KeyError."""
-        return {walked.stage.name: walked for walked in self.stages}[name]
+        return {stage_plan.stage.name: stage_plan for stage_plan in self.stages}[name]
 
-    def stage(self, stage: Stage, shards: Sequence[Shard | None]) -> Walked:
+    def stage(self, stage: Stage, shards: Sequence[Shard | None]) -> StagePlan:
         """Look up all shards of a stage and have the missing ones made, where there is a maker.
 
         A shard is None where what it needs has not been made.
         """
         started = time.monotonic()
-        walked = Walked(stage, list(shards), [None] * len(shards))
+        stage_plan = StagePlan(stage, list(shards), [None] * len(shards))
         missing: list[tuple[int, Shard]] = []
-        whys: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         earlier = _Earlier(self.workspace, stage, self.last)
         self.workspace.look_ahead(stage.name, [shard.key for shard in shards if shard])
         for place, shard in enumerate(shards):
             if shard is None:
-                whys[place] = "what it needs is made first"
+                reasons[place] = "what it needs is made first"
                 continue
             record, found = self.workspace.lookup(stage.name, shard.key, self.deep)
             # Ingest looks at the data set again in any case: a photograph's pack may be gone.
@@ -137,24 +137,26 @@ class Walk:
                 )
                 record = None
                 shard = replace(shard, sources=shard.sources | {"again": True})
-            walked.records[place] = record
+            stage_plan.records[place] = record
             if record is None:
                 missing.append((place, shard))
                 explained = len(missing) <= EXPLAINED_SHARDS or found
                 before = earlier.at(shard) if explained else None
-                whys[place] = why_made(shard, before, self.workspace, found) if explained else "as the others"
+                reasons[place] = (
+                    why_made(shard, before, self.workspace, found) if explained else "as the others"
+                )
         if self.maker:
             ready = earlier.with_donors([shard for _, shard in missing])
             records = self.maker(stage, ready, len(shards) - len(missing))
             for (place, _), record in zip(missing, records, strict=True):
-                walked.records[place] = record
+                stage_plan.records[place] = record
                 if record.taken_over:
-                    del whys[place]
-            walked.made = [record for record in records if not record.taken_over]
-            walked.took_s = time.monotonic() - started
-        walked.whys = list(whys.values())
-        self.stages.append(walked)
-        return walked
+                    del reasons[place]
+            stage_plan.made = [record for record in records if not record.taken_over]
+            stage_plan.took_s = time.monotonic() - started
+        stage_plan.reasons = list(reasons.values())
+        self.stages.append(stage_plan)
+        return stage_plan
 
 
 class _Earlier:
@@ -171,8 +173,8 @@ class _Earlier:
         if self._by_place is None:
             keys = self.last.shards.get(self.stage.name, []) if self.last else []
             read = (self.workspace.read_record(self.stage.name, key) for key in keys)
-            self._by_place = {record.place: record for record in read if record}
-        place = place_that_holds(shard.place, self._by_place)
+            self._by_place = {record.partition: record for record in read if record}
+        place = partition_that_holds(shard.partition, self._by_place)
         return self._by_place[place] if place is not None else None
 
     def with_donors(self, shards: list[Shard]) -> list[Shard]:
@@ -183,13 +185,13 @@ class _Earlier:
         held: dict[str, dict[str, list[str]]] = {lineage: {} for lineage in lineages}
         for record in self.workspace.records(self.stage.name):  # newest first
             if record.lineage in held:
-                held[record.lineage].setdefault(record.place, []).append(record.key)
+                held[record.lineage].setdefault(record.partition, []).append(record.key)
         overlaps = {lineage: Overlaps(places) for lineage, places in held.items() if places}
         if not overlaps:
             return shards
         ready = []
         for shard in shards:
-            places = overlaps[shard.lineage].of(shard.place) if shard.lineage in overlaps else []
+            places = overlaps[shard.lineage].of(shard.partition) if shard.lineage in overlaps else []
             donors = [key for place in places for key in held[shard.lineage][place]]
             ready.append(replace(shard, sources=shard.sources | {"donors": donors}))
         return ready

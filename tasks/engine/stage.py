@@ -44,7 +44,7 @@ class Shard:
     """
 
     stage: Stage
-    place: str
+    partition: str
     inputs: dict[str, str]
     settings: dict[str, Any]
     lineage: str
@@ -74,7 +74,7 @@ def lineage_of(stage: Stage, settings: dict[str, Any], upstream: str, **inputs: 
 
 
 @dataclass(frozen=True)
-class Made:
+class StageResult:
     """How many rows a shard took and gave."""
 
     rows_in: int
@@ -84,7 +84,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Work:
+class StageContext:
     """One shard in the making: outputs go to `out`, checkpoints to `partial`."""
 
     shard: Shard

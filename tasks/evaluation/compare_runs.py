@@ -89,7 +89,7 @@ def compare(workspace: Workspace, before: RunRecord, after: RunRecord) -> Compar
 
 def _predictions(workspace: Workspace, run: RunRecord) -> pl.DataFrame:
     """photo_id, caption and score of every photograph that a run captioned."""
-    files = workspace.outputs_of(run, "caption", "predictions.parquet")
+    files = workspace.outputs_of(run, "predictions", "predictions.parquet")
     columns = ["photo_id", "caption", "score"]
     if not files:
         return pl.DataFrame(schema={"photo_id": pl.String, "caption": pl.String, "score": pl.Float32})

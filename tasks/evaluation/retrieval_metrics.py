@@ -8,14 +8,14 @@ import numpy as np
 import polars as pl
 
 RANKS = (1, 5, 10)
-ROWS_A_BLOCK = 256
+ROWS_PER_BLOCK = 256
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
 
-# Likeness of photographs first … last - 1 to all captions: (last - first, captions).
-Likeness = Callable[[int, int], np.ndarray]
+# Similarity of photographs first … last - 1 to all captions: (last - first, captions).
+GaussianKernel = Callable[[int, int], np.ndarray]
 
 
-def ranks(likeness: Likeness, photo_of: np.ndarray, photos: int) -> tuple[np.ndarray, np.ndarray]:
+def ranks(similarity: GaussianKernel, photo_of: np.ndarray, photos: int) -> tuple[np.ndarray, np.ndarray]:
     """The rank of the right answer to each query, 1 is best; `photo_of` (captions,) numbers photographs.
 
     Returns (photographs that have a caption,) and (captions,) int64, in the order of their numbers.
@@ -29,11 +29,11 @@ def ranks(likeness: Likeness, photo_of: np.ndarray, photos: int) -> tuple[np.nda
     right = np.empty(len(photo_of), np.float64)
     for first, last in _blocks(photos):
         mine = captions[(photo_of >= first) & (photo_of < last)]
-        right[mine] = likeness(first, last)[photo_of[mine] - first, mine]
+        right[mine] = similarity(first, last)[photo_of[mine] - first, mine]
     of_photos = np.zeros(photos, np.int64)
     of_captions = np.ones(len(photo_of), np.int64)
     for first, last in _blocks(photos):
-        found = likeness(first, last).astype(np.float64)
+        found = similarity(first, last).astype(np.float64)
         own = photo_of[None] == np.arange(first, last)[:, None]
         best = np.where(own, found, -np.inf).max(1, initial=-np.inf)
         of_photos[first:last] = 1 + ((found >= best[:, None]) & ~own).sum(1)
@@ -42,10 +42,10 @@ def ranks(likeness: Likeness, photo_of: np.ndarray, photos: int) -> tuple[np.nda
 
 
 def _blocks(rows: int) -> list[tuple[int, int]]:
-    return [(first, min(first + ROWS_A_BLOCK, rows)) for first in range(0, rows, ROWS_A_BLOCK)]
+    return [(first, min(first + ROWS_PER_BLOCK, rows)) for first in range(0, rows, ROWS_PER_BLOCK)]
 
 
-def vector_likeness(photos: np.ndarray, captions: np.ndarray) -> Likeness:
+def cosine_similarity(photos: np.ndarray, captions: np.ndarray) -> GaussianKernel:
     """Cosine of vectors that have length 1: (photos, size), (captions, size)."""
     return lambda first, last: photos[first:last] @ captions.T
 

@@ -32,7 +32,7 @@ def make_text_features(
     """The `text_features` of the captions in the `tokens` table, a row each, in its order.
 
     `states` holds T + 1 states of a caption of T tokens, float16 (T + 1, state_size): after
-    <start>, which foretells the first token, and after each token. `vector` is the mean of the
+    <start>, which predicts the first token, and after each token. `vector` is the mean of the
     states after content tokens, or after all tokens where there is no content token. A row does
     not depend on the others. Raises StaleModel where the language model does not fit.
     """

@@ -7,12 +7,12 @@ from pathlib import Path
 import polars as pl
 
 from cutline.tasks.engine.executor import make_rows, read_slice
-from cutline.tasks.engine.stage import Made, Stage, Work
+from cutline.tasks.engine.stage import Stage, StageContext, StageResult
 
 IMAGES = Stage("images", "cutline.tasks.images.stage:make_images_shard", reads_photos=True)
 
 
-def make_images_shard(work: Work) -> Made:
+def make_images_shard(work: StageContext) -> StageResult:
     """Cropped squares of a shard's photographs."""
     from cutline.tasks.images.decode import make_images
 

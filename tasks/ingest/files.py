@@ -58,7 +58,7 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Meant:
+class Selection:
     """What of a data set is meant: all of it, or these files and folders."""
 
     paths: frozenset[str] = frozenset()
@@ -89,7 +89,7 @@ class Files:
     mtimes_ns: array[int]
     inodes: array[int]
     problems: list[Problem]
-    meant: Meant = Meant()
+    selection: Selection = Selection()
     read: set[str] = field(default_factory=set)  # the files that something was read from
 
     def is_photo(self, path: str) -> bool:
@@ -97,11 +97,11 @@ class Files:
 
         With a manifest, only those are that are meant without being named in it.
         """
-        if path in self.meant.paths:
+        if path in self.selection.paths:
             return ending_of(path) not in (".tar", ".parquet")
         if ending_of(path) not in PHOTO_ENDINGS:
             return False
-        return not self.meant.has_manifest or self.meant.holds(path)
+        return not self.selection.has_manifest or self.selection.holds(path)
 
     @cached_property
     def rows(self) -> dict[str, int]:
@@ -174,41 +174,45 @@ def scan(dataset: Path, only: Sequence[str] = ()) -> Files:
             f"'{dataset}' is a workspace: what a run makes there would be its data set the next time. "
             f"Give another --workspace; if it is none any more, delete {WORKSPACE_MARKER} in it"
         )
-    meant = Meant(frozenset(posixpath.normpath(path) for path in only))
+    selection = Selection(frozenset(posixpath.normpath(path) for path in only))
     rows: list[_FileRow] = []
     problems: list[Problem] = []
-    for listed in _walk(root, Meant() if meant.has_manifest else meant):
+    for listed in _walk(root, Selection() if selection.has_manifest else selection):
         if isinstance(listed, Problem):
             problems.append(listed)
-        elif not meant.has_manifest or listed[0] in meant.paths or ending_of(listed[0]) in PHOTO_ENDINGS:
+        elif (
+            not selection.has_manifest
+            or listed[0] in selection.paths
+            or ending_of(listed[0]) in PHOTO_ENDINGS
+        ):
             rows.append(listed)
     rows.sort()
-    if meant.paths:  # else every path of a whole data set would be gone through for nothing
-        problems += _not_met(meant, [*(row[0] for row in rows), *(problem.name for problem in problems)])
+    if selection.paths:  # else every path of a whole data set would be gone through for nothing
+        problems += _not_met(selection, [*(row[0] for row in rows), *(problem.name for problem in problems)])
     problems.sort()
     sizes = array("q", [row[1] for row in rows])
     mtimes_ns = array("q", [row[2] for row in rows])
     inodes = array("q", [row[3] for row in rows])
-    return Files(Path(root), [row[0] for row in rows], sizes, mtimes_ns, inodes, problems, meant)
+    return Files(Path(root), [row[0] for row in rows], sizes, mtimes_ns, inodes, problems, selection)
 
 
-def _not_met(meant: Meant, listed: Sequence[str]) -> list[Problem]:
+def _not_met(selection: Selection, listed: Sequence[str]) -> list[Problem]:
     """A problem for each file or folder that is meant and was not come upon."""
-    met = {path for path in listed if path in meant.paths}
-    met |= {parent for path in listed for parent in _parents(path) if parent in meant.paths} | {"."}
+    met = {path for path in listed if path in selection.paths}
+    met |= {parent for path in listed for parent in _parents(path) if parent in selection.paths} | {"."}
     detail = (
         "it was named, and is not there; a folder that a link leads to is not read: name the folder itself"
     )
-    return [Problem("file", printable(path), "vanished", detail) for path in meant.paths - met]
+    return [Problem("file", printable(path), "vanished", detail) for path in selection.paths - met]
 
 
 _FileRow = tuple[str, int, int, int]  # path, size, mtime_ns, inode
 
 
-def _walk(root: str, meant: Meant) -> Iterator[_FileRow | Problem]:
-    on_the_way = {parent for path in meant.paths for parent in _parents(path)}
-    by_name = meant.paths | on_the_way
-    pending = [("", meant.holds("."))]
+def _walk(root: str, selection: Selection) -> Iterator[_FileRow | Problem]:
+    on_the_way = {parent for path in selection.paths for parent in _parents(path)}
+    by_name = selection.paths | on_the_way
+    pending = [("", selection.holds("."))]
     while pending:
         folder, is_whole = pending.pop()
         if folder and folder not in by_name and os.path.lexists(f"{root}/{folder}/{WORKSPACE_MARKER}"):
@@ -217,7 +221,7 @@ def _walk(root: str, meant: Meant) -> Iterator[_FileRow | Problem]:
             with os.scandir(f"{root}/{folder}") as entries:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    is_meant = is_whole or path in meant.paths
+                    is_meant = is_whole or path in selection.paths
                     if is_passed_over(entry.name) and path not in by_name:
                         continue
                     if not (is_meant or path in on_the_way):

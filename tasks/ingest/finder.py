@@ -34,9 +34,9 @@ class Finder:
         wanted = name, base, hint
         if self._last is not None and self._last[0] == wanted:  # the next caption of the same one
             return self._last[1], None
-        path, news = self._find(*wanted)
+        path, event = self._find(*wanted)
         self._last = wanted, path
-        return path, news
+        return path, event
 
     def _find(self, name: str, base: str, hint: str) -> tuple[str | None, Photo | Problem | None]:
         shown = printable(name)
@@ -50,7 +50,7 @@ class Finder:
         path = self._match(inside, posixpath.normpath(name), hint)
         if path is None:
             refused = self._refused.get(inside) or self._refused.get(posixpath.basename(inside))
-            if refused is not None and self.files.meant.has_manifest:
+            if refused is not None and self.files.selection.has_manifest:
                 return None, self._once(*refused[1:])
             if refused is not None:
                 return None, None  # its file is in the rejects already

@@ -21,7 +21,7 @@ import polars as pl
 
 from cutline.schemas.errors import BadCaption, BadPhoto, UnknownDataset
 from cutline.schemas.settings import IngestSettings
-from cutline.schemas.tables import PASSING, SPLITS, UNLABELLED, dtypes_of
+from cutline.schemas.tables import SPLITS, TRANSIENT, UNLABELLED, dtypes_of
 from cutline.tasks.images.files import photo_id, read_bytes
 from cutline.tasks.images.headers import read_header
 from cutline.tasks.ingest.files import Files, Photo, Problem, scan
@@ -35,7 +35,7 @@ _CODES = {split: code for code, split in enumerate(SPLITS)}
 _NOT_TOLD = -1
 
 _READERS = 4  # threads; they wait for the disk, and each may hold a file of ingest.max_file_bytes
-_PHOTOS_AT_ONCE = 512
+_PHOTOS_PER_BATCH = 512
 # An unbroken text of this many characters a word is no sentence, in no script.
 _MAX_CHARACTERS_A_WORD = 50
 
@@ -303,7 +303,7 @@ def _look_at(
         return _look(root, *row, settings)
 
     with ThreadPoolExecutor(_READERS) as pool:
-        for part in located(new, packs).select(*_PLACE).iter_slices(_PHOTOS_AT_ONCE):
+        for part in located(new, packs).select(*_PLACE).iter_slices(_PHOTOS_PER_BATCH):
             looks.extend(pool.map(look, part.iter_rows()))
             advance(part.height)
     return pl.concat([old, new.hstack(pl.DataFrame(looks, schema=_SEEN, orient="row"))]).sort("row")
@@ -314,7 +314,7 @@ def _with_known(photos: pl.DataFrame, known: pl.DataFrame | None, settings: Inge
     if known is None:
         return photos.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in _SEEN.items())
     known = known.rename({"container": "source", "size": "file_size"}).select(*_STAT, *_SEEN)
-    again = pl.col("reason").is_in([*PASSING, *_BY_SETTINGS]).fill_null(value=False)
+    again = pl.col("reason").is_in([*TRANSIENT, *_BY_SETTINGS]).fill_null(value=False)
     too_large = (pl.col("width").cast(pl.Int64) * pl.col("height") > settings.max_pixels).fill_null(
         value=False
     )

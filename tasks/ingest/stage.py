@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from cutline.tasks.engine.stage import Made, Stage, Work
+from cutline.tasks.engine.stage import Stage, StageContext, StageResult
 from cutline.tasks.storage.tables import count_lost, read_table, write_table
 
 INGEST = Stage("ingest", "cutline.tasks.ingest.stage:make_ingest")
@@ -18,7 +18,7 @@ EVERY_NAME = pl.concat_list(pl.concat_list("path"), "other_paths").alias("name")
 # -- the stages --------------------------------------------------------------------------------
 
 
-def make_ingest(work: Work) -> Made:
+def make_ingest(work: StageContext) -> StageResult:
     """Photographs, captions and rejects of a data set; reads only files that are new or changed."""
     from cutline.tasks.ingest.ingest import ingest
 
@@ -44,4 +44,4 @@ def make_ingest(work: Work) -> Made:
         write_table(getattr(found, table), work.out / f"{table}.parquet", table)
     rows_out = found.photos.height + found.captions.height
     read = found.files.filter(pl.col("reason").is_null()).height + found.captions.height
-    return Made(read + count_lost(rejects), rows_out, rejects)
+    return StageResult(read + count_lost(rejects), rows_out, rejects)

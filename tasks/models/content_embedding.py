@@ -12,60 +12,62 @@ import polars as pl
 from cutline.schemas.errors import StaleModel
 from cutline.tasks.models.novelty import FEWEST, unit_pooled
 
-GIST = "gist.npz"
+CONTENT_EMBEDDING = "content_embedding.npz"
 LONGEST = 4  # n-grams of one to four tokens count, as in CIDEr
 LONGEST_CAPTION = 60  # tokens; a longer one counts as one of so many where lengths are compared
-HALVED = ("worth", "mean", "directions", "weights", "offset", "noise")  # float16 in the file
-ARRAYS = ("grams", *HALVED, "length_worth", "reach", "unknown_worth")
+HALVED = ("idf", "mean", "directions", "weights", "offset", "noise")  # float16 in the file
+ARRAYS = ("grams", *HALVED, "length_weight", "bandwidth", "unknown_idf")
 
 
 @dataclass(frozen=True)
-class Likeness:
+class GaussianKernel:
     """How alike photographs are to some landmarks, from 0 to 1."""
 
     landmarks: np.ndarray  # (M, C) float64, pooled features of length 1
-    reach: float  # the squared distance at which likeness has fallen to 1 / e
+    bandwidth: float  # the squared distance at which similarity has fallen to 1 / e
 
     def of(self, photos: np.ndarray) -> np.ndarray:
         """(n, C) pooled features of length 1 -> (n, M)."""
-        return np.exp((photos @ self.landmarks.T - 1) * (2 / self.reach))
+        return np.exp((photos @ self.landmarks.T - 1) * (2 / self.bandwidth))
 
 
 @dataclass(frozen=True)
-class Gist:
-    """What foretells a photograph's captions; float32 where nothing else is said."""
+class ContentEmbedding:
+    """What predicts a photograph's captions; float32 where nothing else is said."""
 
     grams: np.ndarray  # (G, LONGEST) int32, filled up with <pad>
-    worth: np.ndarray  # (G,) how telling each n-gram is: -ln of the share of captions that hold it
-    unknown_worth: float  # of an n-gram that is too rare to be among them
-    length_worth: np.ndarray  # (LONGEST_CAPTION + 1,) what CIDEr-D leaves of a caption of so many tokens
+    idf: np.ndarray  # (G,) how telling each n-gram is: -ln of the share of captions that hold it
+    unknown_idf: float  # of an n-gram that is too rare to be among them
+    length_weight: np.ndarray  # (LONGEST_CAPTION + 1,) what CIDEr-D leaves of a caption of so many tokens
     mean: np.ndarray  # (G,) the mean caption
     directions: np.ndarray  # (G, K) in which captions differ
-    likeness: Likeness  # to photographs that it has learned from
-    weights: np.ndarray  # (M, K) what being like each says of the gist
-    offset: np.ndarray  # (K,) the gist of a photograph that is like none
-    noise: np.ndarray  # (K, K) times standard normal numbers: how gists scatter about what a caption says
+    kernel: GaussianKernel  # to photographs that it has learned from
+    weights: np.ndarray  # (M, K) what being like each says of the content embedding
+    offset: np.ndarray  # (K,) the content embedding of a photograph that is like none
+    noise: (
+        np.ndarray
+    )  # (K, K) times standard normal numbers: how content vectors scatter about what a caption says
 
     @property
     def size(self) -> int:
-        """Numbers a gist; 0 where too little was there to learn from."""
-        return len(self.offset) if len(self.likeness.landmarks) else 0
+        """Numbers a content embedding; 0 where too little was there to learn from."""
+        return len(self.offset) if len(self.kernel.landmarks) else 0
 
     def of_photos(self, features: pl.DataFrame) -> np.ndarray:
-        """The gists of the photographs in an `image_features` or `familiar` table, (n, K) float32."""
-        return (self.likeness.of(unit_pooled(features)) @ self.weights + self.offset).astype(np.float32)
+        """The content vectors of the photographs in an `image_features` or `familiar` table, (n, K) float32."""
+        return (self.kernel.of(unit_pooled(features)) @ self.weights + self.offset).astype(np.float32)
 
     def save(self, path: Path) -> None:
         """Write all but the landmarks, which are the `familiar` table's; real numbers as float16."""
-        told = {name: getattr(self, name) for name in ARRAYS if name != "reach"}
+        told = {name: getattr(self, name) for name in ARRAYS if name != "bandwidth"}
         arrays = {name: np.asarray(values) for name, values in told.items()}
-        arrays["reach"] = np.asarray(self.likeness.reach)
+        arrays["bandwidth"] = np.asarray(self.kernel.bandwidth)
         half = {name: arrays[name].astype(np.float16) for name in HALVED}
         with path.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays | half)
 
     @staticmethod
-    def load(path: Path, familiar: pl.DataFrame) -> Gist:
+    def load(path: Path, reference_photos: pl.DataFrame) -> ContentEmbedding:
         """What `save` wrote. Raises StaleModel where the file is damaged or does not fit `familiar`."""
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -74,33 +76,35 @@ class Gist:
             numbers = {name: values.astype(np.float32) for name, values in found.items()}
             size = numbers["offset"].shape[0]
             shapes = {name: values.shape for name, values in numbers.items()}
-            landmarks = landmarks_of(familiar)
+            landmarks = landmarks_of(reference_photos)
             expected = {
-                "worth": (len(grams),),
-                "length_worth": (LONGEST_CAPTION + 1,),
+                "idf": (len(grams),),
+                "length_weight": (LONGEST_CAPTION + 1,),
                 "mean": (len(grams),),
                 "directions": (len(grams), size),
                 "weights": (len(landmarks), size),
                 "offset": (size,),
                 "noise": (size, size),
-                "reach": (),
-                "unknown_worth": (),
+                "bandwidth": (),
+                "unknown_idf": (),
             }
             if shapes != expected or grams.shape[1:] != (LONGEST,):
                 raise ValueError(f"expected arrays of the shapes {expected}, found {shapes}")
             if not all(np.isfinite(values).all() for values in numbers.values()):
                 raise ValueError("expected finite numbers")
         except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            raise StaleModel(f"'{path}' does not hold what foretells gists: {error}; train again") from None
-        likeness = Likeness(landmarks, float(numbers.pop("reach")))
-        unknown = float(numbers.pop("unknown_worth"))
-        return Gist(grams=grams, likeness=likeness, unknown_worth=unknown, **numbers)
+            raise StaleModel(
+                f"'{path}' does not hold what predicts content vectors: {error}; train again"
+            ) from None
+        kernel = GaussianKernel(landmarks, float(numbers.pop("bandwidth")))
+        unknown = float(numbers.pop("unknown_idf"))
+        return ContentEmbedding(grams=grams, kernel=kernel, unknown_idf=unknown, **numbers)
 
 
-def landmarks_of(familiar: pl.DataFrame) -> np.ndarray:
+def landmarks_of(reference_photos: pl.DataFrame) -> np.ndarray:
     """Pooled features of length 1, (M, C) float64, of the photographs in the `familiar` table.
 
     None where they are fewer than FEWEST: nothing can be told from so few.
     """
-    found = unit_pooled(familiar)
+    found = unit_pooled(reference_photos)
     return found if len(found) >= FEWEST else found[:0]

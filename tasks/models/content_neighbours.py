@@ -2,7 +2,7 @@
 
 Most captions that are learned from may be of photographs that are missing. Texts and photographs lie in one
 space (joint_embedding), so these captions can be asked all the same: what they say, weighed by how near
-they lie to a photograph (kernel regression: Nadaraya 1964, Watson 1964), is a second opinion of its gist,
+they lie to a photograph (kernel regression: Nadaraya 1964, Watson 1964), is a second opinion of its content embedding,
 beside the regression from the photographs that are there (tasks/training/content_embedding.py).
 """
 
@@ -22,42 +22,44 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-NEIGHBOURS = "neighbours.npz"
+CONTENT_NEIGHBOURS = "content_neighbours.npz"
 MOST = 8_192  # described photographs that are kept
 HALF_TRUSTED = 2_000  # described photographs, whose word counts half as much as that of very many
-# What a cosine of vectors, and one of gists, adds to the logarithm of how likely a neighbour is.
+# What a cosine of vectors, and one of content vectors, adds to the logarithm of how likely a neighbour is.
 SHARPNESS = 16.0, 8.0
 LEVELS = 31  # steps on either side of 0: two thirds of int8's room, and the cosines hardly change
-ARRAYS = ("vectors", "gists", "said")
+ARRAYS = ("vectors", "content_vectors", "content_targets")
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class ContentNeighbours:
     """Photographs, there or missing, by what their captions say; float32."""
 
     vectors: np.ndarray  # (S, size), the mean of their captions' vectors, of length 1
-    gists: np.ndarray  # (S, K), those imagined for their captions, of length 1
-    said: np.ndarray  # (S, K), what their captions say, as a gist
+    content_vectors: np.ndarray  # (S, K), those predicted from text for their captions, of length 1
+    content_targets: np.ndarray  # (S, K), what their captions say, as a content embedding
 
     def __len__(self) -> int:
-        return len(self.said)
+        return len(self.content_targets)
 
     @property
     def trust(self) -> float:
         """From 0 to 1: the more photographs are described, the likelier is one like any other among them."""
         return len(self) / (len(self) + HALF_TRUSTED)
 
-    def told(self, vectors: tf.Tensor, gists: tf.Tensor) -> tf.Tensor:
-        """What is said of photographs like these, as gists, within a graph.
+    def told(self, vectors: tf.Tensor, content_vectors: tf.Tensor) -> tf.Tensor:
+        """What is said of photographs like these, as content vectors, within a graph.
 
-        (N, size) vectors of length 1, (N, K) gists -> (N, K).
+        (N, size) vectors of length 1, (N, K) content vectors -> (N, K).
         """
         import tensorflow as tf
 
         by_vector = tf.matmul(vectors, by_reference(self.vectors), transpose_b=True)
-        by_gist = tf.matmul(tf.math.l2_normalize(gists, -1), by_reference(self.gists), transpose_b=True)
+        by_gist = tf.matmul(
+            tf.math.l2_normalize(content_vectors, -1), by_reference(self.content_vectors), transpose_b=True
+        )
         share = tf.nn.softmax(SHARPNESS[0] * by_vector + SHARPNESS[1] * by_gist, -1)
-        return tf.matmul(share, by_reference(self.said))
+        return tf.matmul(share, by_reference(self.content_targets))
 
     def save(self, path: Path) -> None:
         """Write them as whole numbers from -LEVELS to LEVELS, with what 1 stands for in each column."""
@@ -70,8 +72,8 @@ class Neighbours:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
     @staticmethod
-    def load(path: Path, size: int, gist_size: int) -> Neighbours:
-        """What `save` wrote. Raises StaleModel where the file is damaged or for vectors or gists of another
+    def load(path: Path, size: int, gist_size: int) -> ContentNeighbours:
+        """What `save` wrote. Raises StaleModel where the file is damaged or for vectors or content vectors of another
         size; where there is no neighbour, it fits any."""
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -91,4 +93,4 @@ class Neighbours:
             raise StaleModel(
                 f"'{path}' does not hold what captions say of photographs: {error}; train again"
             ) from None
-        return Neighbours(*values)
+        return ContentNeighbours(*values)

@@ -1,4 +1,4 @@
-"""Fusion of picture and text: foretells the next token from a photograph's features and the LSTM's state."""
+"""Fusion of picture and text: predicts the next token from a photograph's features and the LSTM's state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from cutline.schemas.settings import FusionSettings, LanguageModelSettings
-from cutline.tasks.models.content_embedding import Gist
+from cutline.tasks.models.content_embedding import ContentEmbedding
 from cutline.tasks.models.language_model import LanguageModel
 from cutline.tasks.models.weights import initial_seeds, load_weights
 from cutline.tasks.runtime.memory import by_reference
@@ -39,7 +39,7 @@ class Memory(NamedTuple):
 
     keys: Any = None  # (B, heads, size, R), of `attention`
     values: Any = None  # (B, heads, R, size), or (B, 1, hidden) of `concat`
-    about: Any = None  # (B, 1, hidden), of their gists
+    about: Any = None  # (B, 1, hidden), of their content vectors
 
     def kept(self) -> dict[str, Any]:
         """All that is not nothing, by name."""
@@ -58,25 +58,25 @@ class Fusion:
     model: keras.Model  # owns the weights of all but the output layer, which are the language model's
     layers: Mapping[str, keras.layers.Layer]
     settings: FusionSettings
-    gist: Gist | None  # None where there was too little to learn from
+    content_embedding: ContentEmbedding | None  # None where there was too little to learn from
 
-    def encode(self, photos: Any, drop: Drop = keep_all, gists: Any = None) -> Memory:
-        """What is computed once a photograph, laid out as it is multiplied; its gist (B, K) where known.
+    def encode(self, photos: Any, drop: Drop = keep_all, content_vectors: Any = None) -> Memory:
+        """What is computed once a photograph, laid out as it is multiplied; its content embedding (B, K) where known.
 
         (B, R, C) -> keys (B, heads, size, R), values (B, heads, R, size), about (B, 1, hidden). `concat` has
         no use for keys and sees a photograph as one region, its pooled features; its values: (B, 1, hidden).
         """
-        if gists is None:
-            gists = self.gists(photos)
-        return _encode(self.layers, self.settings, photos, gists, drop)
+        if content_vectors is None:
+            content_vectors = self.content_vectors(photos)
+        return _encode(self.layers, self.settings, photos, content_vectors, drop)
 
-    def gists(self, photos: Any) -> Any:
-        """As `Gist.of_photos`, within the graph: (B, R, C) -> (B, K), or None without a gist."""
-        return _gists(self.gist, photos) if self.gist else None
+    def content_vectors(self, photos: Any) -> Any:
+        """As `Content embedding.of_photos`, within the graph: (B, R, C) -> (B, K), or None without a content embedding."""
+        return _gists(self.content_embedding, photos) if self.content_embedding else None
 
-    def imagine(self, gists: Any) -> Memory:
-        """As `encode`, of photographs that nobody took: of their gists alone, (B, K)."""
-        return Memory(about=self.layers["gist"](gists)[:, None])
+    def imagine(self, content_vectors: Any) -> Memory:
+        """As `encode`, of photographs that nobody took: of their content vectors alone, (B, K)."""
+        return Memory(about=self.layers["content_embedding"](content_vectors)[:, None])
 
     def attend(self, keys: Any, states: Any) -> Any:
         """How much each state looks at each region: `encode`'s keys, (B, Q, S) -> (B, heads, Q, R)."""
@@ -96,7 +96,7 @@ def build_fusion(
     channels: int,
     settings: FusionSettings,
     lm_settings: LanguageModelSettings,
-    gist: Gist | None = None,
+    content_embedding: ContentEmbedding | None = None,
     seed: int = 0,
 ) -> Fusion:
     """A fusion with random weights, which follow from `seed`, for features of `channels` numbers a region."""
@@ -108,10 +108,13 @@ def build_fusion(
         drawn = kernel_initializer or keras.initializers.GlorotUniform(next(seeds))
         return keras.layers.Dense(size, kernel_initializer=drawn, **more)
 
-    size, gist = settings.hidden_size, gist if gist and gist.size else None
+    size, content_embedding = (
+        settings.hidden_size,
+        content_embedding if content_embedding and content_embedding.size else None,
+    )
     layers = {
-        # Nothing is seen in regions at first where gists teach before them.
-        "value": dense(size, kernel_initializer="zeros" if gist else None, name="value"),
+        # Nothing is seen in regions at first where content vectors teach before them.
+        "value": dense(size, kernel_initializer="zeros" if content_embedding else None, name="value"),
         "state": dense(size, name="state"),
         "change": dense(lm_settings.embedding_size, kernel_initializer="zeros", name="change"),
         "projection": dense(lm_settings.embedding_size, name="projection"),
@@ -122,15 +125,15 @@ def build_fusion(
         layers |= {"key": dense(size, name="key"), "query": dense(size, name="query")}
     photos = keras.Input((None, channels), name="photos")
     states = keras.Input((None, lm_settings.state_size), name="states")
-    inputs, gists = [photos, states], None
-    if gist:
-        layers["gist"] = dense(size, name="gist")
-        gists = keras.Input((gist.size,), name="gists")
-        inputs.append(gists)
-    memory = _encode(layers, settings, photos, gists, keep_all)
+    inputs, content_vectors = [photos, states], None
+    if content_embedding:
+        layers["content_embedding"] = dense(size, name="content_embedding")
+        content_vectors = keras.Input((content_embedding.size,), name="content_vectors")
+        inputs.append(content_vectors)
+    memory = _encode(layers, settings, photos, content_vectors, keep_all)
     hidden = _hidden(layers, settings, memory, states, keep_all)
     layers["output"].build((None, lm_settings.embedding_size))
-    return Fusion(keras.Model(inputs, hidden, name="fusion"), layers, settings, gist)
+    return Fusion(keras.Model(inputs, hidden, name="fusion"), layers, settings, content_embedding)
 
 
 def load_fusion(
@@ -139,35 +142,39 @@ def load_fusion(
     channels: int,
     settings: FusionSettings,
     lm_settings: LanguageModelSettings,
-    gist: Gist | None = None,
+    content_embedding: ContentEmbedding | None = None,
 ) -> Fusion:
     """The trained fusion in `path`, of this language model. Raises StaleModel where the file does not fit."""
-    fusion = build_fusion(language_model.vocabulary_size, channels, settings, lm_settings, gist)
+    fusion = build_fusion(language_model.vocabulary_size, channels, settings, lm_settings, content_embedding)
     load_weights(fusion.model, path)
     _share_output(fusion, language_model)
     return fusion
 
 
-def _gists(gist: Gist, photos: Any) -> Any:
+def _gists(content_embedding: ContentEmbedding, photos: Any) -> Any:
     from keras import ops
 
     pooled = ops.mean(photos, 1)
     pooled = pooled / ops.sqrt(ops.sum(ops.square(pooled), -1, keepdims=True) + 1e-12)
-    likeness = gist.likeness
-    landmarks = by_reference(likeness.landmarks.T.astype(np.float32))
-    alike = ops.exp((pooled @ landmarks - 1) * (2 / likeness.reach))
-    return alike @ by_reference(gist.weights) + gist.offset
+    kernel = content_embedding.kernel
+    landmarks = by_reference(kernel.landmarks.T.astype(np.float32))
+    alike = ops.exp((pooled @ landmarks - 1) * (2 / kernel.bandwidth))
+    return alike @ by_reference(content_embedding.weights) + content_embedding.offset
 
 
 def _encode(
-    layers: Mapping[str, keras.layers.Layer], settings: FusionSettings, photos: Any, gists: Any, drop: Drop
+    layers: Mapping[str, keras.layers.Layer],
+    settings: FusionSettings,
+    photos: Any,
+    content_vectors: Any,
+    drop: Drop,
 ) -> Memory:
     from keras import ops
 
     # A region's length varies tenfold with contrast and says little about what is there.
     length = ops.sqrt(ops.sum(ops.square(photos), -1, keepdims=True) + 1e-6)
     regions = drop(photos * (REGION_LENGTH / length), "regions")
-    about = None if gists is None else layers["gist"](gists)[:, None]
+    about = None if content_vectors is None else layers["content_embedding"](content_vectors)[:, None]
     if settings.kind == "concat":
         return Memory(None, layers["value"](regions), about)
     keys, values = (_in_heads(layers[name](regions), settings.heads) for name in ("key", "value"))

@@ -12,12 +12,12 @@ import polars as pl
 
 from cutline.schemas.errors import StaleModel
 
-MATCHING = "matching.npz"
+JOINT_EMBEDDING = "joint_embedding.npz"
 ARRAYS = ("photo", "photo_bias", "state", "word", "text_bias")
 
 
 @dataclass(frozen=True)
-class Matching:
+class JointEmbedding:
     """The two projections; float32 arrays."""
 
     photo: np.ndarray  # (C, size)
@@ -46,7 +46,7 @@ class Matching:
             np.savez_compressed(file, allow_pickle=False, **arrays, **words)
 
     @staticmethod
-    def load(path: Path) -> Matching:
+    def load(path: Path) -> JointEmbedding:
         """What `save` wrote. Raises StaleModel where the file is damaged or something else."""
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -64,7 +64,7 @@ class Matching:
                 f"'{path}' does not hold the projections of photographs and texts: {error}; train them again"
             ) from None
         words, stopwords = (tuple(map(str, found[name])) for name in ("words", "stopwords"))
-        return Matching(words=words, stopwords=stopwords, **numbers)
+        return JointEmbedding(words=words, stopwords=stopwords, **numbers)
 
 
 def photo_input(pooled: np.ndarray) -> np.ndarray:

@@ -22,10 +22,10 @@ NEIGHBOURS = 5
 KEPT = 2_000  # training photographs that are compared with; their pooled features have 1 KB each
 FEWEST = 20  # of fewer nothing can be told
 WITHIN = 0.99  # share of the training photographs that are near, by definition
-ROWS_A_BLOCK = 256
+ROWS_PER_BLOCK = 256
 
 
-def familiar_photos(shards: Sequence[Path], train: pl.Series) -> pl.DataFrame:
+def choose_reference_photos(shards: Sequence[Path], train: pl.Series) -> pl.DataFrame:
     """The `familiar` table: pooled features of the photographs `train` in `image_features` shards.
 
     At most KEPT of them, those of the smallest photo_id, which is to say any: ids are digests.
@@ -41,7 +41,7 @@ def familiar_photos(shards: Sequence[Path], train: pl.Series) -> pl.DataFrame:
 
 
 @dataclass(frozen=True)
-class Familiarity:
+class Novelty:
     """What is near to a model's training photographs, and what is far."""
 
     photo_ids: np.ndarray  # (N,) str
@@ -49,12 +49,12 @@ class Familiarity:
     limit: float  # mean cosine distance to the NEIGHBOURS nearest, which WITHIN of them keep to the rest
 
     @staticmethod
-    def of(familiar: pl.DataFrame) -> Familiarity:
+    def of(reference_photos: pl.DataFrame) -> Novelty:
         """From the `familiar` table."""
-        ids, directions = familiar["photo_id"].to_numpy(), unit_pooled(familiar)
-        whole = Familiarity(ids, directions, 1.0)
+        ids, directions = reference_photos["photo_id"].to_numpy(), unit_pooled(reference_photos)
+        whole = Novelty(ids, directions, 1.0)
         own = whole._to_neighbours(ids, directions) if len(ids) >= FEWEST else np.ones(1)
-        return Familiarity(ids, directions, max(float(np.quantile(own, WITHIN)), 1e-6))
+        return Novelty(ids, directions, max(float(np.quantile(own, WITHIN)), 1e-6))
 
     def distances(self, features: pl.DataFrame) -> pl.Series:
         """Of each row of an `image_features` table, float32: above 1 is far; null where too few are known.
@@ -68,8 +68,8 @@ class Familiarity:
 
     def _to_neighbours(self, ids: np.ndarray, directions: np.ndarray) -> np.ndarray:
         found = np.empty(len(ids))
-        for first in range(0, len(ids), ROWS_A_BLOCK):
-            rows = slice(first, first + ROWS_A_BLOCK)
+        for first in range(0, len(ids), ROWS_PER_BLOCK):
+            rows = slice(first, first + ROWS_PER_BLOCK)
             distances = np.maximum(1 - directions[rows] @ self.directions.T, 0)
             distances[ids[rows, None] == self.photo_ids] = np.inf
             found[rows] = np.partition(distances, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS].mean(1)

@@ -80,7 +80,7 @@ def draw_curve(curve: pl.DataFrame, title: str) -> str:
     return _with_dark_colours(target.getvalue())
 
 
-def draw_matching_curve(curve: pl.DataFrame, title: str) -> str:
+def draw_joint_embedding_curve(curve: pl.DataFrame, title: str) -> str:
     """As `draw_curve`, of a `matching_curve` table: training loss, below it the dev split's recall."""
     import matplotlib.style
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -13,7 +13,7 @@ from cutline.tasks.storage.runs import Captions, reading
 SORTS = {
     "best": "surest first",
     "worst": "least sure first",
-    "far": "likest a guess first",
+    "far": "most similar a guess first",
     "path": "by file name",
 }
 

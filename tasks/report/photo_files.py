@@ -13,7 +13,7 @@ import polars as pl
 from cutline.schemas.errors import BadPhoto, DamagedFile
 from cutline.schemas.records import Record, RunRecord
 from cutline.schemas.tables import ID_PATTERN
-from cutline.tasks.engine.partition import place_of_row, place_that_holds
+from cutline.tasks.engine.partition import partition_of_row, partition_that_holds
 from cutline.tasks.images.decode import decode
 from cutline.tasks.images.files import photo_id as id_of
 from cutline.tasks.images.files import read_bytes, read_file
@@ -147,11 +147,11 @@ class Pictures:
         places = self._places.get(run.run)
         if places is None:
             records = self.history.workspace.records_of(run, "images")
-            places = {record.place: record for record in records}
+            places = {record.partition: record for record in records}
             self._places[run.run] = places
             while len(self._places) > MAX_PLACES:
                 self._places.popitem(last=False)
-        place = place_that_holds(place_of_row(split, photo_id), places)
+        place = partition_that_holds(partition_of_row(split, photo_id), places)
         if place is None:
             raise KeyError(photo_id)
         return places[place]

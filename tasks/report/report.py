@@ -20,7 +20,7 @@ from cutline.tasks.report.html import environment, small_jpeg
 from cutline.tasks.runtime.formatting import COLLAPSE, QUALITY, Metric, decimal, in_form, metric_of
 
 # What keeps the page small, whatever comes in.
-EXAMPLES_A_REASON = 10
+EXAMPLES_PER_REASON = 10
 MOST_REFERENCES = 8
 MOST_WORDS = 24  # words of a caption with a picture of their own
 MOST_EPOCHS = 100  # rows of a curve's table
@@ -254,7 +254,7 @@ def _examples(
 ) -> list[dict[str, Any]]:
     """The first few of `rejects`, those with a picture before the others."""
     with_picture = pl.col("name").is_in([name for name in thumbnails if _is_unicode(name)])
-    first = rejects.sort(with_picture, descending=True, maintain_order=True).head(EXAMPLES_A_REASON)
+    first = rejects.sort(with_picture, descending=True, maintain_order=True).head(EXAMPLES_PER_REASON)
     examples = []
     for row in first.iter_rows(named=True):
         picture = thumbnails.get(row["name"])

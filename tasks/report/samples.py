@@ -10,7 +10,7 @@ import polars as pl
 
 from cutline.schemas.records import Record, RunRecord
 from cutline.schemas.tables import UNLABELLED
-from cutline.tasks.engine.partition import place_of_row, place_that_holds
+from cutline.tasks.engine.partition import partition_of_row, partition_that_holds
 from cutline.tasks.storage.tables import squares
 from cutline.tasks.storage.workspace import Workspace
 
@@ -42,7 +42,7 @@ def samples(workspace: Workspace, run: RunRecord, count: int, of: Sequence[str] 
         order = pl.col("split").replace_strict(BEST_FIRST, range(len(BEST_FIRST)), return_dtype=pl.Int8)
         chosen = photos.sort(order, "photo_id").head(count)
     rows = chosen.select("photo_id", "path", "split").collect()
-    captions = _rows(workspace, workspace.records_of(run, "caption"), rows, "predictions")
+    captions = _rows(workspace, workspace.records_of(run, "predictions"), rows, "predictions")
     images = _rows(workspace, workspace.records_of(run, "images"), rows, "images")
     if captions is None or images is None:
         return []
@@ -57,14 +57,14 @@ def _rows(
     workspace: Workspace, records: Sequence[Record], photos: pl.DataFrame, table: str
 ) -> pl.DataFrame | None:
     """The rows of `photos` from the shards that hold them."""
-    places = {record.place for record in records}
+    places = {record.partition for record in records}
     rows = photos.select("split", "photo_id").iter_rows()
-    wanted = {place_that_holds(place_of_row(*row), places) for row in rows}
+    wanted = {partition_that_holds(partition_of_row(*row), places) for row in rows}
     frames = [
         pl.scan_parquet(workspace.file(record.output(f"{table}.parquet").path))
         .filter(pl.col("photo_id").is_in(photos["photo_id"].to_list()))
         .collect()
         for record in records
-        if record.place in wanted
+        if record.partition in wanted
     ]
     return pl.concat(frames) if frames else None

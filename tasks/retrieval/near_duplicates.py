@@ -13,14 +13,14 @@ from cutline.schemas.tables import SPLITS
 from cutline.tasks.models.joint_embedding import photo_input
 from cutline.tasks.storage.tables import tensor
 
-COLUMNS = ("kind", "split", "name", "other_split", "other_name", "likeness")
-DTYPES = dict.fromkeys(COLUMNS, pl.String) | {"likeness": pl.Float32}
+COLUMNS = ("kind", "split", "name", "other_split", "other_name", "similarity")
+DTYPES = dict.fromkeys(COLUMNS, pl.String) | {"similarity": pl.Float32}
 HELD_OUT_A_BLOCK = 4_096
 
 Shards = Mapping[str, Sequence[Path]]  # by split
 
 
-def find_leaks(
+def find_near_duplicates(
     image_features: Shards,
     text_features: Shards,
     photos: pl.DataFrame,
@@ -30,14 +30,14 @@ def find_leaks(
     """The `leaks` table: pairs of different splits, the later split (train, dev, test) first.
 
     Photographs are held to be one whose pooled features (rooted, as they are matched) have a cosine
-    of `settings.likeness` or more, captions whose vectors are the same to the last bit. Each has at most
-    one row for each split before its own: a photograph with the likest there, a caption with the first.
+    of `settings.similarity` or more, captions whose vectors are the same to the last bit. Each has at most
+    one row for each split before its own: a photograph with the most similar there, a caption with the first.
     For the frames of a film are all alike, and pairs would be as many as both splits multiplied. `photos`
     and `captions` give the names. Compares each held-out photograph with all of the splits before its
     own, a block at a time.
     """
     found = [
-        *(("photo", *pair) for pair in _photo_pairs(image_features, settings.likeness)),
+        *(("photo", *pair) for pair in _photo_pairs(image_features, settings.similarity)),
         *(("caption", *pair, 1.0) for pair in _caption_pairs(text_features)),
     ]
     told = pl.DataFrame(
@@ -46,19 +46,19 @@ def find_leaks(
     tables = (photos.select(id="photo_id", name="path"), captions.select(id="caption_id", name="text"))
     names = {id: name for table in tables for id, name in table.join(told, on="id", how="semi").iter_rows()}
     rows = [
-        (kind, split, names[one], other_split, names[other], likeness)
-        for kind, split, one, other_split, other, likeness in found
+        (kind, split, names[one], other_split, names[other], similarity)
+        for kind, split, one, other_split, other, similarity in found
     ]
     return pl.DataFrame(rows, DTYPES, orient="row").sort(
-        "kind", "likeness", "name", descending=[True, True, False]
+        "kind", "similarity", "name", descending=[True, True, False]
     )
 
 
-def _photo_pairs(shards: Shards, likeness: float) -> Iterator[tuple[str, str, str, str, float]]:
-    """Each photograph with the likest one of each split before its own, where that is like enough."""
+def _photo_pairs(shards: Shards, similarity: float) -> Iterator[tuple[str, str, str, str, float]]:
+    """Each photograph with the most similar one of each split before its own, where that is like enough."""
     for split, other in _split_pairs():
         for ids, vectors in _blocks(shards.get(split, [])):
-            likest = [""] * len(ids)
+            most_similar = [""] * len(ids)
             most = np.full(len(ids), -np.inf, np.float32)
             for path in shards.get(other, []):
                 other_ids, other_vectors = _photo_vectors([path])
@@ -68,10 +68,10 @@ def _photo_pairs(shards: Shards, likeness: float) -> Iterator[tuple[str, str, st
                 columns = likenesses.argmax(axis=1)
                 found = likenesses[np.arange(len(ids)), columns]
                 for row in np.flatnonzero(found > most):
-                    likest[row] = other_ids[columns[row]]
+                    most_similar[row] = other_ids[columns[row]]
                 most = np.maximum(most, found)
-            for row in np.flatnonzero(most >= likeness):
-                yield split, ids[row], other, likest[row], float(most[row])
+            for row in np.flatnonzero(most >= similarity):
+                yield split, ids[row], other, most_similar[row], float(most[row])
 
 
 def _split_pairs() -> list[tuple[str, str]]:

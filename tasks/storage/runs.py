@@ -24,7 +24,7 @@ from cutline.tasks.storage.tables import empty_table
 from cutline.tasks.storage.workspace import Workspace, path_of
 
 RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
-REJECTING = ("ingest", "images", "captions")  # stages that reject rows
+REJECTING = ("ingest", "images", "tokens")  # stages that reject rows
 # Columns that are shown: a table of an older version, without others, is no damaged one.
 SHOWN = {
     "photos": ("photo_id", "path", "other_paths", "container", "offset", "size", "format", "split"),
@@ -33,12 +33,12 @@ SHOWN = {
     "predictions": ("photo_id", "caption", "score", "alternatives"),
     "rejects": ("stage", "kind", "name", "reason", "detail"),
     "scores": ("split", "metric", "value"),
-    "matching_curve": ("epoch", "train_loss", "dev_recall", "best"),
-    "leaks": ("kind", "split", "name", "other_split", "other_name", "likeness"),
+    "joint_embedding_curve": ("epoch", "train_loss", "dev_recall", "best"),
+    "leaks": ("kind", "split", "name", "other_split", "other_name", "similarity"),
     "curve": ("epoch", "train_loss", "dev_loss", "dev_cider", "best"),
 }
 # Stages that train, and the table of their curves.
-CURVES = {"language_model": "curve", "fusion": "curve", "matching": "matching_curve"}
+CURVES = {"language_model": "curve", "fusion": "curve", "joint_embedding": "joint_embedding_curve"}
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class History:
         for report in self.workspace.records_of(run, "report"):
             return Captions(_scan([self.file(report, "captions.parquet")], "captioned"))
         photos = self.table(run, "ingest", "photos").select("photo_id", "path", "split")
-        return Captions(self.table(run, "caption", "predictions"), photos)
+        return Captions(self.table(run, "predictions", "predictions"), photos)
 
     def rejects(self, run: RunRecord) -> pl.LazyFrame:
         """What a run could not use; `row` numbers the rows, always in the same order."""

@@ -27,7 +27,7 @@ def tensor_sizes(frame: pl.DataFrame) -> dict[str, int]:
             sizes["regions"] = dtype.shape[0]  # type: ignore[attr-defined]
         elif name == "pooled":
             sizes["channels"] = dtype.shape[0]  # type: ignore[attr-defined]
-        elif name == "gist":
+        elif name == "content_vector":
             sizes["size"] = dtype.shape[0]  # type: ignore[attr-defined]
         elif name == "vector":  # of a text the mean state, or a place in the common space
             sizes["state_size" if "states" in frame.columns else "size"] = dtype.shape[0]  # type: ignore[attr-defined]

@@ -154,8 +154,8 @@ class Workspace:
         record = self._parsed(data)
         if record is None:
             return None, "its record is damaged" if data is not None else ""
-        if record.passing:
-            return None, f"{count_of(record.passing, 'row')} could not be read last time"
+        if record.transient:
+            return None, f"{count_of(record.transient, 'row')} could not be read last time"
         states = [(self._state(output, deep), output.path) for output in record.outputs]
         for state, path in states:
             if state in ("missing", "damaged"):

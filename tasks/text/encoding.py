@@ -40,7 +40,7 @@ class Ragged:
     def inputs_and_targets(
         self, rows: np.ndarray, size: int, max_tokens: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What is read of the sequences `rows` and what each token is to foretell, (size, T) int32 each.
+        """What is read of the sequences `rows` and what each token is to predict, (size, T) int32 each.
 
         Each is cut at `max_tokens`; missing rows and positions are <pad>.
         """

@@ -64,14 +64,14 @@ def _read_list(setting: str) -> str:
     if not path.is_file():
         known = ", ".join(sorted({"english", *_nltk_languages()}))
         raise UsageError(
-            f"captions.stopwords='{setting}': neither a file nor a language whose stop words are here "
+            f"tokens.stopwords='{setting}': neither a file nor a language whose stop words are here "
             f"({known}); give the path of a file with a word a line, or install NLTK's lists with "
             "'python -m nltk.downloader stopwords'"
         )
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"captions.stopwords='{setting}': expected a text file in UTF-8; {error}") from None
+        raise UsageError(f"tokens.stopwords='{setting}': expected a text file in UTF-8; {error}") from None
 
 
 def _nltk_folders() -> Iterable[Path]:

@@ -234,7 +234,7 @@ def tokenize_captions(
 def _rejects(texts: Sequence[str]) -> pl.DataFrame:
     rows = [
         (
-            "captions",
+            "tokens",
             "caption",
             text[:_NAME_LENGTH],
             "empty_caption",

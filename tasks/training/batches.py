@@ -11,28 +11,28 @@ import numpy as np
 import polars as pl
 
 from cutline.schemas.errors import UsageError
-from cutline.tasks.models.content_embedding import Gist
+from cutline.tasks.models.content_embedding import ContentEmbedding
 from cutline.tasks.models.fusion import photo_tensor
 from cutline.tasks.storage.tables import tensor
 from cutline.tasks.text.encoding import Ragged, alike_in_length, encode
 from cutline.tasks.text.vocabulary import END, PAD
-from cutline.tasks.training.caption_groups import Learned
+from cutline.tasks.training.caption_groups import TrainedContent
 from cutline.tasks.training.common import fingerprint
 from cutline.tasks.training.scratch import ScratchRows
 
-CAPTIONS_A_ROW = 5
+CAPTIONS_PER_ROW = 5
 WINDOW = 20  # batches whose captions are sorted by length; over all of them, order would follow length
 
 
 class Batch(NamedTuple):
     """What one step learns from; missing rows and positions are zeros, with the target <pad>.
 
-    photos (P, R, C) float16; gists (P, K) float32; states (P, Q, state_size) float16, those of all
-    captions of a row end to end; targets (P, Q) int32, the token that each state is to foretell.
+    photos (P, R, C) float16; content vectors (P, K) float32; states (P, Q, state_size) float16, those of all
+    captions of a row end to end; targets (P, Q) int32, the token that each state is to predict.
     """
 
     photos: np.ndarray
-    gists: np.ndarray
+    content_vectors: np.ndarray
     states: np.ndarray
     targets: np.ndarray
 
@@ -48,7 +48,7 @@ class Pairs:
     photos: ScratchRows  # (R, C)
     states: ScratchRows  # (state_size,), those of all captions end to end
     photo_ids: list[str]
-    gists: np.ndarray  # (photos, K) float32; K is 0 where photographs have none
+    content_vectors: np.ndarray  # (photos, K) float32; K is 0 where photographs have none
     captions: Ragged  # their tokens
     first_state: np.ndarray  # (captions,) int64
     photo_of: np.ndarray  # (captions,) int64
@@ -63,16 +63,22 @@ class Pairs:
         vocabulary: pl.DataFrame,
         kind: str,
         scratch: Path,
-        learned: Learned | None = None,
+        learned: TrainedContent | None = None,
     ) -> Pairs:
         """Copy what `pairs` needs, shard by shard. Raises UsageError where no training caption is left."""
         pairs = pairs.filter(pl.col("split").is_in(["train", "dev"]))
-        gist = learned.gist if learned and learned.gist.size else None
-        photos, photo_ids, gists = _copy_photos(pairs, image_features, kind, scratch, gist)
-        if learned and gist:  # the gist of a photograph that it has learned from is too good to be true
+        content_embedding = learned.content_embedding if learned and learned.content_embedding.size else None
+        photos, photo_ids, content_vectors = _copy_photos(
+            pairs, image_features, kind, scratch, content_embedding
+        )
+        if (
+            learned and content_embedding
+        ):  # the content embedding of a photograph that it has learned from is too good to be true
             places = {photo_id: place for place, photo_id in enumerate(photo_ids)}
-            known = learned.gists.filter(pl.col("photo_id").is_in(photo_ids))
-            gists[[places[photo_id] for photo_id in known["photo_id"]]] = tensor(known["gist"])
+            known = learned.content_vectors.filter(pl.col("photo_id").is_in(photo_ids))
+            content_vectors[[places[photo_id] for photo_id in known["photo_id"]]] = tensor(
+                known["content_vector"]
+            )
         states, first_states = _copy_states(pairs, text_features, scratch)
         numbers = pl.Series("photo_id", photo_ids, pl.String).to_frame().with_row_index("photo")
         pairs = pairs.join(numbers, on="photo_id", maintain_order="left")
@@ -87,12 +93,12 @@ class Pairs:
             photos,
             states,
             photo_ids,
-            gists,
+            content_vectors,
             encode(pairs["tokens"], vocabulary),
             pairs["first_state"].to_numpy(),
             pairs["photo"].to_numpy().astype(np.int64),
             (pairs["split"] == "dev").to_numpy(),
-            fingerprint(kind, *pairs["caption_id"], *photo_ids, *shards, gists.data),
+            fingerprint(kind, *pairs["caption_id"], *photo_ids, *shards, content_vectors.data),
         )
 
     @property
@@ -107,7 +113,7 @@ class Pairs:
         next_photo = np.flatnonzero(np.diff(self.photo_of[captions])) + 1
         of_photo = np.split(captions, next_photo) if len(captions) else []
         return [
-            some[i : i + CAPTIONS_A_ROW] for some in of_photo for i in range(0, len(some), CAPTIONS_A_ROW)
+            some[i : i + CAPTIONS_PER_ROW] for some in of_photo for i in range(0, len(some), CAPTIONS_PER_ROW)
         ]
 
     def batches(self, rows: Sequence[np.ndarray], size: int) -> Iterator[tuple[Batch, int]]:
@@ -117,42 +123,44 @@ class Pairs:
             yield self._batch(some, size), sum(map(len, some))
 
     def _batch(self, rows: Sequence[np.ndarray], size: int) -> Batch:
-        lengths = self.captions.lengths + 1  # the <end> is foretold too
+        lengths = self.captions.lengths + 1  # the <end> is predicted too
         width = max(int(lengths[row].sum()) for row in rows)
         photos = np.zeros((size, *self.photos.shape), np.float16)
-        gists = np.zeros((size, self.gists.shape[1]), np.float32)
+        content_vectors = np.zeros((size, self.content_vectors.shape[1]), np.float32)
         states = np.zeros((size, width, *self.states.shape), np.float16)
         targets = np.full((size, width), PAD, np.int32)
         for i, row in enumerate(rows):
             photos[i] = self.photos.read(int(self.photo_of[row[0]]), 1)[0]
-            gists[i] = self.gists[self.photo_of[row[0]]]
+            content_vectors[i] = self.content_vectors[self.photo_of[row[0]]]
             ends = np.cumsum(lengths[row])
             for caption, end in zip(row, ends, strict=True):
                 begin = end - lengths[caption]
                 states[i, begin:end] = self.states.read(int(self.first_state[caption]), int(end - begin))
                 targets[i, begin : end - 1] = self.captions[caption]
                 targets[i, end - 1] = END
-        return Batch(photos, gists, states, targets)
+        return Batch(photos, content_vectors, states, targets)
 
 
 class TextBatch(NamedTuple):
     """Captions with no photograph shown; missing rows and positions have the target <pad>.
 
-    inputs and targets (B, T) int32, what is read and what each token is to foretell; gists (B, K) float32.
+    inputs and targets (B, T) int32, what is read and what each token is to predict; content vectors (B, K) float32.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
-    gists: np.ndarray
+    content_vectors: np.ndarray
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Training captions, each with the gist that a photograph of it would be expected to have."""
+    """Training captions, each with the content embedding that a photograph of it would be expected to have."""
 
     captions: Ragged
-    gists: np.ndarray  # (captions, K) float16
-    noise: np.ndarray  # (K, K) times standard normal numbers: how gists scatter about the expected ones
+    content_vectors: np.ndarray  # (captions, K) float16
+    noise: (
+        np.ndarray
+    )  # (K, K) times standard normal numbers: how content vectors scatter about the expected ones
 
     def batches(
         self, size: int, max_tokens: int, rng: np.random.Generator
@@ -163,17 +171,21 @@ class Texts:
 
     def _batch(self, rows: np.ndarray, size: int, max_tokens: int, rng: np.random.Generator) -> TextBatch:
         inputs, targets = self.captions.inputs_and_targets(rows, size, max_tokens)
-        gists = np.zeros((size, self.gists.shape[1]), np.float32)
-        scatter = rng.standard_normal((len(rows), self.gists.shape[1])) @ self.noise.T
-        gists[: len(rows)] = self.gists[rows] + scatter
-        return TextBatch(inputs, targets, gists)
+        content_vectors = np.zeros((size, self.content_vectors.shape[1]), np.float32)
+        scatter = rng.standard_normal((len(rows), self.content_vectors.shape[1])) @ self.noise.T
+        content_vectors[: len(rows)] = self.content_vectors[rows] + scatter
+        return TextBatch(inputs, targets, content_vectors)
 
 
 def _copy_photos(
-    pairs: pl.DataFrame, shards: Sequence[Path], kind: str, scratch: Path, gist: Gist | None
+    pairs: pl.DataFrame,
+    shards: Sequence[Path],
+    kind: str,
+    scratch: Path,
+    content_embedding: ContentEmbedding | None,
 ) -> tuple[ScratchRows | None, list[str], np.ndarray]:
     wanted, rows, photo_ids = pairs.select("photo_id").unique(), None, []
-    gists = [np.zeros((0, gist.size if gist else 0), np.float32)]
+    content_vectors = [np.zeros((0, content_embedding.size if content_embedding else 0), np.float32)]
     columns = ["photo_id", "pooled", "regions"] if kind == "attention" else ["photo_id", "pooled"]
     for shard in shards:
         frame = pl.read_parquet(shard, columns=columns)
@@ -184,8 +196,12 @@ def _copy_photos(
         rows = rows or ScratchRows(scratch, values.shape[1:])
         rows.append(values)
         photo_ids += frame["photo_id"].to_list()
-        gists.append(gist.of_photos(frame) if gist else np.zeros((frame.height, 0), np.float32))
-    return rows, photo_ids, np.concatenate(gists)
+        content_vectors.append(
+            content_embedding.of_photos(frame)
+            if content_embedding
+            else np.zeros((frame.height, 0), np.float32)
+        )
+    return rows, photo_ids, np.concatenate(content_vectors)
 
 
 def _copy_states(

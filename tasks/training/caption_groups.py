@@ -8,25 +8,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from cutline.tasks.models.content_embedding import Gist
+from cutline.tasks.models.content_embedding import ContentEmbedding
 
 MOST_CAPTIONS = 200_000  # that are analysed; of more, those of any photographs
 MOST_OF_ONE = 1_000  # captions of a missing photograph; a name of more stands for whatever has none
 
 
-class Learned(NamedTuple):
-    """What the training captions and their photographs teach: `gists`, `imagined` and `said` are tables.
+class TrainedContent(NamedTuple):
+    """What the training captions and their photographs teach: `content vectors`, `predicted from text` and `said` are tables.
 
-    `gists` has the gists of the training photographs, each foretold as if it were unknown; `imagined` the
-    gist to be expected of a photograph with this caption, whether it has one or not. These scatter by
-    `Gist.noise`. `said` has what the captions of each photograph say, be it there or missing, with all that
+    `content vectors` has the content vectors of the training photographs, each predicted as if it were unknown; `predicted from text` the
+    content embedding to be expected of a photograph with this caption, whether it has one or not. These scatter by
+    `Content embedding.noise`. `said` has what the captions of each photograph say, be it there or missing, with all that
     no photograph tells.
     """
 
-    gist: Gist
-    gists: pl.DataFrame
-    imagined: pl.DataFrame
-    said: pl.DataFrame
+    content_embedding: ContentEmbedding
+    content_vectors: pl.DataFrame
+    content_from_text: pl.DataFrame
+    content_targets: pl.DataFrame
 
 
 # ---- captions of the same photograph ----

@@ -1,9 +1,9 @@
-"""The gist of a photograph: a few numbers that foretell which n-grams the captions of it hold.
+"""The content embedding of a photograph: a few numbers that predict which n-grams the captions of it hold.
 
 Captions are compared as CIDEr compares them, by the weights of their n-grams. Latent semantic analysis
 (Deerwester et al. 1990) of all training captions, photographed or not, finds the directions in which what is
 said of photographs differs most. How captions of the same photograph differ does not count: that is up to
-who writes, and no photograph tells it. Where a photograph's captions lie along these directions is foretold
+who writes, and no photograph tells it. Where a photograph's captions lie along these directions is predicted
 from its pooled features by kernel ridge regression. That gives the CIDEr to be expected of any caption,
 against captions which nobody has written yet (decoding/expected_cider.py), and so the one that agrees best
 with them (minimum Bayes risk: Kumar and Byrne 2004).
@@ -19,13 +19,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from cutline.schemas.settings import GistSettings
-from cutline.tasks.models.content_embedding import LONGEST, LONGEST_CAPTION, Gist, Likeness, landmarks_of
+from cutline.schemas.settings import ContentEmbeddingSettings
+from cutline.tasks.models.content_embedding import (
+    LONGEST,
+    LONGEST_CAPTION,
+    ContentEmbedding,
+    GaussianKernel,
+    landmarks_of,
+)
 from cutline.tasks.models.novelty import FEWEST, unit_pooled
 from cutline.tasks.storage.tables import read_table, tensor_column
 from cutline.tasks.text.encoding import Ragged, encode
 from cutline.tasks.text.vocabulary import PAD, UNK
-from cutline.tasks.training.caption_groups import Learned, Subjects, of_whole_subjects
+from cutline.tasks.training.caption_groups import Subjects, TrainedContent, of_whole_subjects
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -34,31 +40,31 @@ if TYPE_CHECKING:
 SIGMA = 6.0  # CIDEr-D: tokens of difference in length that cost a share 1 - 1/√e of the score
 ROWS_AT_ONCE = 4096  # captions or photographs
 ITERATIONS = 12  # of the analysis
-LEAST_VARIANCE = 1e-8  # of what is foretold; that of captions is some hundred thousand times as much
+LEAST_VARIANCE = 1e-8  # of what is predicted; that of captions is some hundred thousand times as much
 LEAST_RIDGE = 1e-12  # where nothing varies
 MOST_LEVERAGE = 0.999  # so that what is divided by is not nothing
-REACH = 0.35  # of the median squared distance between photographs
-LEAST_REACH = 1e-4  # a squared distance that is more than what float16 does to features
+BANDWIDTH = 0.35  # of the median squared distance between photographs
+MIN_BANDWIDTH = 1e-4  # a squared distance that is more than what float16 does to features
 
 
-def learn_gist(
+def train_content_embedding(
     tokens: pl.DataFrame,
     pairs: pl.DataFrame,
     image_features: Sequence[Path],
-    familiar: pl.DataFrame,
+    reference_photos: pl.DataFrame,
     vocabulary: pl.DataFrame,
-    settings: GistSettings,
-) -> Learned:
+    settings: ContentEmbeddingSettings,
+) -> TrainedContent:
     """From the training captions, the photographs that they belong to, and the features of those.
 
     `tokens` has caption_id and tokens, `pairs` caption_id and photo_id, which may name a photograph without
     features too: its captions belong together. `familiar` are the photographs that others are compared with.
-    Where these are fewer than FEWEST, every photograph has the same gist.
+    Where these are fewer than FEWEST, every photograph has the same content embedding.
     """
     rows = of_whole_subjects(tokens, pairs)
     captions = encode(rows["tokens"], vocabulary)
     subjects = Subjects.of_names(rows["subject"])
-    grams, worth, held = _weigh(captions, settings.min_count)
+    grams, idf, held = _weigh(captions, settings.min_count)
     mean, found, places = _analyse(held, subjects, settings.size)
     none = pl.DataFrame(schema={"photo_id": pl.String})
     seen = pl.concat([none, *(read_table(shard, "image_features", ["photo_id"]) for shard in image_features)])
@@ -70,38 +76,40 @@ def learn_gist(
     )
     means = subjects.means(places)
     aims = means[subjects.of[photos["row"].to_numpy()]]
-    landmarks = landmarks_of(familiar)
-    likeness = Likeness(landmarks, _reach(landmarks))
-    weights, offset, foretold = _regress(image_features, photos["photo_id"], aims, likeness, settings.penalty)
-    # From here on gists count from their mean, in steps as large as they vary.
-    middle, whiten, colour = _whitening(foretold)
-    gists = _turned(foretold, middle, whiten)
-    imagined, noise = _imagine(places, means, subjects, foretold, whiten)
-    gist = Gist(
+    landmarks = landmarks_of(reference_photos)
+    kernel = GaussianKernel(landmarks, _bandwidth(landmarks))
+    weights, offset, predicted = _regress(image_features, photos["photo_id"], aims, kernel, settings.penalty)
+    # From here on content vectors count from their mean, in steps as large as they vary.
+    middle, whiten, colour = _whitening(predicted)
+    content_vectors = _turned(predicted, middle, whiten)
+    content_from_text, noise = _predict_from_text(places, means, subjects, predicted, whiten)
+    content_embedding = ContentEmbedding(
         grams=grams,
-        worth=worth.astype(np.float32),
-        unknown_worth=float(np.log(max(1, len(captions)) / settings.min_count)),
-        length_worth=_length_worth(captions.lengths),
+        idf=idf.astype(np.float32),
+        unknown_idf=float(np.log(max(1, len(captions)) / settings.min_count)),
+        length_weight=_length_weight(captions.lengths),
         mean=(mean + found @ middle).astype(np.float32),
         directions=(found @ colour).astype(np.float32),
-        likeness=likeness,
+        kernel=kernel,
         weights=(weights @ whiten).astype(np.float32),
         offset=((offset - middle) @ whiten).astype(np.float32),
         noise=noise.astype(np.float32),
     )
-    if not gist.size:
+    if not content_embedding.size:
         nothing = np.zeros((0, 1), np.float16)
-        return Learned(gist, *(_table(name, [], nothing) for name in ("photo_id", "caption_id", "subject")))
-    return Learned(
-        gist,
-        _table("photo_id", photos["photo_id"], gists),
-        _table("caption_id", rows["caption_id"], imagined),
+        return TrainedContent(
+            content_embedding, *(_table(name, [], nothing) for name in ("photo_id", "caption_id", "subject"))
+        )
+    return TrainedContent(
+        content_embedding,
+        _table("photo_id", photos["photo_id"], content_vectors),
+        _table("caption_id", rows["caption_id"], content_from_text),
         _table("subject", rows["subject"].unique().sort(), _turned(means, middle, whiten)),
     )
 
 
-def _table(name: str, ids: Sequence[str] | pl.Series, gists: np.ndarray) -> pl.DataFrame:
-    return pl.DataFrame([pl.Series(name, ids, pl.String), tensor_column("gist", gists)])
+def _table(name: str, ids: Sequence[str] | pl.Series, content_vectors: np.ndarray) -> pl.DataFrame:
+    return pl.DataFrame([pl.Series(name, ids, pl.String), tensor_column("content_vector", content_vectors)])
 
 
 # ---- captions as weighed n-grams ----
@@ -147,22 +155,22 @@ def _weigh(captions: Ragged, min_count: int) -> tuple[np.ndarray, np.ndarray, cs
     """
     from scipy.sparse import csr_matrix, hstack
 
-    kept, worths, held = [], [], []
+    kept, idfs, held = [], [], []
     for grams, caption, number in _ngrams(captions):
         many = max(len(grams), 1)
         cells, counts = np.unique(caption * many + number, return_counts=True)
         caption, number = cells // many, cells % many
         holding = np.bincount(number, minlength=len(grams))
-        worth = np.log(len(captions) / holding)
-        value = counts * worth[number]
+        idf = np.log(len(captions) / holding)
+        value = counts * idf[number]
         length = np.sqrt(np.bincount(caption, value**2, minlength=len(captions)))[caption]
         value = np.divide(value, length, out=np.zeros_like(value), where=length > 0)
         here = csr_matrix((value, (caption, number)), shape=(len(captions), len(grams)))
         often = np.flatnonzero(holding >= min_count)
         kept.append(grams[often])
-        worths.append(worth[often])
+        idfs.append(idf[often])
         held.append(here[:, often])
-    return np.concatenate(kept), np.concatenate(worths), hstack(held, format="csr")
+    return np.concatenate(kept), np.concatenate(idfs), hstack(held, format="csr")
 
 
 def _analyse(held: csr_matrix, subjects: Subjects, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -223,20 +231,22 @@ def _covariance(rows: np.ndarray) -> np.ndarray:
 # ---- photographs to places ----
 
 
-def _reach(landmarks: np.ndarray) -> float:
+def _bandwidth(landmarks: np.ndarray) -> float:
     """A share REACH of the median squared distance of two landmarks."""
     from scipy.spatial.distance import pdist
 
     return (
-        max(REACH * float(np.median(pdist(landmarks, "sqeuclidean"))), LEAST_REACH) if len(landmarks) else 1.0
+        max(BANDWIDTH * float(np.median(pdist(landmarks, "sqeuclidean"))), MIN_BANDWIDTH)
+        if len(landmarks)
+        else 1.0
     )
 
 
 def _regress(
-    shards: Sequence[Path], photo_ids: pl.Series, aims: np.ndarray, likeness: Likeness, penalty: float
+    shards: Sequence[Path], photo_ids: pl.Series, aims: np.ndarray, kernel: GaussianKernel, penalty: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ridge regression from likeness to `aims` (n, K): weights (M, K), offset (K,), and what it would
-    foretell of each photograph (n, K) had it learned from all others only.
+    """Ridge regression from similarity to `aims` (n, K): weights (M, K), offset (K,), and what it would
+    predict of each photograph (n, K) had it learned from all others only.
 
     Sums over shards, so that memory does not grow with the photographs (subset of regressors: Smola and
     Schölkopf 2000); with all of them landmarks it is kernel ridge regression. A photograph is left out by its
@@ -244,35 +254,35 @@ def _regress(
     """
     from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
-    many, size = len(likeness.landmarks), aims.shape[1]
+    many, size = len(kernel.landmarks), aims.shape[1]
     rows = pl.DataFrame({"photo_id": photo_ids}).with_row_index("row")
     sums = _Sums(np.zeros((many, many)), np.zeros((many, size)), np.zeros(many), np.zeros(size), 0)
     if many and size:
-        for alike, row in _likenesses(shards, rows, likeness):
+        for alike, row in _kernel_blocks(shards, rows, kernel):
             sums.add(alike, aims[row])
     if not sums.count:
         return np.zeros((many, size)), np.zeros(size), np.zeros_like(aims)
     middle, aim = sums.alike / sums.count, sums.aim / sums.count
-    factor = cho_factor(sums.held(likeness.of(likeness.landmarks), penalty).T, lower=True, overwrite_a=True)
+    factor = cho_factor(sums.held(kernel.of(kernel.landmarks), penalty).T, lower=True, overwrite_a=True)
     weights = cho_solve(factor, sums.products - sums.count * np.outer(middle, aim))
     offset = aim - middle @ weights
-    foretold = np.zeros_like(aims)
-    for alike, row in _likenesses(shards, rows, likeness):
+    predicted = np.zeros_like(aims)
+    for alike, row in _kernel_blocks(shards, rows, kernel):
         leverage = 1 / sums.count + (solve_triangular(factor[0], (alike - middle).T, lower=True) ** 2).sum(0)
         left_out = np.minimum(leverage, MOST_LEVERAGE)[:, None]
-        foretold[row] = (alike @ weights + offset - left_out * aims[row]) / (1 - left_out)
-    return weights, offset, foretold
+        predicted[row] = (alike @ weights + offset - left_out * aims[row]) / (1 - left_out)
+    return weights, offset, predicted
 
 
-def _likenesses(
-    shards: Sequence[Path], rows: pl.DataFrame, likeness: Likeness
+def _kernel_blocks(
+    shards: Sequence[Path], rows: pl.DataFrame, kernel: GaussianKernel
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Shard by shard how alike its photographs in `rows` are to the landmarks, and their rows there."""
     for shard in shards:
         features = read_table(shard, "image_features", ["photo_id", "pooled"])
         features = features.join(rows, on="photo_id", maintain_order="left")
         if features.height:
-            yield likeness.of(unit_pooled(features)), features["row"].to_numpy()
+            yield kernel.of(unit_pooled(features)), features["row"].to_numpy()
 
 
 @dataclass
@@ -293,10 +303,10 @@ class _Sums:
         self.count += len(alike)
 
     def held(self, kernel: np.ndarray, penalty: float) -> np.ndarray:
-        """The squares about their means and the penalty, (M, M), from the likeness of the landmarks to each
+        """The squares about their means and the penalty, (M, M), from the similarity of the landmarks to each
         other; takes the place of `squares`."""
         alike, many = self.alike / self.count, len(self.alike)
-        # As much penalty as the likeness itself varies, so that one strength fits any kind of features.
+        # As much penalty as the similarity itself varies, so that one strength fits any kind of features.
         varies = np.mean(kernel.diagonal() - kernel.mean(0))
         held = self.squares
         held -= np.outer(self.alike, alike)
@@ -306,33 +316,33 @@ class _Sums:
         return held
 
 
-def _whitening(gists: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean of `gists` (n, K) and the matrices to and from gists that vary alike in all directions."""
-    size = gists.shape[1]
-    if len(gists) < FEWEST or not size:
+def _whitening(content_vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean of `content vectors` (n, K) and the matrices to and from content vectors that vary alike in all directions."""
+    size = content_vectors.shape[1]
+    if len(content_vectors) < FEWEST or not size:
         return np.zeros(size), np.eye(size), np.eye(size)
-    middle = gists.mean(0, dtype=np.float64)
-    variances, axes = np.linalg.eigh(_covariance(gists))
+    middle = content_vectors.mean(0, dtype=np.float64)
+    variances, axes = np.linalg.eigh(_covariance(content_vectors))
     spread = np.sqrt(np.maximum(variances, max(1e-3 * variances.mean(), LEAST_VARIANCE)))
     return middle, axes / spread @ axes.T, axes * spread @ axes.T
 
 
-def _imagine(
-    places: np.ndarray, means: np.ndarray, subjects: Subjects, foretold: np.ndarray, whiten: np.ndarray
+def _predict_from_text(
+    places: np.ndarray, means: np.ndarray, subjects: Subjects, predicted: np.ndarray, whiten: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The gist to be expected of each caption's photograph (captions, K), and how such gists scatter (K, K).
+    """The content embedding to be expected of each caption's photograph (captions, K), and how such content vectors scatter (K, K).
 
-    What a regression foretells is uncorrelated with what it misses, so the mean place of a photograph's
-    captions varies together with what is foretold of it as that varies by itself. So all that has to be known
+    What a regression predicts is uncorrelated with what it misses, so the mean place of a photograph's
+    captions varies together with what is predicted of it as that varies by itself. So all that has to be known
     is how such means vary (of which there are many), by how many captions they are of, and how what is
-    foretold does. Fitted to the captions that have a photograph instead, this link remembers which photograph
+    predicted does. Fitted to the captions that have a photograph instead, this link remembers which photograph
     each belongs to, and says nothing of new ones.
     """
-    size = foretold.shape[1]
-    imagined, scatter = np.zeros(places.shape, np.float16), np.zeros((size, size))
-    if len(foretold) < FEWEST or not size:
-        return imagined, scatter
-    middle, together, spread = places.mean(0, dtype=np.float64), _covariance(foretold), _covariance(places)
+    size = predicted.shape[1]
+    content_from_text, scatter = np.zeros(places.shape, np.float16), np.zeros((size, size))
+    if len(predicted) < FEWEST or not size:
+        return content_from_text, scatter
+    middle, together, spread = places.mean(0, dtype=np.float64), _covariance(predicted), _covariance(places)
     least = max(1e-6 * np.trace(spread) / size, LEAST_RIDGE)  # captions may be all the same
     differ = np.zeros((size, size))
     for part, of in zip(_in_parts(places), _in_parts(subjects.of), strict=True):
@@ -345,13 +355,13 @@ def _imagine(
     for many in np.unique(captions):
         link = np.linalg.solve(shared + differ / many, together)
         here = captions == many
-        imagined[here] = _turned(means[subjects.of[here]], middle, link @ whiten)
+        content_from_text[here] = _turned(means[subjects.of[here]], middle, link @ whiten)
         scatter += np.mean(here) * (together - together @ link)
     variances, axes = np.linalg.eigh(whiten.T @ (scatter + scatter.T) @ whiten / 2)
-    return imagined, axes * np.sqrt(np.maximum(variances, 1e-6)) @ axes.T
+    return content_from_text, axes * np.sqrt(np.maximum(variances, 1e-6)) @ axes.T
 
 
-def _length_worth(lengths: np.ndarray) -> np.ndarray:
+def _length_weight(lengths: np.ndarray) -> np.ndarray:
     """The share of its CIDEr-D that a caption of 0, 1, … tokens keeps beside captions of these lengths."""
     shares = np.bincount(np.minimum(lengths, LONGEST_CAPTION), minlength=LONGEST_CAPTION + 1)
     tokens = np.arange(LONGEST_CAPTION + 1)

@@ -13,7 +13,7 @@ import polars as pl
 
 from cutline.schemas.settings import FusionSettings, LanguageModelSettings
 from cutline.tasks.decoding.beam_search import MOST, BeamSearch, Words
-from cutline.tasks.models.content_embedding import Gist
+from cutline.tasks.models.content_embedding import ContentEmbedding
 from cutline.tasks.models.fusion import WEIGHTS, Drop, Memory, build_fusion, keep_all, start_from
 from cutline.tasks.models.language_model import LanguageModel, load_language_model
 from cutline.tasks.models.lstm import by_product, read
@@ -22,7 +22,7 @@ from cutline.tasks.storage.tables import tensor
 from cutline.tasks.text.encoding import encode
 from cutline.tasks.text.vocabulary import PAD, UNK
 from cutline.tasks.training.batches import Batch, Pairs, TextBatch, Texts
-from cutline.tasks.training.caption_groups import Learned
+from cutline.tasks.training.caption_groups import TrainedContent
 from cutline.tasks.training.common import (
     Checkpoint,
     Progress,
@@ -57,13 +57,13 @@ def train_fusion(
     out: Path,
     scratch: Path,
     advance: Callable[[int], None],
-    learned: Learned | None = None,
+    learned: TrainedContent | None = None,
     texts: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """Train on the features in Parquet alone; write `fusion.weights.h5` to `out`, return the `curve` table.
 
-    `pairs` has a row a caption: caption_id, photo_id, split, tokens. With a gist (`learned`), it begins with
-    the training captions among `texts` (caption_id, tokens), photographed or not, and the gists imagined for
+    `pairs` has a row a caption: caption_id, photo_id, split, tokens. With a content embedding (`learned`), it begins with
+    the training captions among `texts` (caption_id, tokens), photographed or not, and the content vectors predicted from text for
     them (Nukrai et al. 2022, "Text-only training for image captioning using noise-injected CLIP"); then come
     the `pairs`.
     After each epoch the dev split's photographs, where there are any, are captioned and `score`d against
@@ -77,13 +77,19 @@ def train_fusion(
     make_repeatable()
     words = load_language_model(language_model, vocabulary.height, lm_settings)
     data = Pairs.read(pairs, image_features, text_features, vocabulary, settings.kind, scratch, learned)
-    imagined = _texts(learned, texts, vocabulary)
+    content_from_text = _texts(learned, texts, vocabulary)
     trainer = _Trainer(
-        data, imagined, learned.gist if learned else None, words, vocabulary, settings, lm_settings
+        data,
+        content_from_text,
+        learned.content_embedding if learned else None,
+        words,
+        vocabulary,
+        settings,
+        lm_settings,
     )
     made_from: list[str | bytes | memoryview] = [data.digest]
-    if imagined:
-        made_from += [imagined.captions.ids.data, imagined.gists.data]
+    if content_from_text:
+        made_from += [content_from_text.captions.ids.data, content_from_text.content_vectors.data]
     checkpoint = Checkpoint(
         scratch / "fusion.npz",
         fingerprint(settings.model_dump_json(), language_model.read_bytes(), *made_from),
@@ -91,7 +97,7 @@ def train_fusion(
     progress = Progress(trainer.variables, [], [])
     progress.load(checkpoint)
     advance(sum(trainer.captions_of(row["phase"]) for row in progress.curve))
-    phases = [TEXTS] * (settings.text_epochs if imagined else 0) + [PHOTOS] * settings.epochs
+    phases = [TEXTS] * (settings.text_epochs if content_from_text else 0) + [PHOTOS] * settings.epochs
     for epoch, phase in list(enumerate(phases, 1))[len(progress.curve) :]:
         if progress.curve and progress.curve[-1]["phase"] != phase:
             trainer.forget_averages()
@@ -106,12 +112,21 @@ def train_fusion(
     return curve_table(progress.curve)
 
 
-def _texts(learned: Learned | None, texts: pl.DataFrame | None, vocabulary: pl.DataFrame) -> Texts | None:
-    """The captions that have an imagined gist, or None where there are none."""
-    if learned is None or texts is None or not learned.gist.size or learned.imagined.is_empty():
+def _texts(
+    learned: TrainedContent | None, texts: pl.DataFrame | None, vocabulary: pl.DataFrame
+) -> Texts | None:
+    """The captions that have an predicted from text content embedding, or None where there are none."""
+    if (
+        learned is None
+        or texts is None
+        or not learned.content_embedding.size
+        or learned.content_from_text.is_empty()
+    ):
         return None
-    rows = learned.imagined.join(texts, on="caption_id", maintain_order="left")
-    return Texts(encode(rows["tokens"], vocabulary), tensor(rows["gist"]), learned.gist.noise)
+    rows = learned.content_from_text.join(texts, on="caption_id", maintain_order="left")
+    return Texts(
+        encode(rows["tokens"], vocabulary), tensor(rows["content_vector"]), learned.content_embedding.noise
+    )
 
 
 class _Trainer:
@@ -121,7 +136,7 @@ class _Trainer:
         self,
         data: Pairs,
         texts: Texts | None,
-        gist: Gist | None,
+        content_embedding: ContentEmbedding | None,
         language_model: LanguageModel,
         vocabulary: pl.DataFrame,
         settings: FusionSettings,
@@ -135,7 +150,9 @@ class _Trainer:
         self.captions = sum(map(len, self.train_rows))
         self.rows_a_step = max(1, round(settings.batch_size * len(self.train_rows) / self.captions))
         channels = data.photos.shape[-1]
-        self.fusion = build_fusion(vocabulary.height, channels, settings, lm_settings, gist, settings.seed)
+        self.fusion = build_fusion(
+            vocabulary.height, channels, settings, lm_settings, content_embedding, settings.seed
+        )
         self.model = self.fusion.model
         # The same weights, multiplied as training does it; captions are written in float32 throughout.
         quick: Any = {name: by_product(layer) for name, layer in self.fusion.layers.items()}
@@ -143,7 +160,7 @@ class _Trainer:
         start_from(self.fusion, language_model)
         self.text_variables = [
             variable
-            for name in ("state", "gist", "change", "projection")
+            for name in ("state", "content_embedding", "change", "projection")
             if name in self.fusion.layers
             for variable in self.fusion.layers[name].trainable_variables
         ]
@@ -174,7 +191,7 @@ class _Trainer:
         return epochs[phase](rng, advance)
 
     def _text_epoch(self, rng: np.random.Generator, advance: Callable[[int], None]) -> float:
-        """Over captions with no photograph shown, each time with another gist that would fit."""
+        """Over captions with no photograph shown, each time with another content embedding that would fit."""
         assert self.texts
         batches = self.texts.batches(TEXT_BATCH, self.max_tokens, rng)
         return self._pass(self._learn_text, batches, rng, advance)
@@ -265,16 +282,16 @@ class _Trainer:
         import tensorflow as tf
 
         rows, data = self.rows_a_step, self.data
-        gists = data.gists.shape[1]
+        content_vectors = data.content_vectors.shape[1]
         batch = [
             tf.TensorSpec((rows, *data.photos.shape), tf.float16),
-            tf.TensorSpec((rows, gists), tf.float32),
+            tf.TensorSpec((rows, content_vectors), tf.float32),
             tf.TensorSpec((rows, None, *data.states.shape), tf.float16),
             tf.TensorSpec((rows, None), tf.int32),
         ]
         seed = tf.TensorSpec((2,), tf.int32)
         texts = [tf.TensorSpec((TEXT_BATCH, None), tf.int32)] * 2 + [
-            tf.TensorSpec((TEXT_BATCH, gists), tf.float32)
+            tf.TensorSpec((TEXT_BATCH, content_vectors), tf.float32)
         ]
 
         def compiled(step: Callable[..., Any], *signature: tf.TensorSpec) -> Any:
@@ -288,7 +305,7 @@ class _Trainer:
         )
 
     def _learn_from_text(
-        self, inputs: tf.Tensor, targets: tf.Tensor, gists: tf.Tensor, seed: tf.Tensor
+        self, inputs: tf.Tensor, targets: tf.Tensor, content_vectors: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """One step; returns the sum of -ln p and the number of tokens."""
         import tensorflow as tf
@@ -297,7 +314,7 @@ class _Trainer:
         states = read(words.embedding(inputs), words.lstm, learning=False)
         drop = self._drop(seed, states=TEXT_DROPOUT, hidden=TEXT_DROPOUT)
         with tf.GradientTape() as tape:
-            losses = self._token_losses(self.learner.imagine(gists), states, targets, drop)
+            losses = self._token_losses(self.learner.imagine(content_vectors), states, targets, drop)
             loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, self.text_variables)
         self.text_optimizer.apply_gradients(zip(gradients, self.text_variables, strict=True))
@@ -325,10 +342,10 @@ class _Trainer:
         for average, variable in zip(self.averages, self.model.trainable_variables, strict=True):
             average.assign(kept * average + (1 - kept) * variable)
 
-    def _memory(self, photos: tf.Tensor, gists: tf.Tensor, drop: Drop) -> Memory:
+    def _memory(self, photos: tf.Tensor, content_vectors: tf.Tensor, drop: Drop) -> Memory:
         import tensorflow as tf
 
-        known = gists if self.fusion.gist else None
+        known = content_vectors if self.fusion.content_embedding else None
         return self.learner.encode(tf.cast(photos, tf.float32), drop, known)
 
     def _drop(self, seed: tf.Tensor, **others: float) -> Drop:
@@ -349,7 +366,10 @@ class _Trainer:
         """The sum of -ln p over the targets that are no padding, and how many they are."""
         import tensorflow as tf
 
-        memory, states = self._memory(batch.photos, batch.gists, drop), tf.cast(batch.states, tf.float32)
+        memory, states = (
+            self._memory(batch.photos, batch.content_vectors, drop),
+            tf.cast(batch.states, tf.float32),
+        )
         losses = self._token_losses(memory, states, batch.targets, drop)
         return tf.reduce_sum(losses), tf.cast(tf.size(losses), tf.float32)
 

@@ -17,15 +17,23 @@ import numpy as np
 import polars as pl
 
 from cutline.schemas.errors import UsageError
-from cutline.schemas.settings import MatchingSettings
+from cutline.schemas.settings import JointEmbeddingSettings
 from cutline.schemas.tables import dtypes_of
-from cutline.tasks.evaluation.retrieval_metrics import mean_recall, ranks, vector_likeness
-from cutline.tasks.models.joint_embedding import ARRAYS, MATCHING, Bags, Matching, bags_of, photo_input, unit
+from cutline.tasks.evaluation.retrieval_metrics import cosine_similarity, mean_recall, ranks
+from cutline.tasks.models.joint_embedding import (
+    ARRAYS,
+    JOINT_EMBEDDING,
+    Bags,
+    JointEmbedding,
+    bags_of,
+    photo_input,
+    unit,
+)
 from cutline.tasks.storage.tables import tensor
 from cutline.tasks.training.common import make_repeatable
 from cutline.tasks.training.scratch import ScratchRows
 
-CAPTIONS_A_BLOCK = 1_024  # whatever the number of captions, their inputs in float64 stay below 40 MB
+CAPTIONS_PER_BLOCK = 1_024  # whatever the number of captions, their inputs in float64 stay below 40 MB
 MOST_DEV_PHOTOS = 1_000  # that the dev split's recall is measured on, as the field's "1K" does
 # How much a direction of the start is held back, against the variance of its input; chosen on
 # Flickr8k's dev split, as are the strengths that all three are multiplied by.
@@ -97,8 +105,8 @@ class Examples:
             )
         words, weights = inverse_document_frequencies(train["content_tokens"], max_words)
         kept = ScratchRows(scratch, states.shape)
-        for first in range(0, pairs.height, CAPTIONS_A_BLOCK):
-            some = pairs["row"].slice(first, CAPTIONS_A_BLOCK).to_numpy()
+        for first in range(0, pairs.height, CAPTIONS_PER_BLOCK):
+            some = pairs["row"].slice(first, CAPTIONS_PER_BLOCK).to_numpy()
             start = int(some[0])
             kept.append(states.read(start, int(some[-1]) - start + 1)[some - start])
         return (
@@ -124,8 +132,8 @@ class Examples:
 
     def blocks(self, captions: np.ndarray) -> Iterator[np.ndarray]:
         """Numbers of captions, CAPTIONS_A_BLOCK at a time: their inputs are never in memory as a whole."""
-        for first in range(0, len(captions), CAPTIONS_A_BLOCK):
-            yield captions[first : first + CAPTIONS_A_BLOCK]
+        for first in range(0, len(captions), CAPTIONS_PER_BLOCK):
+            yield captions[first : first + CAPTIONS_PER_BLOCK]
 
 
 def _copy(
@@ -230,12 +238,12 @@ def _mean_variance(covariance: np.ndarray) -> float:
 # ---- training ----
 
 
-def train_matching(
+def train_joint_embedding(
     pairs: pl.DataFrame,
     image_features: Sequence[Path],
     text_features: Sequence[Path],
     stopwords: Sequence[str],
-    settings: MatchingSettings,
+    settings: JointEmbeddingSettings,
     out: Path,
     scratch: Path,
     advance: Callable[[int], None],
@@ -256,7 +264,7 @@ def train_matching(
     dev = _Dev(examples)
     texts = {"words": words, "weights": weights, "stopwords": tuple(sorted(stopwords))}
     starts = [
-        Matching(**moments.start(examples.states.shape[0], settings.size, strength), **texts)  # type: ignore[arg-type]
+        JointEmbedding(**moments.start(examples.states.shape[0], settings.size, strength), **texts)  # type: ignore[arg-type]
         for strength in (STRENGTHS if dev.captions.size else STRENGTHS[:1])
     ]
     best = max(starts, key=dev.recall)  # of equal ones the first
@@ -273,12 +281,12 @@ def train_matching(
         curve.append({"epoch": epoch, "train_loss": loss, "dev_recall": recall})
         if epoch - best_epoch >= settings.patience:
             break
-    best.save(out / MATCHING)
+    best.save(out / JOINT_EMBEDDING)
     rows = [
         row | {"dev_recall": row["dev_recall"] if dev.captions.size else None, "best": i == best_epoch}
         for i, row in enumerate(curve)
     ]
-    return pl.DataFrame(rows, schema=dtypes_of("matching_curve"))
+    return pl.DataFrame(rows, schema=dtypes_of("joint_embedding_curve"))
 
 
 class _Dev:
@@ -291,23 +299,27 @@ class _Dev:
         self.photos = photos
         self.examples = examples
 
-    def recall(self, matching: Matching) -> float:
+    def recall(self, joint_embedding: JointEmbedding) -> float:
         """The mean recall of the dev split, 0 to 1; 0 where there is none."""
         if not self.captions.size:
             return 0.0
-        photos = unit(self.examples.photo_rows(self.photos) @ matching.photo + matching.photo_bias)
+        photos = unit(
+            self.examples.photo_rows(self.photos) @ joint_embedding.photo + joint_embedding.photo_bias
+        )
         vectors = []
         for some in self.examples.blocks(self.captions):
             states, bags = self.examples.texts(some)
-            vectors.append(unit(states @ matching.state + bags @ matching.word + matching.text_bias))
-        likeness = vector_likeness(photos, np.concatenate(vectors))
-        return mean_recall(ranks(likeness, self.photo_of, len(self.photos)))
+            vectors.append(
+                unit(states @ joint_embedding.state + bags @ joint_embedding.word + joint_embedding.text_bias)
+            )
+        similarity = cosine_similarity(photos, np.concatenate(vectors))
+        return mean_recall(ranks(similarity, self.photo_of, len(self.photos)))
 
 
 class _Learner:
     """The projections in training, their running mean and the compiled step."""
 
-    def __init__(self, examples: Examples, start: Matching, settings: MatchingSettings) -> None:
+    def __init__(self, examples: Examples, start: JointEmbedding, settings: JointEmbeddingSettings) -> None:
         import keras
         import tensorflow as tf
 
@@ -360,9 +372,9 @@ class _Learner:
             photo, photo_bias, state, word, text_bias = self.variables
             a = tf.nn.l2_normalize(inputs[0] @ photo + photo_bias, -1)
             b = tf.nn.l2_normalize(inputs[1] @ state + inputs[2] @ word + text_bias, -1)
-            likeness = a @ tf.transpose(b)  # (B, B), the right ones on the diagonal
-            right = tf.linalg.diag_part(likeness)
-            wrong = likeness - 4.0 * tf.eye(tf.shape(likeness)[0])
+            similarity = a @ tf.transpose(b)  # (B, B), the right ones on the diagonal
+            right = tf.linalg.diag_part(similarity)
+            wrong = similarity - 4.0 * tf.eye(tf.shape(similarity)[0])
             hardest = tf.stack([tf.reduce_max(wrong, 0), tf.reduce_max(wrong, 1)])
             loss = tf.reduce_sum(tf.reduce_mean(tf.nn.relu(self.settings.margin + hardest - right), -1))
             away = tf.add_n(
@@ -373,7 +385,7 @@ class _Learner:
         self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
         return loss
 
-    def averaged(self) -> Matching:
+    def averaged(self) -> JointEmbedding:
         """The projections as the running mean has them."""
         named = {name: average.copy() for name, average in zip(ARRAYS, self.averages, strict=True)}
         return replace(self.start, **named)  # type: ignore[arg-type]

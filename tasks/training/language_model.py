@@ -106,7 +106,7 @@ def _parts(captions: Ragged) -> tuple[bytes, bytes]:
 
 @dataclass
 class _Batch:
-    """Captions of about one length: what is read and what each token is to foretell, (B, T) int32."""
+    """Captions of about one length: what is read and what each token is to predict, (B, T) int32."""
 
     inputs: np.ndarray
     targets: np.ndarray

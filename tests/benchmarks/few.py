@@ -1,7 +1,7 @@
 """One photograph in a hundred new: what is made again, without what a process does once.
 
 `python -m tests.benchmarks.few DATASET FOLDER` trains on a copy of a data set, and captions its
-photographs with the model in the box, each once whole and once with a hundredth more photographs, in one
+photographs with the pretrained model, each once whole and once with a hundredth more photographs, in one
 process; prints the CPU seconds of each stage as JSON. Models are loaded and graphs compiled by what goes
 before, so that the second of each has none of it.
 """
@@ -35,7 +35,7 @@ def add_photos(folder: Path, known: list[Path], first: int, count: int) -> None:
         cv2.imwrite(str(folder / f"new {number}.jpg"), cv2.imread(str(known[number]))[:, ::-1])
 
 
-def cpu_of_stages(store: Workspace, walk: Callable[[Maker], object]) -> dict[str, float]:
+def cpu_of_stages(store: Workspace, planner: Callable[[Maker], object]) -> dict[str, float]:
     """CPU seconds of each stage that `walk` has made, and of the rest: looking shards up."""
     found: dict[str, float] = {}
 
@@ -47,17 +47,17 @@ def cpu_of_stages(store: Workspace, walk: Callable[[Maker], object]) -> dict[str
         return records
 
     begun = time.process_time()
-    walk(maker)
+    planner(maker)
     found["looking up"] = time.process_time() - begun - sum(found.values())
     return found
 
 
 def main() -> None:
-    from cutline.flows.pipeline.captioning import walk_captions
-    from cutline.flows.pipeline.graph import run_stages
+    from cutline.flows.pipeline.captioning import plan_captions
+    from cutline.flows.pipeline.graph import plan_run
     from cutline.flows.pipeline.settings import settings_with
-    from cutline.tasks.bundles.bundle import IN_THE_BOX, load_bundle
-    from cutline.tasks.engine.planner import Walk
+    from cutline.tasks.bundles.bundle import PRETRAINED, load_bundle
+    from cutline.tasks.engine.planner import Planner
 
     source, folder = Path(sys.argv[1]), Path(sys.argv[2])
     dataset, photos = folder / "dataset", folder / "photos"
@@ -71,16 +71,16 @@ def main() -> None:
     trained, captioned, bundle = (
         Workspace(folder / "run"),
         Workspace(folder / "caption"),
-        load_bundle(IN_THE_BOX),
+        load_bundle(PRETRAINED),
     )
 
     def run() -> dict[str, float]:
-        return cpu_of_stages(trained, lambda maker: run_stages(Walk(trained, maker), dataset, Settings()))
+        return cpu_of_stages(trained, lambda maker: plan_run(Planner(trained, maker), dataset, Settings()))
 
     def caption() -> dict[str, float]:
         settings = settings_with(bundle, {})
         return cpu_of_stages(
-            captioned, lambda maker: walk_captions(captioned, photos, settings, bundle, maker=maker)
+            captioned, lambda maker: plan_captions(captioned, photos, settings, bundle, maker=maker)
         )
 
     found = {}

@@ -43,7 +43,7 @@ def cpu_of_stages(dataset: Path, workspace: Path) -> dict[str, float]:
     from cutline.schemas.records import Record
     from cutline.schemas.settings import Settings
     from cutline.tasks.engine import executor
-    from cutline.tasks.engine.planner import Walk
+    from cutline.tasks.engine.planner import Planner
     from cutline.tasks.engine.stage import Shard, Stage
     from cutline.tasks.storage.workspace import Workspace
 
@@ -53,7 +53,7 @@ def cpu_of_stages(dataset: Path, workspace: Path) -> dict[str, float]:
         return [executor.make_shard(shard, store, lambda _rows: None) for shard in shards]
 
     settings = Settings.model_validate({"images": {"side_px": SIDE_PX}})
-    wiring = Wiring(Walk(store, maker), dataset, settings)
+    wiring = Wiring(Planner(store, maker), dataset, settings)
     found, begun = {}, time.process_time()
     ingest = wiring.ingest()
     for name, make in (("ingest", None), ("images", wiring.images), ("captions", wiring.tokens)):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tests.benchmarks.harness import OURS, Contest
 from tests.benchmarks.places import Place
 
-CAPTIONS = 100_000
+TOKENS = 100_000
 PAGES = {
     "the overview": "/",
     "the gallery": "/captions",
@@ -23,7 +23,7 @@ def dashboard(place: Place) -> Contest:
     from cutline.flows.dashboard.app import make_app
     from tests.support.histories import many_captions
 
-    many_captions(place.scratch / "many", CAPTIONS)
+    many_captions(place.scratch / "many", TOKENS)
     empty, many = (
         TestClient(make_app(place.scratch / name), base_url="http://127.0.0.1") for name in ("empty", "many")
     )
@@ -33,7 +33,7 @@ def dashboard(place: Place) -> Contest:
 
     return Contest(
         name="dashboard",
-        title=f"the dashboard's page of an empty workspace, beside pages over {CAPTIONS:,} captions",
+        title=f"the dashboard's page of an empty workspace, beside pages over {TOKENS:,} captions",
         count=1,
         thing="pages",
         sides={OURS: asked(empty, "/"), **{name: asked(many, path) for name, path in PAGES.items()}},

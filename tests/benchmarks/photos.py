@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PHOTOS = 32
 LARGE_PHOTOS = 16
-GFLOP_A_PHOTO = 30.7  # of VGG-16's convolutions at 224 × 224
+GFLOP_PER_PHOTO = 30.7  # of VGG-16's convolutions at 224 × 224
 
 
 def features(place: Place) -> Contest:
@@ -79,7 +79,7 @@ def limit(place: Place) -> Contest:
     network = load_network(settings, 224)
     squares = np.random.default_rng(0).integers(0, 256, (PHOTOS, 224, 224, 3), np.uint8)
     product, gflop = rivals.product_int8() if precision == "int8" else rivals.product_float32()
-    times = round(PHOTOS * GFLOP_A_PHOTO / gflop)
+    times = round(PHOTOS * GFLOP_PER_PHOTO / gflop)
 
     def multiply() -> None:
         for _ in range(times):
@@ -88,7 +88,7 @@ def limit(place: Place) -> Contest:
     rival = f"matrix products in {precision} of as many operations"
     return Contest(
         name="limit",
-        title=f"VGG-16 on squares in memory, {PHOTOS} times {GFLOP_A_PHOTO} GFLOP",
+        title=f"VGG-16 on squares in memory, {PHOTOS} times {GFLOP_PER_PHOTO} GFLOP",
         count=PHOTOS,
         thing="photographs",
         sides={OURS: lambda: network.features(squares), rival: multiply},

@@ -23,13 +23,19 @@ import polars as pl
 
 from cutline.schemas.errors import UsageError
 from cutline.schemas.records import RunRecord
-from cutline.schemas.settings import MatchingSettings, Settings
-from cutline.tasks.evaluation.retrieval_metrics import Likeness, mean_recall, ranks, recalls, vector_likeness
-from cutline.tasks.models.joint_embedding import MATCHING, Matching
+from cutline.schemas.settings import JointEmbeddingSettings, Settings
+from cutline.tasks.evaluation.retrieval_metrics import (
+    GaussianKernel,
+    cosine_similarity,
+    mean_recall,
+    ranks,
+    recalls,
+)
+from cutline.tasks.models.joint_embedding import JOINT_EMBEDDING, JointEmbedding
 from cutline.tasks.storage.tables import tensor
 from cutline.tasks.storage.workspace import Workspace
 from cutline.tasks.text.stopwords import load_stopwords
-from cutline.tasks.training.joint_embedding import inverse_document_frequencies, train_matching
+from cutline.tasks.training.joint_embedding import inverse_document_frequencies, train_joint_embedding
 
 SEEDS = (1, 2, 3)
 STRENGTHS = tuple(10.0**power for power in np.arange(2, 7, 0.5))
@@ -105,7 +111,7 @@ def ridge(tables: Tables, column: str = "content_tokens") -> Ranks:
         photos, captions, of = tables.split(split)
         solved = np.linalg.solve(covariance + strength * np.eye(len(covariance)), both)
         guessed = unit((tensor(photos["pooled"]).astype(np.float64) - mean) @ solved + target_mean)
-        return ranks(vector_likeness(guessed, tf_idf(captions)), of, photos.height)
+        return ranks(cosine_similarity(guessed, tf_idf(captions)), of, photos.height)
 
     best = max(STRENGTHS, key=lambda strength: mean_recall(found_on("dev", strength)))
     return found_on("test", best)
@@ -133,7 +139,7 @@ def likelihood(tables: Tables) -> Ranks:
     )
     features = photos.select("photo_id").join(features, on="photo_id", maintain_order="left")
     seen = photo_tensor(features, settings.fusion.kind)
-    stages = {"familiar": "gist"}  # all others are named as the stage that makes them
+    stages = {"reference_photos": "content_embedding"}  # all others are named as the stage that makes them
     files = (tables.files(stages.get(name, name), file)[0] for name, file in MODEL_FILES.items())
     captioner = Captioner.load(ModelFiles(*files), settings.language_model, settings.fusion, seen.shape[-1])
     texts = pl.concat(
@@ -159,8 +165,8 @@ def likelihood(tables: Tables) -> Ranks:
         for photo in seen
     ]
     table = np.array(rows)
-    likeness: Likeness = lambda first, last: table[first:last]  # noqa: E731
-    return ranks(likeness, of, len(seen))
+    similarity: GaussianKernel = lambda first, last: table[first:last]  # noqa: E731
+    return ranks(similarity, of, len(seen))
 
 
 def ours(tables: Tables, seed: int, stopwords: bool, scratch: Path) -> Ranks:
@@ -169,17 +175,17 @@ def ours(tables: Tables, seed: int, stopwords: bool, scratch: Path) -> Ranks:
     if stopwords:
         captions = captions.with_columns(content_tokens="tokens")
         texts = list(_of_all_tokens(texts, scratch))
-    train_matching(
+    train_joint_embedding(
         captions.select("caption_id", "photo_id", "split", "content_tokens"),
         tables.files("image_features", "image_features.parquet"),
         texts,
         [] if stopwords else sorted(load_stopwords("english")),
-        MatchingSettings(seed=seed),
+        JointEmbeddingSettings(seed=seed),
         scratch,
         scratch,
         lambda _: None,
     )
-    matching = Matching.load(scratch / MATCHING)
+    joint_embedding = JointEmbedding.load(scratch / JOINT_EMBEDDING)
     photos, _, of = tables.split("test")
     test = captions.filter(pl.col("split") == "test")
     vectors = pl.concat(
@@ -187,8 +193,10 @@ def ours(tables: Tables, seed: int, stopwords: bool, scratch: Path) -> Ranks:
         for path in texts
     )
     states = tensor(test.join(vectors, on="caption_id", maintain_order="left")["vector"])
-    found = matching.text_vectors(states, test["content_tokens"])
-    return ranks(vector_likeness(matching.photo_vectors(tensor(photos["pooled"])), found), of, photos.height)
+    found = joint_embedding.text_vectors(states, test["content_tokens"])
+    return ranks(
+        cosine_similarity(joint_embedding.photo_vectors(tensor(photos["pooled"])), found), of, photos.height
+    )
 
 
 def _of_all_tokens(shards: list[Path], scratch: Path) -> Iterator[Path]:

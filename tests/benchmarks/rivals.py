@@ -158,7 +158,7 @@ def tokens_by_our_rules(
 def padded_to_the_longest(
     captions: Sequence[np.ndarray], start: int, end: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """<start> and the tokens, and what each foretells, (captions, longest + 1) int32 each."""
+    """<start> and the tokens, and what each predicts, (captions, longest + 1) int32 each."""
     from keras.utils import pad_sequences
 
     inputs = pad_sequences([[start, *caption] for caption in captions], padding="post")
@@ -335,8 +335,8 @@ def one_step_model(fusion: Fusion, net: LanguageModel) -> keras.Model:
     words = keras.Input((), dtype="int32")
     before = [keras.Input((size,)), keras.Input((size,))]
     _, (state, cell) = net.lstm.cell(net.embedding(words), before)
-    foretold = ops.log_softmax(logits(photos, ops.expand_dims(state, 1))[:, 0])
-    return keras.Model([photos, words, *before], [foretold, state, cell])
+    predicted = ops.log_softmax(logits(photos, ops.expand_dims(state, 1))[:, 0])
+    return keras.Model([photos, words, *before], [predicted, state, cell])
 
 
 def stepped_captions(

@@ -32,9 +32,9 @@ LIGHT = [
     "fusion.heads=2",
     "fusion.epochs=1",
     "fusion.dev_beam=1",
-    "caption.beam=1",
-    "caption.alternatives=1",
-    "caption.max_tokens=8",
+    "predictions.beam=1",
+    "predictions.alternatives=1",
+    "predictions.max_tokens=8",
 ]
 
 

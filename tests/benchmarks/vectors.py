@@ -10,7 +10,7 @@ from cutline.tasks.storage.tables import tensor_column
 from tests.benchmarks.harness import OURS, Contest
 from tests.benchmarks.places import Place
 
-VECTORS, SIZE, ROWS_A_SHARD, GROUPS = 100_000, 128, 256, 200
+VECTORS, SIZE, ROWS_PER_SHARD, GROUPS = 100_000, 128, 256, 200
 
 
 def vectors(place: Place) -> Contest:
@@ -21,8 +21,8 @@ def vectors(place: Place) -> Contest:
     drawn = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
     query = drawn[0]
     parts = []
-    for first in range(0, VECTORS, ROWS_A_SHARD):
-        some = drawn[first : first + ROWS_A_SHARD]
+    for first in range(0, VECTORS, ROWS_PER_SHARD):
+        some = drawn[first : first + ROWS_PER_SHARD]
         part = Part(place.scratch / f"{first}.parquet", place.scratch / f"{first}.usearch")
         ids = pl.Series("photo_id", [f"{first + row:032x}" for row in range(len(some))])
         pl.DataFrame([ids, tensor_column("vector", some)]).write_parquet(part.table)

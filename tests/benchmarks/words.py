@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from cutline.schemas.settings import CaptionSettings, ImageFeaturesSettings, ImagesSettings
+from cutline.schemas.settings import ImageFeaturesSettings, ImagesSettings, PredictionsSettings
 from cutline.tasks.text.vocabulary import END, START
 from tests.benchmarks import rivals
 from tests.benchmarks.harness import OURS, Contest
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cutline.tasks.decoding.captioner import Captioner
 
 
-CAPTIONS = 35_000
+TOKENS = 35_000
 CAPTIONED_PHOTOS, ONE_BY_ONE, SLOWLY = 202, 8, 16  # as many as a shard has on average
 LEARNED_CAPTIONS, HELD_OUT_CAPTIONS, PASSES = 2_000, 500, 12
 PAIRED_CAPTIONS, IN_PREFIXES = 1_000, 40
@@ -185,18 +185,18 @@ def fusion(place: Place) -> Contest:
 
 
 def captioning(place: Place) -> Contest:
-    """Features → captions, with the model in the box."""
-    from cutline.tasks.bundles.bundle import IN_THE_BOX, load_bundle
+    """Features → captions, with the pretrained model."""
+    from cutline.tasks.bundles.bundle import PRETRAINED, load_bundle
     from cutline.tasks.features.image_features import make_image_features
     from cutline.tasks.images.decode import make_images
     from cutline.tasks.models.fusion import photo_tensor
 
-    bundle = load_bundle(IN_THE_BOX)
+    bundle = load_bundle(PRETRAINED)
     captioner, kind = bundle.captioner(), bundle.description.fusion.kind
     files = photos_of(place.dataset, place.scratch).head(CAPTIONED_PHOTOS)
     images, _ = make_images(files, place.dataset, ImagesSettings(), nobody)
     features = make_image_features(images, ImageFeaturesSettings(), ImagesSettings().side_px, nobody)
-    settings = CaptionSettings(beam=3, agreement=0.0)  # what is compared is the search
+    settings = PredictionsSettings(beam=3, cider_weight=0.0)  # what is compared is the search
     photos = photo_tensor(features, kind)
     steps = captioner.search(photos, settings).length.max(1).mean()  # until the last of a photograph's ends
     photos = photos.astype(np.float32)
@@ -280,4 +280,4 @@ def _texts(place: Place) -> list[str]:
     """Captions, told again from the first one where there are too few."""
     lines = (place.dataset / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()
     texts = [line.partition("\t")[2] for line in lines if "\t" in line]
-    return (texts * -(-CAPTIONS // len(texts)))[:CAPTIONS]
+    return (texts * -(-TOKENS // len(texts)))[:TOKENS]

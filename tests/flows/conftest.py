@@ -38,10 +38,10 @@ SMALL = [
     "fusion.heads=2",
     "fusion.epochs=2",
     "fusion.batch_size=8",
-    "matching.size=16",
-    "matching.epochs=1",
-    "caption.max_tokens=8",
-    "caption.batch_size=8",
+    "joint_embedding.size=16",
+    "joint_embedding.epochs=1",
+    "predictions.max_tokens=8",
+    "predictions.batch_size=8",
     "report.gallery=4",
 ]
 

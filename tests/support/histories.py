@@ -46,7 +46,7 @@ class Written:
             outputs = self.workspace.publish(out, prefix)
         self.workspace.write_record(
             Record(
-                stage=stage, key=key, place=place, inputs={}, settings={}, code="0", lineage="",
+                stage=stage, key=key, partition=place, inputs={}, settings={}, code="0", lineage="",
                 outputs=outputs, rows_in=1, rows_out=1, rejected=rejected, took_s=1.0,
                 made_at="2026-01-01T00:00:00+00:00", versions={},
             )
@@ -155,7 +155,7 @@ def small_history(root: Path, dataset: Path) -> Written:
     )  # fmt: skip
     shards = {"ingest": [written.shard("ingest", an_id(10), {"photos": photos, "captions": captions})]}
     shards["images"] = [
-        written.shard("images", an_id(20 + number), {"images": squares(part)}, place=f"{split}/")
+        written.shard("images", an_id(20 + number), {"images": squares(part)}, partition=f"{split}/")
         for number, ((split,), part) in enumerate(photos.group_by("split", maintain_order=True))
     ]
     shards["language_model"] = [written.shard("language_model", an_id(30), {"curve": curve})]

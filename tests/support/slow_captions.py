@@ -25,18 +25,27 @@ class SlowCaptioner:
         (self.embeddings,) = weights(captioner.language_model.embedding)
         self.kernel, self.recurrent, self.bias = weights(captioner.language_model.lstm)
         self.layers = {name: weights(layer) for name, layer in captioner.fusion.layers.items()}
-        self.gist = captioner.fusion.gist
-        grams = self.gist.grams.tolist() if self.gist else []
+        self.content_embedding = captioner.fusion.content_embedding
+        grams = self.content_embedding.grams.tolist() if self.content_embedding else []
         self.grams = {tuple(i for i in gram if i): n for n, gram in enumerate(grams)}
 
     def captions(
-        self, photo: np.ndarray, beam: int, max_tokens: int, agreement: float = 0.0, brevity: float = 0.0
+        self,
+        photo: np.ndarray,
+        beam: int,
+        max_tokens: int,
+        expected_cider: float = 0.0,
+        word_penalty: float = 0.0,
     ) -> list[tuple[list[str], float]]:
         """The best captions of one photograph, (R, C), as (tokens, score), best first."""
         photo = photo.astype(np.float64)
         regions = photo * REGION_LENGTH / np.sqrt((photo**2).sum(-1, keepdims=True) + 1e-6)
-        gist = self._gist(photo)
-        about = np.zeros(self.settings.hidden_size) if gist is None else self._dense("gist", gist)
+        content_embedding = self._gist(photo)
+        about = (
+            np.zeros(self.settings.hidden_size)
+            if content_embedding is None
+            else self._dense("content_embedding", content_embedding)
+        )
         nothing = np.zeros(len(self.recurrent))
         # rank, broken rules, log-probability, tokens, state, cell
         beams = [(0.0, 0, 0.0, ["<start>"], nothing, nothing)]
@@ -48,37 +57,49 @@ class SlowCaptioner:
                 else:
                     longer = self._grown(one, regions, about, step, max_tokens)
                     grown += sorted(longer, key=lambda b: -b[0])[:beam]
-            if agreement and gist is not None:
-                grown = [(self._rank(one, gist, agreement, brevity), *one[1:]) for one in grown]
+            if expected_cider and content_embedding is not None:
+                grown = [
+                    (self._rank(one, content_embedding, expected_cider, word_penalty), *one[1:])
+                    for one in grown
+                ]
             beams = sorted(grown, key=lambda b: -b[0])[:beam]
-        if agreement and gist is not None:
-            beams = sorted(beams, key=lambda b: (b[1], -self._worth(b[3], gist, brevity)))
+        if expected_cider and content_embedding is not None:
+            beams = sorted(beams, key=lambda b: (b[1], -self._worth(b[3], content_embedding, word_penalty)))
         return [(_words(said), total / (len(said) - 1)) for _, _, total, said, _, _ in beams]
 
-    def _rank(self, one: Any, gist: np.ndarray, agreement: float, brevity: float) -> float:
+    def _rank(
+        self, one: Any, content_embedding: np.ndarray, expected_cider: float, word_penalty: float
+    ) -> float:
         _, broken, total, said, _, _ = one
         tokens = len(said) - 1  # <end> counts, <start> does not
-        expected = self._expected_cider(said, gist) - brevity * tokens
-        return total / tokens - 1000 * broken + agreement * expected
+        expected = self._expected_cider(said, content_embedding) - word_penalty * tokens
+        return total / tokens - 1000 * broken + expected_cider * expected
 
-    def _worth(self, said: list[str], gist: np.ndarray, brevity: float) -> float:
-        assert self.gist
+    def _worth(self, said: list[str], content_embedding: np.ndarray, word_penalty: float) -> float:
+        assert self.content_embedding
         words = len(_words(said))
-        return self._expected_cider(said, gist) * self.gist.length_worth[words] - brevity * words
+        return (
+            self._expected_cider(said, content_embedding) * self.content_embedding.length_weight[words]
+            - word_penalty * words
+        )
 
-    def _expected_cider(self, said: list[str], gist: np.ndarray) -> float:
-        """10 times the mean cosine, over n-grams of 1 to 4 words, to what is foretold of them."""
-        assert self.gist
-        foretold = self.gist.mean + self.gist.directions @ gist
+    def _expected_cider(self, said: list[str], content_embedding: np.ndarray) -> float:
+        """10 times the mean cosine, over n-grams of 1 to 4 words, to what is predicted of them."""
+        assert self.content_embedding
+        predicted = self.content_embedding.mean + self.content_embedding.directions @ content_embedding
         words, cosines = [self.tokens.index(word) for word in _words(said)], []
         for n in range(1, 5):
             shared = squares = 0.0
             for gram, times in Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)).items():
                 number = self.grams.get(gram)
-                worth = self.gist.unknown_worth if number is None else self.gist.worth[number]
+                idf = (
+                    self.content_embedding.unknown_idf
+                    if number is None
+                    else self.content_embedding.idf[number]
+                )
                 said_once = n == 1 and self.tokens[gram[0]] not in NEEDS_MORE  # by people
-                shared += worth * (0 if number is None else foretold[number]) * (1 if said_once else times)
-                squares += worth**2 * (times**2 if said_once else times)
+                shared += idf * (0 if number is None else predicted[number]) * (1 if said_once else times)
+                squares += idf**2 * (times**2 if said_once else times)
             cosines.append(shared / squares**0.5 if squares else 0.0)
         return 10 * sum(cosines) / 4
 
@@ -115,12 +136,12 @@ class SlowCaptioner:
         return values @ kernel + sum(bias)
 
     def _gist(self, photo: np.ndarray) -> np.ndarray | None:
-        if not self.gist:
+        if not self.content_embedding:
             return None
         pooled = photo.mean(0) / np.linalg.norm(photo.mean(0))
-        distances = ((pooled - self.gist.likeness.landmarks) ** 2).sum(1)
-        alike = np.exp(-distances / self.gist.likeness.reach)
-        return np.asarray(alike @ self.gist.weights + self.gist.offset)
+        distances = ((pooled - self.content_embedding.similarity.landmarks) ** 2).sum(1)
+        alike = np.exp(-distances / self.content_embedding.similarity.bandwidth)
+        return np.asarray(alike @ self.content_embedding.weights + self.content_embedding.offset)
 
     def _log_probabilities(self, regions: np.ndarray, about: np.ndarray, state: np.ndarray) -> np.ndarray:
         """ln p of each next token, (V,)."""

@@ -7,7 +7,7 @@ import pandera.polars as pa
 import polars as pl
 
 from cutline.schemas.tables import ID_PATTERN, check
-from cutline.tasks.engine.stage import Made, Stage, Work
+from cutline.tasks.engine.stage import Stage, StageContext, StageResult
 from cutline.tasks.storage.tables import tensor, tensor_column, write_table
 
 RATE_HZ, FRAME = 8_000, 256
@@ -33,23 +33,23 @@ def spectrum(wave: np.ndarray, bands: int) -> np.ndarray:
     return np.log1p([part.sum() for part in parts]).astype(np.float16)
 
 
-def make_sounds_shard(work: Work) -> Made:
+def make_sounds_shard(context: StageContext) -> StageResult:
     """Waves → vectors, a row a photograph."""
-    waves = pl.read_parquet(work.path("waves"))
-    bands = work.shard.settings["bands"]
+    waves = pl.read_parquet(context.path("waves"))
+    bands = context.shard.settings["bands"]
     vectors = np.stack([spectrum(np.array(wave), bands) for wave in waves["wave"]])
     sounds = sounds_schema(bands).validate(
         pl.DataFrame([waves["photo_id"], tensor_column("vector", vectors)])
     )
-    sounds.write_parquet(work.out / "sounds.parquet")
-    work.advance(sounds.height)
-    return Made(waves.height, sounds.height)
+    sounds.write_parquet(context.out / "sounds.parquet")
+    context.advance(sounds.height)
+    return StageResult(waves.height, sounds.height)
 
 
-def make_heard_shard(work: Work) -> Made:
+def make_heard_shard(context: StageContext) -> StageResult:
     """Image features with one region more, which is heard: the fusion asks it as it asks the others."""
-    features = pl.read_parquet(work.path("image_features"))
-    sounds = pl.read_parquet(work.path("sounds"))
+    features = pl.read_parquet(context.path("image_features"))
+    sounds = pl.read_parquet(context.path("sounds"))
     rows = features.join(sounds, on="photo_id", how="left", maintain_order="left")
     regions = tensor(features["regions"])
     silence = [0.0] * regions.shape[-1]
@@ -60,8 +60,8 @@ def make_heard_shard(work: Work) -> Made:
     sizes = {"regions": joined.shape[1], "channels": joined.shape[2]}
     write_table(
         check(table, "image_features", **sizes),
-        work.out / "image_features.parquet",
+        context.out / "image_features.parquet",
         "image_features",
         **sizes,
     )
-    return Made(features.height, table.height)
+    return StageResult(features.height, table.height)

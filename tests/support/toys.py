@@ -16,23 +16,28 @@ import numpy as np
 import polars as pl
 
 from cutline.schemas.settings import (
+    ContentEmbeddingSettings,
     FusionSettings,
-    GistSettings,
     LanguageModelSettings,
     TextFeaturesSettings,
     VocabularySettings,
 )
 from cutline.tasks.decoding.captioner import Captioner
-from cutline.tasks.decoding.expected_cider import Agreement
+from cutline.tasks.decoding.expected_cider import ExpectedCider
 from cutline.tasks.features.text_features import make_text_features
-from cutline.tasks.models.content_embedding import LONGEST_CAPTION, Gist, Likeness, landmarks_of
+from cutline.tasks.models.content_embedding import (
+    LONGEST_CAPTION,
+    ContentEmbedding,
+    GaussianKernel,
+    landmarks_of,
+)
 from cutline.tasks.models.fusion import load_fusion
 from cutline.tasks.models.language_model import load_language_model
-from cutline.tasks.models.novelty import Familiarity
+from cutline.tasks.models.novelty import Novelty
 from cutline.tasks.storage.tables import read_table, tensor_column, write_table
 from cutline.tasks.text.vocabulary import make_vocabulary
-from cutline.tasks.training.caption_groups import Learned
-from cutline.tasks.training.content_embedding import learn_gist
+from cutline.tasks.training.caption_groups import TrainedContent
+from cutline.tasks.training.content_embedding import train_content_embedding
 from cutline.tasks.training.fusion import train_fusion
 from cutline.tasks.training.language_model import train_language_model
 from tests.support.datasets import an_id
@@ -45,8 +50,8 @@ ANIMALS, COLOURS, PLACES = (
 REGIONS, CHANNELS = 4, 12
 PHOTOS, DEV_PHOTOS = 80, 8
 UNSEEN = range(80, 104)  # photographs that no split holds
-PHOTOS_WITH_CAPTIONS = 44  # where gists are learned; the captions of the others are text alone
-GIST_SETTINGS = GistSettings(size=12, min_count=5)
+PHOTOS_WITH_CAPTIONS = 44  # where content vectors are learned; the captions of the others are text alone
+GIST_SETTINGS = ContentEmbeddingSettings(size=12, min_count=5)
 LM_SETTINGS = LanguageModelSettings(
     embedding_size=16, state_size=24, dropout=0.1, batch_size=16, learning_rate=0.02, epochs=3, max_tokens=12
 )
@@ -116,9 +121,9 @@ def toy_vocabulary() -> pl.DataFrame:
 
 def toy_familiar(folder: Path) -> Path:
     """The file of a `familiar` table in `folder`."""
-    path = folder / "familiar.parquet"
-    familiar = toy_image_features(range(30)).select("photo_id", "pooled")
-    write_table(familiar, path, "familiar", channels=CHANNELS)
+    path = folder / "reference_photos.parquet"
+    reference_photos = toy_image_features(range(30)).select("photo_id", "pooled")
+    write_table(reference_photos, path, "reference_photos", channels=CHANNELS)
     return path
 
 
@@ -180,7 +185,7 @@ def train_toy_fusion(
     settings: FusionSettings = FUSION_SETTINGS,
     pairs: pl.DataFrame | None = None,
     advance=lambda _: None,
-    learned: Learned | None = None,
+    learned: TrainedContent | None = None,
 ) -> pl.DataFrame:
     """`train_fusion` on what `write_toy_features` left in `features`."""
     return train_fusion(
@@ -201,30 +206,32 @@ def train_toy_fusion(
     )
 
 
-def a_gist(folder: Path) -> Gist:
+def a_gist(folder: Path) -> ContentEmbedding:
     """Of random numbers, for the `familiar` table that `toy_familiar` writes to `folder`."""
     rng, grams, size = np.random.default_rng(8), 6, 3
-    likeness = Likeness(landmarks_of(pl.read_parquet(toy_familiar(folder))), 0.3)
-    return Gist(
+    kernel = GaussianKernel(landmarks_of(pl.read_parquet(toy_familiar(folder))), 0.3)
+    return ContentEmbedding(
         grams=np.array([[4 + i % 3, 5 + i // 3, 0, 0] for i in range(grams)], np.int32),
-        worth=rng.random(grams).astype(np.float32),
-        unknown_worth=4.0,
-        length_worth=np.linspace(0.5, 1, LONGEST_CAPTION + 1, dtype=np.float32),
+        idf=rng.random(grams).astype(np.float32),
+        unknown_idf=4.0,
+        length_weight=np.linspace(0.5, 1, LONGEST_CAPTION + 1, dtype=np.float32),
         mean=rng.random(grams).astype(np.float32),
         directions=rng.normal(size=(grams, size)).astype(np.float32),
-        likeness=likeness,
-        weights=rng.normal(size=(len(likeness.landmarks), size)).astype(np.float32),
+        kernel=kernel,
+        weights=rng.normal(size=(len(kernel.landmarks), size)).astype(np.float32),
         offset=rng.normal(size=size).astype(np.float32),
         noise=np.eye(size, dtype=np.float32),
     )
 
 
 def no_gist(folder: Path) -> Path:
-    """The file of a gist that foretells nothing, for a fusion that was trained without."""
-    path, gist = folder / "gist.npz", a_gist(folder)
-    none = np.zeros((len(gist.likeness.landmarks), 0), np.float32)
+    """The file of a content embedding that predicts nothing, for a fusion that was trained without."""
+    path, content_embedding = folder / "content_embedding.npz", a_gist(folder)
+    none = np.zeros((len(content_embedding.kernel.landmarks), 0), np.float32)
     nothing = {"weights": none, "offset": none[0], "noise": np.zeros((0, 0), np.float32)}
-    replace(gist, directions=np.zeros((len(gist.grams), 0), np.float32), **nothing).save(path)
+    replace(
+        content_embedding, directions=np.zeros((len(content_embedding.grams), 0), np.float32), **nothing
+    ).save(path)
     return path
 
 
@@ -233,12 +240,12 @@ def toy_familiar_photos() -> pl.DataFrame:
     return toy_image_features(range(DEV_PHOTOS, PHOTOS_WITH_CAPTIONS)).select("photo_id", "pooled")
 
 
-def learn_toy_gist(features: Path, settings: GistSettings = GIST_SETTINGS) -> Learned:
+def learn_toy_gist(features: Path, settings: ContentEmbeddingSettings = GIST_SETTINGS) -> TrainedContent:
     """Of the toy world, as if the captions of its later photographs had none."""
     train = toy_captions()[5 * DEV_PHOTOS :].select("caption_id", "tokens")
     pairs = toy_pairs()[5 * DEV_PHOTOS : 5 * PHOTOS_WITH_CAPTIONS].select("caption_id", "photo_id")
     shards = sorted(features.glob("images.*"))
-    return learn_gist(train, pairs, shards, toy_familiar_photos(), toy_vocabulary(), settings)
+    return train_content_embedding(train, pairs, shards, toy_familiar_photos(), toy_vocabulary(), settings)
 
 
 def ids(sentence: str) -> tuple[int, ...]:
@@ -247,36 +254,40 @@ def ids(sentence: str) -> tuple[int, ...]:
     return tuple(known[token] for token in sentence.split())
 
 
-def expected_cider(gist: Gist, about: np.ndarray, captions: list[tuple[int, ...]]) -> np.ndarray:
+def expected_cider(
+    content_embedding: ContentEmbedding, about: np.ndarray, captions: list[tuple[int, ...]]
+) -> np.ndarray:
     """Of captions that are written token by token, those of one length side by side."""
     import tensorflow as tf
 
-    agreement = Agreement.of(gist, toy_vocabulary().height)
-    foretold = agreement.foretold(about.astype(np.float32)[None])
+    expected_cider = ExpectedCider.of(content_embedding, toy_vocabulary().height)
+    predicted = expected_cider.predicted(about.astype(np.float32)[None])
     values = np.zeros(len(captions))
     for length in set(map(len, captions)):
         rows = [row for row, caption in enumerate(captions) if len(caption) == length]
-        ngrams = agreement.begun(1, len(rows))
+        ngrams = expected_cider.begun(1, len(rows))
         for written in range(length):
             token = [[captions[row][written]] for row in rows]
             again = [[captions[row][:written].count(captions[row][written])] for row in rows]
-            grown = agreement.extended(
-                ngrams, tf.constant([token]), tf.constant([written]), foretold, tf.constant([again])
+            grown = expected_cider.extended(
+                ngrams, tf.constant([token]), tf.constant([written]), predicted, tf.constant([again])
             )
             ngrams = tf.nest.map_structure(lambda of_all: of_all[:, :, 0], grown)
-        worth = agreement.worth_of_length(tf.constant(length))
-        values[rows] = ngrams.expected_cider()[0] * worth
+        idf = expected_cider.weight_of_length(tf.constant(length))
+        values[rows] = ngrams.expected_cider()[0] * idf
     return values
 
 
 def toy_captioner(features: Path, folder: Path, settings: FusionSettings) -> Captioner:
-    """Of the fusion, the `familiar` table and the gist in `folder`; it does not ask whether captions fit."""
-    known = read_table(folder / "familiar.parquet", "familiar", channels=CHANNELS)
-    gist = Gist.load(folder / "gist.npz", known)
+    """Of the fusion, the `familiar` table and the content embedding in `folder`; it does not ask whether captions fit."""
+    known = read_table(folder / "reference_photos.parquet", "reference_photos", channels=CHANNELS)
+    content_embedding = ContentEmbedding.load(folder / "content_embedding.npz", known)
     tokens = toy_vocabulary().sort("id")["token"].to_list()
     words = load_language_model(features / "language_model.weights.h5", len(tokens), LM_SETTINGS)
-    fusion = load_fusion(folder / "fusion.weights.h5", words, CHANNELS, settings, LM_SETTINGS, gist)
-    return Captioner(words, fusion, tokens, Familiarity.of(known))
+    fusion = load_fusion(
+        folder / "fusion.weights.h5", words, CHANNELS, settings, LM_SETTINGS, content_embedding
+    )
+    return Captioner(words, fusion, tokens, Novelty.of(known))
 
 
 def _quietly(_: int) -> None:

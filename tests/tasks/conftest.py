@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 
 from cutline.tasks.decoding.captioner import Captioner
-from cutline.tasks.models.content_embedding import GIST
+from cutline.tasks.models.content_embedding import CONTENT_EMBEDDING
 from cutline.tasks.storage.tables import write_table
-from cutline.tasks.training.caption_groups import Learned
+from cutline.tasks.training.caption_groups import TrainedContent
 from tests.conftest import Once
 from tests.support.toys import (
     CHANNELS,
@@ -81,18 +81,20 @@ def captioner(toy_features: Path, toy_fusion: tuple[Path, pl.DataFrame]) -> Capt
 
 
 @pytest.fixture(scope="session")
-def gist_captioner(once: Once, toy_features: Path, learned: Learned) -> Captioner:
-    """A toy fusion that began with what the gist imagines, loaded to caption."""
+def gist_captioner(once: Once, toy_features: Path, learned: TrainedContent) -> Captioner:
+    """A toy fusion that began with what the content embedding imagines, loaded to caption."""
 
     def fill(folder: Path) -> None:
-        learned.gist.save(folder / GIST)
-        write_table(toy_familiar_photos(), folder / "familiar.parquet", "familiar", channels=CHANNELS)
+        learned.content_embedding.save(folder / CONTENT_EMBEDDING)
+        write_table(
+            toy_familiar_photos(), folder / "reference_photos.parquet", "reference_photos", channels=CHANNELS
+        )
         train_toy_fusion(toy_features, folder, WITH_TEXT, learned=learned)
 
     return toy_captioner(toy_features, once("gist_captioner", fill), WITH_TEXT)
 
 
 @pytest.fixture(scope="session")
-def learned(toy_features: Path) -> Learned:
-    """The gist of the toy world, and what it says of its captions."""
+def learned(toy_features: Path) -> TrainedContent:
+    """The content embedding of the toy world, and what it says of its captions."""
     return learn_toy_gist(toy_features)

@@ -217,9 +217,9 @@ def read_karpathy(source: Source) -> Iterator[Item]:
             yield from problems
             folder = image.get("filepath")
             name = f"{folder}/{name}" if isinstance(folder, str) and folder else name
-            photo, news = source.finder.find(name)
-            if news is not None:
-                yield news
+            photo, event = source.finder.find(name)
+            if event is not None:
+                yield event
             yield Entry(photo, captions, split, _identifier(image, "cocoid", "imgid"), name)
 
 
@@ -247,9 +247,9 @@ def read_coco(source: Source) -> Iterator[Item]:
                 detail = f"expected a `file_name` and an `id` of its own, found {printable(repr(image), 80)}"
                 yield malformed(f"{path}: images[{index}]", detail, "photo")
                 continue
-            photos[key], news = source.finder.find(name, hint=stem.partition("_")[2])
-            if news is not None:
-                yield news
+            photos[key], event = source.finder.find(name, hint=stem.partition("_")[2])
+            if event is not None:
+                yield event
             names[key] = name
             if photos[key] is not None:
                 yield Entry(photos[key], (), split, _identifier(image, "id"))
@@ -318,9 +318,9 @@ def _read_row(source: Source, path: str, place: str, row: dict[str, Any]) -> Ite
             captions += more
             yield from problems
     base = posixpath.dirname(path)
-    photo, news = source.finder.find(name, base)
-    if news is not None:
-        yield news
+    photo, event = source.finder.find(name, base)
+    if event is not None:
+        yield event
     told, problem = told_split(row.get("split"), place)
     if problem:
         yield problem

@@ -66,9 +66,9 @@ def entries_of(
     source: Source, name: str, captions: Sequence[tuple[str, str]], split: str | None = None, **where: str
 ) -> Iterator[Item]:
     """The entry of the photograph `name`, after what there is to say of the name."""
-    photo, news = source.finder.find(name, **where)
-    if news is not None:
-        yield news
+    photo, event = source.finder.find(name, **where)
+    if event is not None:
+        yield event
     yield Entry(photo, captions, split, name=name)
 
 

@@ -104,7 +104,7 @@ def has_photos(files: Files, path: str) -> bool | None:
     except (pa.ArrowException, OSError):
         return None
     # Many a table has names and is no data set; one that is meant by itself is.
-    return bool(columns.bytes or (columns.name and (columns.captions or path in files.meant.paths)))
+    return bool(columns.bytes or (columns.name and (columns.captions or path in files.selection.paths)))
 
 
 def read_parquet(source: Source) -> Iterator[Item]:
@@ -219,9 +219,9 @@ class _RowReader:
                 if isinstance(item, Photo):
                     self._names.add(item.path)
         elif isinstance(name, str) and name:
-            photo, news = self._find(name)
-            if news is not None:
-                yield news
+            photo, event = self._find(name)
+            if event is not None:
+                yield event
         else:
             yield malformed(place, "the row has neither the bytes nor the name of a photograph", "photo")
         yield Entry(photo, captions, split, name=name if isinstance(name, str) and name else place)

@@ -132,8 +132,10 @@ def read_layout(files: Files, detected: Detected, packs: Path, max_file_bytes: i
     Photographs under the root are all told of, named by an annotation or not. `packs` is a folder
     for the copies that only Parquet needs; bytes over `max_file_bytes` are not copied.
     """
-    has_manifest = files.meant.has_manifest
-    yield from (problem for problem in files.problems if not has_manifest or files.meant.holds(problem.name))
+    has_manifest = files.selection.has_manifest
+    yield from (
+        problem for problem in files.problems if not has_manifest or files.selection.holds(problem.name)
+    )
     for path in files.paths:
         if files.is_photo(path):
             yield files.photo(path)

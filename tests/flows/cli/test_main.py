@@ -259,7 +259,7 @@ def test_captions_are_as_short_and_as_many_as_asked_with_where_the_model_looked(
     record = json.loads(
         caption(
             ran, folder, out, "few.parquet", "--max-words", "2", "--alternatives", "4",
-            "--attention", out / "attention.parquet", "--set", "caption.agreement=0",
+            "--attention", out / "attention.parquet", "--set", "predictions.cider_weight=0",
         ).stdout
     )  # fmt: skip
     assert ran.made(record)["caption"] >= 1

@@ -32,7 +32,7 @@ def a_comparison(caption: str = "a dog") -> Comparison:
     columns = ["split", "metric", "before", "after", "change"]
     row = {"path": caption, "before": caption, "after": caption, "cider_before": None, "cider_after": None}
     return Comparison(
-        before="one", after="two", settings=[("captions.stopwords", caption, "english")],
+        before="one", after="two", settings=[("tokens.stopwords", caption, "english")],
         same=0, gone=0, new=0,
         scores=pl.DataFrame(scores, schema=columns, orient="row"), captions=pl.DataFrame([row]),
     )  # fmt: skip

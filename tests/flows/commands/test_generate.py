@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from cutline.flows.cli.main import main
 from cutline.flows.commands.generate import real_captions
-from cutline.tasks.bundles.bundle import IN_THE_BOX, load_bundle
+from cutline.tasks.bundles.bundle import PRETRAINED, load_bundle
 from cutline.tasks.storage.tables import empty_table
 from cutline.tasks.storage.workspace import bundle_at
 from cutline.tasks.text.tokenizer import tokenize
@@ -181,7 +181,7 @@ def test_the_run_of_a_bundle_is_found_without_fetching_the_bundles_of_others(
 def test_where_nothing_was_trained_the_model_in_the_box_writes(tmp_path: Path) -> None:
     line = generate("a dog", "--temperature", 0, "--workspace", tmp_path / "empty").stdout.strip()
     assert line.startswith("a dog ")
-    known = set(load_bundle(IN_THE_BOX).vocabulary["token"])
+    known = set(load_bundle(PRETRAINED).vocabulary["token"])
     assert set(tokenize(line)) <= known
 
 

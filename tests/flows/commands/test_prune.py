@@ -57,8 +57,8 @@ def test_a_bundle_that_captioned_photographs_stays_though_its_own_run_is_forgott
         for file in ("bundle.json", "fusion.weights.h5"):
             (workspace.root / "bundles" / name / file).write_bytes(b"x")
     fusion = workspace.root / "bundles/old-0123/fusion.weights.h5"
-    elsewhere = tmp_path / "elsewhere" / "matching.npz"
-    model = {"fusion": str(fusion), "matching": str(elsewhere)}
+    elsewhere = tmp_path / "elsewhere" / "joint_embedding.npz"
+    model = {"fusion": str(fusion), "joint_embedding": str(elsewhere)}
     workspace.write_run(captioned_with(model, workspace.where))
     asked = CliRunner().invoke(main, ["prune", "--workspace", str(workspace.root)], input="n\n")
     assert asked.output.count("bundle unused-4567\n") == 1

@@ -16,7 +16,14 @@ from cutline.tasks.evaluation.compare_runs import compare
 from cutline.tasks.storage.workspace import Workspace
 from tests.flows.conftest import Ran, ask, cutline
 
-CHANGES = ["--set", "caption.beam=1", "--set", "caption.alternatives=1", "--set", "caption.max_tokens=4"]
+CHANGES = [
+    "--set",
+    "predictions.beam=1",
+    "--set",
+    "predictions.alternatives=1",
+    "--set",
+    "predictions.max_tokens=4",
+]
 REMADE = {"caption", "evaluate", "bundle", "report"}
 
 
@@ -26,7 +33,7 @@ def test_a_dry_run_says_what_why_and_how_long_with_the_last_settings_and_makes_n
     stages = {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
     assert {name for name, stage in stages.items() if stage["made"]} == REMADE
     assert stages["caption"]["why"].startswith(
-        "setting caption.alternatives: 3 → 1; setting caption.beam: 20 → 1"
+        "setting predictions.alternatives: 3 → 1; setting predictions.beam: 20 → 1"
     )
     took = {stage["name"]: stage["took_s"] for stage in ran.record["stages"]}
     for name, stage in stages.items():
@@ -58,7 +65,7 @@ def test_what_depends_on_a_change_is_made_and_laid_side_by_side_with_the_run_bef
     found = json.loads(cutline("compare", "--workspace", copy.workspace, "--json").stdout)
     assert found["after"] == record["run"]
     assert {change["name"] for change in found["settings"]} == {
-        "caption.alternatives", "caption.beam", "caption.max_tokens",
+        "predictions.alternatives", "predictions.beam", "predictions.max_tokens",
     }  # fmt: skip
     check_against_the_tables(copy, found)
     assert f"{found['changed']} captions changed" in done.stderr
@@ -76,10 +83,10 @@ def test_what_depends_on_a_change_is_made_and_laid_side_by_side_with_the_run_bef
         for artifact in ask(server, "artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}}, limit=200)
     }
     plan = {row["stage"]: row for row in json.loads(artifacts["plan"]["data"])}
-    assert "setting caption.beam: 20 → 1" in plan["caption"]["why"]
+    assert "setting predictions.beam: 20 → 1" in plan["caption"]["why"]
     assert {name for name, row in plan.items() if row["to make"]} == REMADE
     page = artifacts["comparison"]["data"]
-    assert "`caption.beam`: 20 → 1" in page
+    assert "`predictions.beam`: 20 → 1" in page
     assert "![](data:image/jpeg;base64," in page
 
 

@@ -24,7 +24,7 @@ from tests.flows.conftest import EMBEDDED, Ran, cutline, draw, make_dataset, run
 
 STAGES = [
     "ingest", "images", "image_features", "captions", "vocabulary", "language_model", "text_features",
-    "gist", "fusion", "matching", "neighbours", "index", "caption_index", "retrieval", "leaks", "caption",
+    "content_embedding", "fusion", "joint_embedding", "content_neighbours", "index", "caption_index", "retrieval", "leaks", "caption",
     "evaluate", "bundle", "report",
 ]  # fmt: skip
 
@@ -149,9 +149,12 @@ def test_captions_are_held_against_every_caption_that_was_learned_from(ran: Ran)
     ("assignment", "kept"),
     [
         ("images.crop=pad", {"ingest", "captions", "vocabulary", "language_model", "text_features"}),
-        ("caption.beam=1", set(STAGES) - {"caption", "evaluate", "bundle", "report"}),
+        ("predictions.beam=1", set(STAGES) - {"caption", "evaluate", "bundle", "report"}),
         ("fusion.kind=concat", set(STAGES) - {"fusion", "caption", "evaluate", "bundle", "report"}),
-        ("language_model.epochs=3", {"ingest", "images", "image_features", "captions", "vocabulary", "gist"}),
+        (
+            "language_model.epochs=3",
+            {"ingest", "images", "image_features", "captions", "vocabulary", "content_embedding"},
+        ),
         ("report.gallery=2", set(STAGES) - {"report"}),
     ],
 )
@@ -225,9 +228,9 @@ def test_an_output_deleted_or_damaged_by_hand_is_made_again_the_same(ran: Ran, t
     tokens_file.write_bytes(damaged)
     record = copy.run()
     assert copy.made(record) == {"ingest": 1, "image_features": 1, "captions": 1}  # its paths are others
-    whys = {stage["name"]: stage["why"] for stage in record["stages"]}
-    assert whys["image_features"].startswith("output missing: shards/image_features/")
-    assert whys["captions"].startswith("output damaged: shards/captions/")
+    reasons = {stage["name"]: stage["why"] for stage in record["stages"]}
+    assert reasons["image_features"].startswith("output missing: shards/image_features/")
+    assert reasons["captions"].startswith("output damaged: shards/captions/")
     assert tables(copy.workspace) == before
 
 
@@ -281,7 +284,7 @@ def test_ctrl_c_ends_a_run_in_seconds_and_the_same_command_goes_on_from_there(
     ran: Ran, tmp_path: Path
 ) -> None:
     copy = ran.copy(tmp_path)
-    change = "caption.beam=3"
+    change = "predictions.beam=3"
     # A terminal tells every process that runs in it.
     code, told = ended_at(copy, "caption", change, lambda process: os.killpg(process.pid, signal.SIGINT))
     assert told.splitlines()[-1] == STOPPED

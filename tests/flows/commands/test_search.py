@@ -143,7 +143,7 @@ def test_what_cannot_be_searched_by_is_told_in_words(ran: Ran, words: list[str],
 def test_a_bundle_of_before_says_that_it_has_to_be_trained_again(ran: Ran, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(ran.record["bundle"], bundle)
-    (bundle / "matching.npz").unlink()
+    (bundle / "joint_embedding.npz").unlink()
     photo = ran.dataset / "images" / "photo01.png"
     command = [
         "caption",
@@ -157,7 +157,7 @@ def test_a_bundle_of_before_says_that_it_has_to_be_trained_again(ran: Ran, tmp_p
     ]
     done = CliRunner().invoke(main, list(map(str, command)))
     assert done.exit_code == 1
-    assert "matching.npz" in done.output
+    assert "joint_embedding.npz" in done.output
     assert "train it again" in done.output
 
 
@@ -174,7 +174,7 @@ def test_status_tells_of_the_same_photograph_encoded_again_in_another_split(ran:
     )
     pair = leaks.filter(pl.col("name") == "images/photo29.png", pl.col("other_name") == "images/photo02.png")
     assert pair.select("kind", "split", "other_split").rows() == [("photo", "test", "train")]
-    assert pair["likeness"][0] > 0.93
+    assert pair["similarity"][0] > 0.93
     captions = leaks.filter(pl.col("kind") == "caption")
     assert captions.height  # the drawn captions repeat
     assert (captions["name"].str.to_lowercase() == captions["other_name"].str.to_lowercase()).all()

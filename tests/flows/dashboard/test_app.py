@@ -256,7 +256,7 @@ def test_a_damaged_file_costs_the_part_that_needs_it(tmp_path: Path) -> None:
 def test_runs_side_by_side_mark_what_differs_and_how_the_scores_moved(client: TestClient) -> None:
     page = client.get(f"/compare?run={RUN}&run={LATER}").text
     changed = re.findall(r'<tr class="changed"><th scope="row"><code>(.*?)</code>.*?</tr>', page)
-    assert set(changed) == {"caption.beam"}
+    assert set(changed) == {"predictions.beam"}
     text = " ".join(Parsed(page).text.split())
     assert "1 setting of" in text
     assert "CIDEr 0.300 0.900 (best) +0.600" in text

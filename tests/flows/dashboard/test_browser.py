@@ -182,7 +182,7 @@ def test_two_runs_are_picked_and_what_changed_between_them_is_shown(visit: Visit
         box.check()
     visit.page.get_by_role("button", name="Compare").click()
     visit.look()
-    expect(visit.page.locator("tr.changed").first).to_contain_text("caption.beam")
+    expect(visit.page.locator("tr.changed").first).to_contain_text("predictions.beam")
     visit.click("Which captions changed from A to B")
     expect(visit.page.locator(".changes li")).to_have_count(1)
     expect(visit.page.locator(".changes .cutline")).to_contain_text("a dog's life")

@@ -165,7 +165,7 @@ def digests(workspace: Workspace, record: dict[str, Any]) -> dict[str, str]:
             assert shard is not None, why
             for output in shard.outputs:
                 if output.name not in ("report.html", "files.parquet"):
-                    place = shard.place if "/" not in shard.place[:1] else ""
+                    place = shard.partition if "/" not in shard.partition[:1] else ""
                     found[f"{stage} {place} {output.name}"] = output.digest
     return found
 

@@ -17,8 +17,8 @@ from cutline.flows.pipeline.run_record import describe, finish, last_run, reject
 from cutline.schemas.records import Record
 from cutline.schemas.settings import ReportSettings, Settings
 from cutline.tasks.engine import executor
-from cutline.tasks.engine.planner import Walk
-from cutline.tasks.engine.stage import Shard, Stage, Work
+from cutline.tasks.engine.planner import Planner
+from cutline.tasks.engine.stage import Shard, Stage, StageContext
 from cutline.tasks.report.stage import REPORT, _reject_thumbnails
 from cutline.tasks.storage.workspace import Workspace
 from tests.flows.conftest import draw
@@ -26,33 +26,33 @@ from tests.flows.conftest import draw
 SETTINGS = Settings()
 
 
-def look(store: Workspace, dataset: Path, retry: bool = False, made: bool = True) -> Walk:
+def look(store: Workspace, dataset: Path, retry: bool = False, made: bool = True) -> Planner:
     """Walk over ingest, images and captions, and have what is missing made."""
 
     def maker(_stage: Stage, shards: list[Shard], _reused: int) -> list[Record]:
         return [executor.make_shard(shard, store, lambda _rows: None) for shard in shards]
 
-    walk = Walk(store, maker if made else None, last_run(store, "run", dataset), retry=retry)
-    wiring = Wiring(walk, dataset, SETTINGS)
+    planner = Planner(store, maker if made else None, last_run(store, "run", dataset), retry=retry)
+    wiring = Wiring(planner, dataset, SETTINGS)
     ingest = wiring.ingest()
     wiring.images(ingest)
     wiring.tokens(ingest)
-    return walk
+    return planner
 
 
-def rejects(walk: Walk) -> list[tuple[str, str, str]]:
+def rejects(planner: Planner) -> list[tuple[str, str, str]]:
     """Name, reason and detail of what the images stage rejected."""
-    root = walk.workspace.root
+    root = planner.workspace.root
     tables = [
         pl.read_parquet(root / record.output("rejects.parquet").path)
-        for record in walk.stages[1].present
+        for record in planner.stages[1].present
         if record.has("rejects.parquet")
     ]
     return [row for table in tables for row in table.select("name", "reason", "detail").iter_rows()]
 
 
-def made(walk: Walk) -> dict[str, int]:
-    return {walked.stage.name: len(walked.whys) for walked in walk.stages}
+def made(planner: Planner) -> dict[str, int]:
+    return {stage_plan.stage.name: len(stage_plan.reasons) for stage_plan in planner.stages}
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_pack_that_is_gone_costs_rejects_that_a_retry_brings_back(dataset: Pat
     assert all("`cutline rejects --retry`" in detail for _, _, detail in rejects(without))
     back = look(store, dataset, retry=True)
     assert rejects(back) == []
-    assert back.stages[0].whys == ["the data set is looked at again"]
+    assert back.stages[0].reasons == ["the data set is looked at again"]
     assert [record.outputs[0].digest for record in back.stages[1].present] == [
         record.outputs[0].digest for record in whole.stages[1].present
     ]
@@ -125,10 +125,10 @@ def test_a_pack_that_is_gone_costs_rejects_that_a_retry_brings_back(dataset: Pat
 
 def test_prune_keeps_the_packs_that_a_run_refers_to_and_no_others(dataset: Path, tmp_path: Path) -> None:
     store = Workspace(tmp_path / "workspace")
-    walk = look(store, dataset)
+    planner = look(store, dataset)
     packs = sorted((store.root / "packs").iterdir())
     assert [path.suffix for path in packs] == [".npy", ".pack"]
-    store.write_run(describe(walk, "run", dataset, SETTINGS))
+    store.write_run(describe(planner, "run", dataset, SETTINGS))
     (store.root / "packs" / f"{'0' * 32}.pack").write_bytes(b"of a file that has changed")
     remove(find_unused(store.root))
     assert sorted((store.root / "packs").iterdir()) == packs
@@ -162,8 +162,8 @@ def test_looking_at_a_data_set_copies_no_photographs_that_the_workspace_holds(
     shutil.copy(dataset / "beside.png", dataset / "beside too.png")
     preview = Workspace(tmp_path / "preview")
     preview.borrow_packs(store)
-    walk = Walk(store, preview=preview)
-    assert Wiring(walk, dataset, SETTINGS).ingest().one
+    planner = Planner(store, preview=preview)
+    assert Wiring(planner, dataset, SETTINGS).ingest().one
     assert all(path.is_symlink() for path in (preview.root / "packs").iterdir())
 
 
@@ -175,8 +175,8 @@ def test_the_rate_of_rejects_is_a_share_of_all_that_was_read(tmp_path: Path) -> 
     lines.append("0.png,&amp; &lt;")  # no word, as its tokens show
     (tmp_path / "captions.txt").write_text("\n".join(lines))
     (tmp_path / "broken.png").write_bytes(b"")
-    walk = look(Workspace(tmp_path.parent / "workspace"), tmp_path)
-    assert reject_rate(walk) == pytest.approx((30 + 1 + 1) / (3 + 33))
+    planner = look(Workspace(tmp_path.parent / "workspace"), tmp_path)
+    assert reject_rate(planner) == pytest.approx((30 + 1 + 1) / (3 + 33))
 
 
 def test_of_a_folder_of_things_that_are_no_files_all_is_rejected_and_no_more(tmp_path: Path) -> None:
@@ -187,9 +187,9 @@ def test_of_a_folder_of_things_that_are_no_files_all_is_rejected_and_no_more(tmp
         os.mkfifo(folder / f"pipe{number}.png")
         (folder / f"link{number}.png").symlink_to("nowhere.png")
     (folder / "folder.jpg").mkdir()
-    walk = look(Workspace(tmp_path / "workspace"), folder)
-    assert reject_rate(walk) == pytest.approx(7 / 8)
-    (ingest,) = walk.stages[0].present
+    planner = look(Workspace(tmp_path / "workspace"), folder)
+    assert reject_rate(planner) == pytest.approx(7 / 8)
+    (ingest,) = planner.stages[0].present
     assert (ingest.rows_in, ingest.rows_out, ingest.rejected) == (8, 1, 7)
     assert look(Workspace(tmp_path / "workspace"), folder, made=False).complete  # they do not pass by waiting
 
@@ -206,7 +206,7 @@ def test_a_folder_that_changes_while_it_is_looked_through_is_looked_through_agai
         (tmp_path / "away.png").rename(dataset / "beside.png")
         return made
 
-    (first,) = Wiring(Walk(store, makes_while_it_is_away), dataset, SETTINGS).ingest().present
+    (first,) = Wiring(Planner(store, makes_while_it_is_away), dataset, SETTINGS).ingest().present
     assert first.rows_out == 4 + 4
     told = pl.read_parquet(store.file(first.output("rejects.parquet").path))
     assert told.select("name", "reason").rows() == [(".", "changed")]
@@ -240,7 +240,7 @@ def test_rejected_photographs_are_shown_from_parquet_files_too(dataset: Path, tm
         "photos": ingest.output("photos.parquet").path,
     }
     shard = Shard(REPORT, "", {}, {}, "", sources, 0, "report")
-    work = Work(shard, store, tmp_path, lambda _rows: None)
-    thumbnails = _reject_thumbnails(work, pl.DataFrame(rows))
+    context = StageContext(shard, store, tmp_path, lambda _rows: None)
+    thumbnails = _reject_thumbnails(context, pl.DataFrame(rows))
     assert sorted(thumbnails) == names[:2]
     assert all(picture.shape[2] == 3 for picture in thumbnails.values())

@@ -9,7 +9,7 @@ import pytest
 from cutline.flows.pipeline.settings import read_settings, settings_with
 from cutline.schemas.errors import UsageError
 from cutline.schemas.settings import Settings, expanded
-from cutline.tasks.bundles.bundle import IN_THE_BOX, load_bundle
+from cutline.tasks.bundles.bundle import PRETRAINED, load_bundle
 
 
 def test_without_anything_the_defaults_hold() -> None:
@@ -19,11 +19,11 @@ def test_without_anything_the_defaults_hold() -> None:
 def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     config = tmp_path / "cutline.yaml"
     config.write_text("images: {crop: pad, side_px: 128}\nfusion:\n  kind: concat\n")
-    settings = read_settings(config, ["images.crop=squash", "caption.beam=5"])
+    settings = read_settings(config, ["images.crop=squash", "predictions.beam=5"])
     assert settings.images.crop == "squash"
     assert settings.images.side_px == 128
     assert settings.fusion.kind == "concat"
-    assert settings.caption.beam == 5
+    assert settings.predictions.beam == 5
 
 
 @pytest.mark.parametrize(
@@ -38,18 +38,18 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
 def test_the_beam_is_wide_enough_for_the_alternatives_unless_its_width_was_said(
     asked: dict[str, int], beam: int
 ) -> None:
-    assert settings_with(load_bundle(IN_THE_BOX), {"caption": asked}).caption.beam == beam
+    assert settings_with(load_bundle(PRETRAINED), {"caption": asked}).caption.beam == beam
 
 
 def test_more_alternatives_than_the_beam_that_was_asked_for_are_refused() -> None:
     with pytest.raises(UsageError, match="alternatives=5: expected at most the beam"):
-        settings_with(load_bundle(IN_THE_BOX), {"caption": {"beam": 2, "alternatives": 5}})
+        settings_with(load_bundle(PRETRAINED), {"caption": {"beam": 2, "alternatives": 5}})
     with pytest.raises(UsageError, match="alternatives=5: expected at most the beam"):
-        read_settings(None, ["caption.beam=2", "caption.alternatives=5"])
+        read_settings(None, ["predictions.beam=2", "predictions.alternatives=5"])
 
 
 def test_a_stage_that_does_not_exist_is_told_from_one_that_the_bundle_has_settled() -> None:
-    bundle = load_bundle(IN_THE_BOX)
+    bundle = load_bundle(PRETRAINED)
     with pytest.raises(UsageError, match="captoin does not exist; did you mean caption"):
         settings_with(bundle, {"captoin": {"beam": 3}})
     with pytest.raises(UsageError, match="setting images: the bundle was trained with its own"):
@@ -62,16 +62,16 @@ def test_a_stage_that_does_not_exist_is_told_from_one_that_the_bundle_has_settle
         ("images.crp=pad", "did you mean images.crop"),
         ("image.crop=pad", "did you mean images"),
         ("images.crop=round", "'centre', 'pad' or 'squash'"),
-        ("caption.beam=many", "caption.beam"),
-        ("caption.beam=0", "greater than or equal to 1"),
-        ("caption.beam=true", "caption.beam: .*expected a number, found True"),
+        ("predictions.beam=many", "predictions.beam"),
+        ("predictions.beam=0", "greater than or equal to 1"),
+        ("predictions.beam=true", "predictions.beam: .*expected a number, found True"),
         ("fusion.dropout=no", "fusion.dropout: .*expected a number, found False"),
-        ("caption.alternatives=65", "less than or equal to 64"),
+        ("predictions.alternatives=65", "less than or equal to 64"),
         ("fusion.seed=-1", "greater than or equal to 0"),
         ("fusion.learning_rate=.inf", "finite"),
         ("crop=pad", "expected STAGE.KEY=VALUE"),
         ("images.crop", "expected STAGE.KEY=VALUE"),
-        ("captions.stopwords=2024-13-45", "month must be in"),
+        ("tokens.stopwords=2024-13-45", "month must be in"),
         (f"ingest.max_pixels={'9' * 5000}", "digits"),
         (f"images.crop={'[' * 2000}", "recursion"),
     ],

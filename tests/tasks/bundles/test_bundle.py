@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 
 from cutline.schemas.errors import StaleModel, UsageError
-from cutline.schemas.settings import CaptionSettings, ImageFeaturesSettings, ImagesSettings, Settings
-from cutline.tasks.bundles.bundle import IN_THE_BOX, FeatureOrigin, load_bundle, write_bundle
+from cutline.schemas.settings import ImageFeaturesSettings, ImagesSettings, PredictionsSettings, Settings
+from cutline.tasks.bundles.bundle import PRETRAINED, FeatureOrigin, load_bundle, write_bundle
 from cutline.tasks.decoding.captioner import Captioner, ModelFiles
 from cutline.tasks.decoding.stage import CAPTION, _load_captioner_once, load_captioner
-from cutline.tasks.engine.stage import Shard, Work
+from cutline.tasks.engine.stage import Shard, StageContext
 from cutline.tasks.features.cnn import weights_digest
 from cutline.tasks.models.fusion import build_fusion
 from cutline.tasks.models.language_model import build_language_model
@@ -32,8 +32,8 @@ from tests.support.toys import (
     toy_image_features,
     toy_vocabulary,
 )
-from tests.tasks.models.test_content_neighbours import some_neighbours
-from tests.tasks.training.test_joint_embedding import a_matching
+from tests.tasks.models.test_content_neighbours import some_content_neighbours
+from tests.tasks.training.test_joint_embedding import a_joint_embedding
 
 ORIGIN = FeatureOrigin.of(ImagesSettings(), ImageFeaturesSettings(), "a1" * 16, CHANNELS)
 
@@ -45,10 +45,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_weights(build_language_model(words, LM_SETTINGS).model, folder / "language_model.weights.h5")
     fusion = build_fusion(words, CHANNELS, FUSION_SETTINGS, LM_SETTINGS, a_gist(folder))
     save_weights(fusion.model, folder / "fusion.weights.h5")
-    a_matching(CHANNELS, LM_SETTINGS.state_size).save(folder / "matching.npz")
+    a_joint_embedding(CHANNELS, LM_SETTINGS.state_size).save(folder / "joint_embedding.npz")
     toy_familiar(folder)
-    a_gist(folder).save(folder / "gist.npz")
-    some_neighbours(4, a_gist(folder).size).save(folder / "neighbours.npz")
+    a_gist(folder).save(folder / "content_embedding.npz")
+    some_content_neighbours(4, a_gist(folder).size).save(folder / "content_neighbours.npz")
     write_table(toy_vocabulary(), folder / "vocabulary.parquet", "vocabulary")
     return folder
 
@@ -58,7 +58,7 @@ def write(weights: Path, folder: Path, **changes: Any) -> None:
         "features": ORIGIN,
         "lm_settings": LM_SETTINGS,
         "fusion_settings": FUSION_SETTINGS,
-        "caption_settings": CaptionSettings(beam=2),
+        "caption_settings": PredictionsSettings(beam=2),
         "scores": {"test": {"CIDEr": 0.34567}},
         "sizes": {"training photographs": 6000},
         "versions": {"keras": "3.15.1"},
@@ -95,10 +95,10 @@ def test_the_same_model_gives_the_same_bytes_and_nothing_else_is_in_a_bundle(
     assert set(before) == {
         "language_model.weights.h5",
         "fusion.weights.h5",
-        "familiar.parquet",
-        "gist.npz",
-        "matching.npz",
-        "neighbours.npz",
+        "reference_photos.parquet",
+        "content_embedding.npz",
+        "joint_embedding.npz",
+        "content_neighbours.npz",
         "vocabulary.parquet",
         "bundle.json",
         "CARD.md",
@@ -182,8 +182,8 @@ def test_a_bundle_that_was_replaced_in_its_place_is_loaded_again(
         digests = {name: digest_of_file(path) for name, path in files.items()}
         sources = {"settings": settings.model_dump(), **{name: str(path) for name, path in files.items()}}
         shard = Shard(CAPTION, "", digests, {}, "", sources)
-        work = Work(shard, Workspace(tmp_path / "workspace"), tmp_path, lambda _rows: None)
-        return load_captioner(work, toy_image_features(range(1)))
+        context = StageContext(shard, Workspace(tmp_path / "workspace"), tmp_path, lambda _rows: None)
+        return load_captioner(context, toy_image_features(range(1)))
 
     first = captioner()
     assert captioner() is first
@@ -223,13 +223,13 @@ def test_features_made_in_another_way_are_refused_and_the_difference_named(bundl
 
 
 def test_the_model_in_the_box_is_whole_small_and_fits_the_default_settings() -> None:
-    box = load_bundle(IN_THE_BOX)
-    assert sum(file.stat().st_size for file in IN_THE_BOX.iterdir()) <= 12e6
+    box = load_bundle(PRETRAINED)
+    assert sum(file.stat().st_size for file in PRETRAINED.iterdir()) <= 12e6
     trained = box.description
     weights = weights_digest(ImageFeaturesSettings())
     box.check_features(FeatureOrigin.of(ImagesSettings(), ImageFeaturesSettings(), weights, 512))
     assert trained.sizes["training photographs"] == 800
-    assert pl.read_parquet(IN_THE_BOX / "familiar.parquet").height == 800
+    assert pl.read_parquet(PRETRAINED / "reference_photos.parquet").height == 800
     with pytest.raises(StaleModel, match=r"images\.crop=centre"):
         box.check_features(
             FeatureOrigin.of(ImagesSettings(crop="pad"), ImageFeaturesSettings(), weights, 512)

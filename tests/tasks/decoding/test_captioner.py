@@ -10,13 +10,13 @@ import pytest
 import tensorflow as tf
 
 from cutline.schemas.errors import UsageError
-from cutline.schemas.settings import CaptionSettings, FusionSettings, LanguageModelSettings
+from cutline.schemas.settings import FusionSettings, LanguageModelSettings, PredictionsSettings
 from cutline.schemas.tables import check
 from cutline.tasks.decoding.beam_search import NEEDS_MORE, BeamSearch, Words
 from cutline.tasks.decoding.captioner import Captioner
 from cutline.tasks.models.fusion import build_fusion, photo_tensor
 from cutline.tasks.models.language_model import build_language_model
-from cutline.tasks.models.novelty import Familiarity
+from cutline.tasks.models.novelty import Novelty
 from cutline.tasks.text.vocabulary import END
 from tests.support.datasets import an_id
 from tests.support.slow_captions import SlowCaptioner
@@ -45,8 +45,8 @@ def a_random_captioner(
         weights, bias = fusion.layers[name].get_weights()
         weights[:, 0], bias[0] = 0.0, always
         fusion.layers[name].set_weights([weights, bias])
-    familiar = toy_image_features(range(30)).select("photo_id", "pooled")
-    return Captioner(language_model, fusion, tokens, Familiarity.of(familiar))
+    reference_photos = toy_image_features(range(30)).select("photo_id", "pooled")
+    return Captioner(language_model, fusion, tokens, Novelty.of(reference_photos))
 
 
 SPECIAL = ["<pad>", "<start>", "<end>", "<unk>"]
@@ -54,7 +54,9 @@ BABBLE = [*SPECIAL, "a", "the", "on", "dog", "runs", "red", "and", "man", "'s"]
 
 
 def caption(captioner: Captioner, photos: range, **settings: int) -> pl.DataFrame:
-    return captioner.caption_photos(toy_image_features(photos), CaptionSettings(**settings), lambda _: None)
+    return captioner.caption_photos(
+        toy_image_features(photos), PredictionsSettings(**settings), lambda _: None
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_it_writes_what_a_slow_beam_search_writes(kind: str, beam: int, words: i
     slow = SlowCaptioner(babbler)
     photos = toy_image_features(range(12))
     table = babbler.caption_photos(
-        photos, CaptionSettings(beam=beam, alternatives=beam, max_tokens=7, batch_size=5), lambda _: None
+        photos, PredictionsSettings(beam=beam, alternatives=beam, max_tokens=7, batch_size=5), lambda _: None
     )
     regions = photos["regions" if kind == "attention" else "pooled"].to_numpy().reshape(12, -1, CHANNELS)
     lengths = set()
@@ -84,14 +86,17 @@ def test_a_trained_model_writes_what_a_slow_beam_search_writes(captioner: Captio
     table = caption(captioner, UNSEEN, beam=3, max_tokens=10, batch_size=8)
     regions = toy_image_features(UNSEEN)["regions"].to_numpy()
     slow = SlowCaptioner(captioner)
-    for said, photo in zip(table["caption"], regions, strict=True):
-        assert said == " ".join(slow.captions(photo, 3, 10)[0][0])
+    for content_targets, photo in zip(table["caption"], regions, strict=True):
+        assert content_targets == " ".join(slow.captions(photo, 3, 10)[0][0])
 
 
 def test_photographs_never_seen_are_described(captioner: Captioner) -> None:
     table = caption(captioner, UNSEEN)
     check(table, "predictions")
-    right = [scene(photo)[0] in said for photo, said in zip(UNSEEN, table["caption"], strict=True)]
+    right = [
+        scene(photo)[0] in content_targets
+        for photo, content_targets in zip(UNSEEN, table["caption"], strict=True)
+    ]
     assert np.mean(right) >= 0.8
 
 
@@ -105,7 +110,7 @@ def test_a_caption_does_not_depend_on_the_other_photographs(captioner: Captioner
 def test_a_caption_is_the_same_bits_whoever_takes_the_places_beside_it() -> None:
     babbler = a_random_captioner([*BABBLE, *(f"word{i}" for i in range(60))], stops=20.0)
     photos = photo_tensor(toy_image_features(range(40)), "attention")
-    settings = CaptionSettings(beam=4, max_tokens=9, batch_size=8)
+    settings = PredictionsSettings(beam=4, max_tokens=9, batch_size=8)
     together = babbler.search(photos, settings)
     assert len(np.unique(together.length.max(1))) > 2, "places that all end at once would show little"
     shuffled = np.random.default_rng(1).permutation(40)
@@ -129,7 +134,7 @@ def test_a_place_is_taken_by_the_next_photograph_once_its_captions_have_ended(
     )
     tf.config.run_functions_eagerly(True)
     try:
-        found = babbler.search(photos, CaptionSettings(beam=2, max_tokens=20, batch_size=12))
+        found = babbler.search(photos, PredictionsSettings(beam=2, max_tokens=20, batch_size=12))
     finally:
         tf.config.run_functions_eagerly(False)
     needed = found.length.max(1)
@@ -142,7 +147,7 @@ def test_a_shard_of_many_photographs_is_searched_part_by_part(
 ) -> None:
     at_once, done = caption(captioner, UNSEEN), []
     monkeypatch.setattr("cutline.tasks.decoding.captioner.MOST", 9)
-    in_parts = captioner.caption_photos(toy_image_features(UNSEEN), CaptionSettings(), done.append)
+    in_parts = captioner.caption_photos(toy_image_features(UNSEEN), PredictionsSettings(), done.append)
     assert in_parts.equals(at_once)
     assert done == [9, 9, 2]
 
@@ -169,15 +174,15 @@ def test_captions_have_manners(max_tokens: int) -> None:
     babbler = a_random_captioner(BABBLE, sharpness=12)
     table = caption(babbler, range(60), beam=4, alternatives=4, max_tokens=max_tokens)
     for captions in table["alternatives"]:
-        for said in (a["caption"].replace("'s", " 's").split() for a in captions):
-            assert 1 <= len(said) <= max_tokens
-            assert not set(said) & set(SPECIAL)
+        for content_targets in (a["caption"].replace("'s", " 's").split() for a in captions):
+            assert 1 <= len(content_targets) <= max_tokens
+            assert not set(content_targets) & set(SPECIAL)
     for text in table["caption"]:
-        said = text.replace("'s", " 's").split()
-        assert said[-1] not in NEEDS_MORE
-        pairs = [pair for pair in pairwise(said) if not set(pair) <= NEEDS_MORE]
+        content_targets = text.replace("'s", " 's").split()
+        assert content_targets[-1] not in NEEDS_MORE
+        pairs = [pair for pair in pairwise(content_targets) if not set(pair) <= NEEDS_MORE]
         assert len(pairs) == len(set(pairs)), f"'{text}' repeats a phrase"
-        assert all(one != other for one, other in pairwise(said))
+        assert all(one != other for one, other in pairwise(content_targets))
 
 
 def test_where_manners_are_impossible_there_is_a_caption_all_the_same() -> None:
@@ -192,7 +197,7 @@ def test_a_vocabulary_without_words_is_refused() -> None:
 
 
 def test_no_photographs_give_an_empty_table(captioner: Captioner) -> None:
-    table = captioner.caption_photos(toy_image_features([]), CaptionSettings(), lambda _: None)
+    table = captioner.caption_photos(toy_image_features([]), PredictionsSettings(), lambda _: None)
     check(table, "predictions")
     assert table.height == 0
 
@@ -207,10 +212,12 @@ def test_where_the_model_looked_comes_word_by_word_for_each_captioned_photograph
     captioner: Captioner,
 ) -> None:
     photos = toy_image_features(range(4))
-    said = captioner.caption_photos(photos, CaptionSettings(beam=2), lambda _: None).tail(3)
-    table = check(captioner.attention(photos, said), "attention", regions=REGIONS)
+    content_targets = captioner.caption_photos(photos, PredictionsSettings(beam=2), lambda _: None).tail(3)
+    table = check(captioner.attention(photos, content_targets), "attention", regions=REGIONS)
     assert table["photo_id"].to_list() == photos["photo_id"][1:].to_list()
-    for words, weights, caption in zip(table["words"], table["weights"], said["caption"], strict=True):
+    for words, weights, caption in zip(
+        table["words"], table["weights"], content_targets["caption"], strict=True
+    ):
         assert " ".join(words) == caption
         assert np.asarray(weights.to_numpy()).shape == (len(words), REGIONS)
         assert weights.to_numpy().sum(1) == pytest.approx(1, abs=1e-5)
@@ -218,8 +225,8 @@ def test_where_the_model_looked_comes_word_by_word_for_each_captioned_photograph
 
 def test_attention_maps_are_the_shares_of_the_teacher_forced_caption(captioner: Captioner) -> None:
     photos = toy_image_features(UNSEEN[:3])
-    said = [["a", "red", "dog"], ["the", "zyx"], []]
-    maps = captioner.attention_maps(photos, said)
+    content_targets = [["a", "red", "dog"], ["the", "zyx"], []]
+    maps = captioner.attention_maps(photos, content_targets)
     assert [m.shape for m in maps] == [(3, REGIONS), (2, REGIONS), (0, REGIONS)]
     for rows in maps[:2]:
         assert rows.sum(1) == pytest.approx(np.ones(len(rows)), abs=1e-5)

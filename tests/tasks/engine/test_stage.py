@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.tasks.engine.executor import make_shard
-from cutline.tasks.engine.partition import Overlaps, cut, place_of_row, place_that_holds
-from cutline.tasks.engine.stage import Made, Shard, Stage, Work
+from cutline.tasks.engine.partition import Overlaps, partition, partition_of_row, partition_that_holds
+from cutline.tasks.engine.stage import Shard, Stage, StageContext, StageResult
 from cutline.tasks.storage.workspace import Workspace
 from tests.support.datasets import an_id
 
@@ -25,13 +25,13 @@ def ids_of(numbers: list[int]) -> list[str]:
 
 def shards_of(numbers: list[int]) -> set[tuple[str, ...]]:
     ids = ids_of(numbers)
-    return {tuple(ids[one.start : one.stop]) for one in cut(ids, "train", MOST)}
+    return {tuple(ids[one.start : one.stop]) for one in partition(ids, "train", MOST)}
 
 
 @given(st.integers(0, 700))
 def test_every_row_is_in_exactly_one_shard_and_in_order(count: int) -> None:
     ids = ids_of(list(range(count)))
-    cuts = cut(ids, "train", MOST, offset=5)
+    cuts = partition(ids, "train", MOST, offset=5)
     assert [row for one in cuts for row in range(one.start, one.stop)] == list(range(5, 5 + count))
     assert all(one.stop - one.start <= MOST for one in cuts)
 
@@ -48,34 +48,34 @@ def test_one_row_more_touches_one_shard_wherever_it_falls(count: int, new: int) 
 
 
 def test_shards_are_even_in_size() -> None:
-    sizes = [one.stop - one.start for one in cut(ids_of(list(range(20_000))), "train", 256)]
+    sizes = [one.stop - one.start for one in partition(ids_of(list(range(20_000))), "train", 256)]
     assert min(sizes) > 256 / 4
     assert sum(sizes) / len(sizes) > 256 / 2
 
 
 def test_ids_that_are_all_alike_at_the_front_are_still_cut() -> None:
     ids = [f"{'0' * 30}{number:02x}" for number in range(200)]
-    cuts = cut(ids, "train", MOST)
+    cuts = partition(ids, "train", MOST)
     assert [one.stop - one.start for one in cuts] == [64, 64, 64, 8]
 
 
 @given(st.integers(0, 700))
 def test_a_row_is_found_in_the_shard_that_it_was_cut_into(count: int) -> None:
     ids = ids_of(list(range(count)))
-    cuts = {one.place: ids[one.start : one.stop] for one in cut(ids, "train", MOST)}
+    cuts = {one.partition: ids[one.start : one.stop] for one in partition(ids, "train", MOST)}
     for row_id in ids:
-        place = place_that_holds(place_of_row("train", row_id), cuts)
+        place = partition_that_holds(partition_of_row("train", row_id), cuts)
         assert place is not None
         assert row_id in cuts[place]
-        assert place_that_holds(place_of_row("dev", row_id), cuts) is None
+        assert partition_that_holds(partition_of_row("dev", row_id), cuts) is None
 
 
 def test_a_shard_is_held_by_the_place_that_it_was_split_from() -> None:
     held = {"train/01", "dev/", "a data set"}
-    assert place_that_holds("train/0110", held) == "train/01"
-    assert place_that_holds("train/0", held) is None  # its other half is nowhere
-    assert place_that_holds("dev/1", held) == "dev/"
-    assert place_that_holds("a data set", held) == "a data set"
+    assert partition_that_holds("train/0110", held) == "train/01"
+    assert partition_that_holds("train/0", held) is None  # its other half is nowhere
+    assert partition_that_holds("dev/1", held) == "dev/"
+    assert partition_that_holds("a data set", held) == "a data set"
 
 
 def test_rows_can_be_taken_over_from_places_that_share_ids() -> None:
@@ -102,13 +102,13 @@ def test_finding_them_takes_no_longer_a_shard_where_there_are_many() -> None:
     assert many < 8 * few
 
 
-def make_overtaken(work: Work) -> Made:
+def make_overtaken(context: StageContext) -> StageResult:
     """A file that tells who made it; who is to be overtaken lets another run end the same shard first."""
-    by = work.shard.sources["by"]
+    by = context.shard.sources["by"]
     if by == "who was overtaken":
-        make_shard(replace(work.shard, sources={"by": "the other"}), work.workspace, work.advance)
-    (work.out / "made").write_text(by)
-    return Made(1, 1)
+        make_shard(replace(context.shard, sources={"by": "the other"}), context.workspace, context.advance)
+    (context.out / "made").write_text(by)
+    return StageResult(1, 1)
 
 
 def test_a_shard_that_another_run_ended_meanwhile_stays_and_one_that_was_there_is_made_anew(

@@ -142,7 +142,7 @@ def test_a_column_between_name_and_caption_that_says_something_is_read(between: 
 
 def test_captions_that_parquet_holds_as_bytes_and_splits_as_categories_are_read(tmp_path: Path) -> None:
     frame = pl.DataFrame({"path": ["a.jpg"], "split": ["test"], "caption": ["ein Hündchen".encode()]})
-    path = write(tmp_path / "said.parquet", frame.cast({"split": pl.Categorical}))
+    path = write(tmp_path / "content_targets.parquet", frame.cast({"split": pl.Categorical}))
     (row,) = read_captions(path)
     assert (row.path, row.split, row.caption) == ("a.jpg", "test", "ein Hündchen")
 
@@ -183,7 +183,7 @@ def test_names_without_a_match_are_shown_from_both_files(tmp_path: Path) -> None
 SPLITS = ["train", "train", "dev", "test", "test"]
 
 
-@pytest.fixture(params=["said.parquet", "said.jsonl", "said.csv"])
+@pytest.fixture(params=["content_targets.parquet", "said.jsonl", "said.csv"])
 def of_splits(tmp_path: Path, request: pytest.FixtureRequest) -> Pair:
     """Captions of five photographs as a run writes them; one more has references and no caption."""
     names = [f"{place}.jpg" for place in range(5)]
@@ -222,7 +222,7 @@ def test_a_prediction_without_a_caption_is_an_empty_one(tmp_path: Path) -> None:
     said = pl.DataFrame({"image_id": [1, 2], "caption": ["a dog", None]})
     known = pl.DataFrame({"image_id": [1, 2], "caption": ["a dog", "a cat"]})
     predictions, references, _ = read_pair(
-        write(tmp_path / "said.parquet", said), write(tmp_path / "known.parquet", known)
+        write(tmp_path / "content_targets.parquet", said), write(tmp_path / "known.parquet", known)
     )
     assert predictions == {"1": "a dog", "2": ""}
     assert score(predictions, references)["ROUGE_L"] == pytest.approx(0.5)

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from cutline.tasks.evaluation import retrieval_metrics
-from cutline.tasks.evaluation.retrieval_metrics import ranks, recalls, retrieval_table, vector_likeness
+from cutline.tasks.evaluation.retrieval_metrics import cosine_similarity, ranks, recalls, retrieval_table
 
 
-def by_hand(likeness: np.ndarray, photo_of: np.ndarray) -> tuple[list[int], list[int]]:
+def by_hand(similarity: np.ndarray, photo_of: np.ndarray) -> tuple[list[int], list[int]]:
     photos = []
     for photo in sorted(set(photo_of)):
-        order = sorted(range(len(photo_of)), key=lambda c: -likeness[photo, c])
+        order = sorted(range(len(photo_of)), key=lambda c: -similarity[photo, c])
         photos.append(1 + next(place for place, c in enumerate(order) if photo_of[c] == photo))
     captions = []
     for caption, photo in enumerate(photo_of):
-        order = sorted(range(len(likeness)), key=lambda p: -likeness[p, caption])
+        order = sorted(range(len(similarity)), key=lambda p: -similarity[p, caption])
         captions.append(1 + order.index(photo))
     return photos, captions
 
@@ -27,7 +27,7 @@ def test_ranks_are_those_of_sorting_whatever_the_blocks(block: int, monkeypatch:
     rng = np.random.default_rng(2)
     photos, captions = rng.normal(size=(20, 6)), rng.normal(size=(95, 6))
     photo_of = np.repeat(np.arange(19), 5)  # the last photograph has no caption
-    found = ranks(vector_likeness(photos, captions), photo_of, 20)
+    found = ranks(cosine_similarity(photos, captions), photo_of, 20)
     expected = by_hand(photos @ captions.T, photo_of)
     assert found[0].tolist() == expected[0]
     assert found[1].tolist() == expected[1]

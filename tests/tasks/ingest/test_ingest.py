@@ -116,11 +116,11 @@ def test_captions_with_photographs_come_first_then_by_split_then_by_name(root: P
     lists = {"train": ["a.jpg", "d.jpg"], "dev": ["b.jpg", "e.jpg"], "test": ["c.jpg", "f.jpg"]}
     captions = [(f"{name}.jpg", f"{name} {word}") for name in "fedcba" for word in ("one", "two")]
     found = run(flickr8k(root, lists, [*captions, ("g.jpg", "g none")]))
-    family = [
+    group = [
         (id_ is None, ["train", "dev", "test"].index(split), caption)
         for caption, id_, split in found.captions.select("caption_id", "photo_id", "split").iter_rows()
     ]
-    assert family == sorted(family)
+    assert group == sorted(group)
     assert texts(found, "train") == ["a one", "a two", "d one", "d two", "g none"]
     assert texts(found, "test") == ["c one", "c two", "f one", "f two"]
     assert found.captions["photo_id"].null_count() == 7

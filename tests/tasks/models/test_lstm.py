@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-CAPTIONS, TOKENS, EMBEDDING, STATE = 5, 7, 6, 8
+TOKENS, TOKENS, EMBEDDING, STATE = 5, 7, 6, 8
 # bfloat16 has 8 binary digits; sums of some dozens of such products err by a few times as much.
 NEAR = {False: 1e-5, True: 0.03}
 
@@ -43,8 +43,8 @@ def test_what_is_told_and_its_gradients_are_those_of_keras(kind: str, weights: i
     else:
         layer = keras.layers.Dense(STATE, bias_initializer="normal")
         ours = by_product(layer)
-    inputs = tf.random.normal((CAPTIONS, TOKENS, EMBEDDING))
-    weighed = tf.random.normal((CAPTIONS, TOKENS, STATE))
+    inputs = tf.random.normal((TOKENS, TOKENS, EMBEDDING))
+    weighed = tf.random.normal((TOKENS, TOKENS, STATE))
     expected, *expected_gradients = _states_and_gradients(layer, inputs, weighed, layer)
     found, *gradients = _states_and_gradients(ours, inputs, weighed, layer)
     assert found == pytest.approx(expected, abs=NEAR[bfloat16])
@@ -62,7 +62,7 @@ def _states_and_gradients(
     import tensorflow as tf
 
     # As in training: the number of tokens is not known when the step is compiled.
-    @tf.function(input_signature=[tf.TensorSpec((CAPTIONS, None, EMBEDDING))], autograph=False)
+    @tf.function(input_signature=[tf.TensorSpec((TOKENS, None, EMBEDDING))], autograph=False)
     def found(inputs: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch(inputs)
@@ -80,7 +80,7 @@ def test_where_nothing_is_learned_the_same_states_are_read(bfloat16: bool) -> No
 
     keras.utils.set_random_seed(1)
     layer = keras.layers.LSTM(STATE, return_sequences=True, use_cudnn=False)
-    inputs = tf.random.normal((CAPTIONS, TOKENS, EMBEDDING))
+    inputs = tf.random.normal((TOKENS, TOKENS, EMBEDDING))
     layer(inputs)
     assert (read(inputs, layer, learning=False).numpy() == read(inputs, layer).numpy()).all()
 

@@ -12,7 +12,16 @@ import polars as pl
 import pytest
 
 from cutline.schemas.tables import check
-from cutline.tasks.report.curves import CIDER, DARK, DEV, GRID, PAPER, TRAIN, draw_curve, draw_matching_curve
+from cutline.tasks.report.curves import (
+    CIDER,
+    DARK,
+    DEV,
+    GRID,
+    PAPER,
+    TRAIN,
+    draw_curve,
+    draw_joint_embedding_curve,
+)
 from tests.support.colours import contrast
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -78,7 +87,7 @@ def test_the_recall_of_the_matching_is_drawn_below_its_loss_to_scale():
         },
         schema_overrides={"epoch": pl.Int32},
     )
-    svg = draw_matching_curve(check(curve, "matching_curve"), "Matching")
+    svg = draw_joint_embedding_curve(check(curve, "joint_embedding_curve"), "Matching")
     losses, recalls = line_points(svg, TRAIN), line_points(svg, CIDER)
     assert (len(losses), len(recalls)) == (2, 3)
     heights = [-y for _, y in recalls]

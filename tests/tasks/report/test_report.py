@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from cutline.schemas.settings import CaptionsSettings, ImagesSettings, ReportSettings, Settings
+from cutline.schemas.settings import ImagesSettings, ReportSettings, Settings, TokensSettings
 from cutline.schemas.tables import REASONS, check, dtypes_of
 from cutline.tasks.report.html import ABOUT_DISTANCES, ABOUT_SCORES
 from cutline.tasks.report.report import (
@@ -384,7 +384,7 @@ def a_report_full_of(text: str) -> ReportInput:
     )
     return a_report(
         dataset=text,
-        settings=Settings(captions=CaptionsSettings(stopwords=text)),
+        settings=Settings(tokens=TokensSettings(stopwords=text)),
         counts=Counts({text: 1}, {}),
         scores=scores(test={text: 0.5}),
         curves={text: CURVE.clear()},

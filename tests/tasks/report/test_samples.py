@@ -9,7 +9,7 @@ import pytest
 
 from cutline.schemas.errors import DamagedFile
 from cutline.schemas.records import RunRecord
-from cutline.tasks.engine.partition import cut
+from cutline.tasks.engine.partition import partition
 from cutline.tasks.report.samples import samples
 from cutline.tasks.storage.tables import empty_table
 from tests.support.histories import RUN, Written, photos_of, picture, predictions_of, squares
@@ -31,14 +31,14 @@ def run(photos: pl.DataFrame, tmp_path: Path) -> tuple[Written, RunRecord]:
     tables = {"photos": photos, "captions": empty_table("captions")}
     shards["ingest"] = [written.shard("ingest", "a" * 32, tables)]
     for (split,), part in photos.group_by("split", maintain_order=True):
-        for one in cut(part["photo_id"].to_list(), str(split), most=2):
+        for one in partition(part["photo_id"].to_list(), str(split), most=2):
             rows = part.slice(one.start, one.stop - one.start)
             said = predictions_of(
                 {id_: (f"of {path}", -0.5) for id_, path in rows["photo_id", "path"].rows()}
             )
             for stage, tables in (("images", {"images": squares(rows)}), ("caption", {"predictions": said})):
                 key = f"{len(shards[stage]):032x}"
-                shards[stage].append(written.shard(stage, key, tables, place=one.place))
+                shards[stage].append(written.shard(stage, key, tables, partition=one.partition))
     written.run(RUN, shards)
     return written, next(written.workspace.runs())
 

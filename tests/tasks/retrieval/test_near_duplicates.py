@@ -10,7 +10,7 @@ import pytest
 
 from cutline.schemas.settings import LeaksSettings
 from cutline.tasks.retrieval import near_duplicates
-from cutline.tasks.retrieval.near_duplicates import find_leaks
+from cutline.tasks.retrieval.near_duplicates import find_near_duplicates
 from cutline.tasks.storage.tables import tensor_column
 
 CHANNELS = 8
@@ -38,7 +38,7 @@ def found(features: dict[str, list[Path]], texts: dict[str, list[Path]] = NOTHIN
     ]
     photos = ids[0].with_columns(path="photo_id")
     captions = ids[1].with_columns(text="caption_id")
-    return find_leaks(features, texts, photos, captions, LeaksSettings(likeness=0.9))
+    return find_near_duplicates(features, texts, photos, captions, LeaksSettings(similarity=0.9))
 
 
 @pytest.mark.parametrize("block", [1, 4_096])
@@ -61,7 +61,7 @@ def test_frames_of_a_film_are_as_many_leaks_as_held_out_frames_not_as_pairs(
         ("test", "test2", "train", "train2"),
         ("test", "test7", "train", "train7"),
     ]
-    assert rows["likeness"].to_list() == pytest.approx([1, 1], abs=1e-3)
+    assert rows["similarity"].to_list() == pytest.approx([1, 1], abs=1e-3)
 
 
 def test_a_photograph_of_three_splits_is_told_with_each_of_the_splits_before_its_own(tmp_path: Path) -> None:

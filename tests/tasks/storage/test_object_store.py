@@ -42,7 +42,7 @@ def on_machine(name: str, address: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 def record_of(outputs: list) -> Record:
     return Record(
-        stage="images", key=KEY, place="train/01", inputs={}, settings={}, code="c", lineage="l",
+        stage="images", key=KEY, partition="train/01", inputs={}, settings={}, code="c", lineage="l",
         outputs=outputs, rows_in=1, rows_out=1, rejected=0, took_s=0.1, made_at="", versions={},
     )  # fmt: skip
 

@@ -141,6 +141,6 @@ def test_a_record_that_names_a_file_outside_the_workspace_is_not_followed(
 
 def test_settings_side_by_side_put_those_first_that_differ(history: History) -> None:
     rows = settings_of([history.run(RUN), history.run(LATER)])
-    assert [(row.name, row.values) for row in rows if row.differs] == [("caption.beam", ["3", "4"])]
+    assert [(row.name, row.values) for row in rows if row.differs] == [("predictions.beam", ["3", "4"])]
     assert rows[0].differs
     assert len(rows) == len({row.name for row in rows}) > 40

@@ -28,7 +28,7 @@ def made(tmp_path: Path) -> tuple[Workspace, Record]:
         (folder / "images.parquet").write_bytes(b"0123456789")
         outputs = workspace.publish(folder, "shards/images/k.")
     record = Record(
-        stage="images", key="k", place="train/", inputs={}, settings={}, code="", lineage="", outputs=outputs,
+        stage="images", key="k", partition="train/", inputs={}, settings={}, code="", lineage="", outputs=outputs,
         rows_in=1, rows_out=1, rejected=0, took_s=0.0, made_at="", versions={},
     )  # fmt: skip
     workspace.write_record(record)
@@ -83,10 +83,10 @@ def test_a_damaged_record_counts_as_not_made(made: tuple[Workspace, Record], tex
 
 @pytest.mark.parametrize(("passing", "told"), [(1, "1 row"), (2, "2 rows")])
 def test_a_shard_with_rows_that_may_be_back_is_tried_again(
-    made: tuple[Workspace, Record], passing: int, told: str
+    made: tuple[Workspace, Record], transient: int, told: str
 ) -> None:
     workspace, record = made
-    workspace.write_record(record.model_copy(update={"passing": passing, "rejected": 2}))
+    workspace.write_record(record.model_copy(update={"passing": transient, "rejected": 2}))
     assert workspace.lookup("images", "k") == (None, f"{told} could not be read last time")
 
 
@@ -246,7 +246,7 @@ def run_of_two(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Workspac
             (folder / "images.parquet").write_bytes(key.encode())
             outputs = workspace.publish(folder, f"shards/images/{key}.")
         record = Record(
-            stage="images", key=key, place="train/", inputs={}, settings={}, code="", lineage="",
+            stage="images", key=key, partition="train/", inputs={}, settings={}, code="", lineage="",
             outputs=outputs, rows_in=1, rows_out=1, rejected=0, took_s=0.0, made_at="", versions={},
         )  # fmt: skip
         workspace.write_record(record)
@@ -338,13 +338,13 @@ def test_what_was_made_is_told_while_a_run_puts_files_aside_and_takes_them_away(
     workspace.write_text("shards/images/k.json", "{}")
     ended = threading.Event()
 
-    def work() -> None:
+    def context() -> None:
         while not ended.is_set():
             with workspace.scratch() as folder:
                 for number in range(50):
                     (folder / str(number)).write_bytes(b"x")
 
-    at_work = threading.Thread(target=work)
+    at_work = threading.Thread(target=context)
     at_work.start()
     try:
         for _ in range(300):

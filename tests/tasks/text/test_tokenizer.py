@@ -144,7 +144,7 @@ def test_a_table_of_captions_becomes_tokens_and_rejects() -> None:
         (f"{2:032x}", ["it", "is", "the", "one"], []),
     ]
     assert rejects["reason"].to_list() == ["empty_caption"] * 2
-    assert rejects["stage"].to_list() == ["captions"] * 2
+    assert rejects["stage"].to_list() == ["tokens"] * 2
     assert rejects["kind"].to_list() == ["caption"] * 2
     assert rejects["name"][0] == "..."
     assert len(rejects["name"][1]) == 200

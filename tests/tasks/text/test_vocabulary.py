@@ -29,11 +29,11 @@ def tokens_of(*captions: list[str]) -> pl.DataFrame:
     )
 
 
-CAPTIONS = tokens_of(["a", "dog"], ["a", "cat", "a"], ["a", "dog", "cat", "zebra"], ["été"])
+TOKENS = tokens_of(["a", "dog"], ["a", "cat", "a"], ["a", "dog", "cat", "zebra"], ["été"])
 
 
 def test_special_tokens_come_first_then_falling_count_then_the_token() -> None:
-    vocabulary = make_vocabulary(CAPTIONS, VocabularySettings(min_count=1, max_size=10))
+    vocabulary = make_vocabulary(TOKENS, VocabularySettings(min_count=1, max_size=10))
     check(vocabulary, "vocabulary")
     assert vocabulary.rows() == [
         ("<pad>", PAD, 0),
@@ -49,7 +49,7 @@ def test_special_tokens_come_first_then_falling_count_then_the_token() -> None:
 
 
 def test_unk_counts_the_tokens_that_it_replaces() -> None:
-    vocabulary = make_vocabulary(CAPTIONS, VocabularySettings(min_count=2, max_size=10))
+    vocabulary = make_vocabulary(TOKENS, VocabularySettings(min_count=2, max_size=10))
     assert vocabulary["token"].to_list() == [*SPECIAL_TOKENS, "a", "cat", "dog"]
     assert vocabulary["count"][UNK] == 2
 
@@ -69,8 +69,8 @@ def test_no_caption_makes_a_vocabulary_of_special_tokens() -> None:
 
 
 def test_captions_become_the_ids_of_their_tokens() -> None:
-    vocabulary = make_vocabulary(CAPTIONS, VocabularySettings(min_count=2, max_size=10))
-    found = encode(CAPTIONS["tokens"], vocabulary)
+    vocabulary = make_vocabulary(TOKENS, VocabularySettings(min_count=2, max_size=10))
+    found = encode(TOKENS["tokens"], vocabulary)
     assert found.ids.dtype == np.int32
     assert [found[row].tolist() for row in range(4)] == [[4, 6], [4, 5, 4], [4, 6, 5, UNK], [UNK]]
 

@@ -1,4 +1,4 @@
-"""Gists: expected CIDEr by its definition, photographs foretold honestly, a fusion that learns from text."""
+"""Content vectors: expected CIDEr by its definition, photographs predicted honestly, a fusion that learns from text."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import polars as pl
 import pytest
 
 from cutline.schemas.errors import StaleModel
-from cutline.schemas.settings import GistSettings, VocabularySettings
+from cutline.schemas.settings import ContentEmbeddingSettings, VocabularySettings
 from cutline.schemas.tables import check
-from cutline.tasks.models.content_embedding import GIST, Gist, Likeness
+from cutline.tasks.models.content_embedding import CONTENT_EMBEDDING, ContentEmbedding, GaussianKernel
 from cutline.tasks.models.fusion import WEIGHTS, load_fusion
 from cutline.tasks.models.language_model import load_language_model
 from cutline.tasks.models.novelty import unit_pooled
 from cutline.tasks.storage.tables import tensor
 from cutline.tasks.text.vocabulary import PAD, make_vocabulary
-from cutline.tasks.training.caption_groups import Learned, Subjects, pairs_of
-from cutline.tasks.training.content_embedding import _imagine, _regress, learn_gist
+from cutline.tasks.training.caption_groups import Subjects, TrainedContent, pairs_of
+from cutline.tasks.training.content_embedding import _predict_from_text, _regress, train_content_embedding
 from tests.support.datasets import an_id
 from tests.support.toys import (
     CHANNELS,
@@ -42,29 +42,40 @@ from tests.support.toys import (
 )
 
 
-def test_the_tables_hold_what_their_schemas_say_and_each_photograph_and_text_once(learned: Learned) -> None:
-    size = learned.gist.size
+def test_the_tables_hold_what_their_schemas_say_and_each_photograph_and_text_once(
+    learned: TrainedContent,
+) -> None:
+    size = learned.content_embedding.size
     assert size == 12
-    gists, imagined = check(learned.gists, "gists", size=size), check(learned.imagined, "imagined", size=size)
-    assert set(gists["photo_id"]) == {
+    content_vectors, content_from_text = (
+        check(learned.content_vectors, "content_vectors", size=size),
+        check(learned.content_from_text, "content_from_text", size=size),
+    )
+    assert set(content_vectors["photo_id"]) == {
         an_id(f"photo {photo}") for photo in range(DEV_PHOTOS, PHOTOS_WITH_CAPTIONS)
     }
-    assert set(imagined["caption_id"]) == set(toy_captions()[5 * DEV_PHOTOS :]["caption_id"])
-    values = tensor(gists["gist"]).astype(np.float64)
+    assert set(content_from_text["caption_id"]) == set(toy_captions()[5 * DEV_PHOTOS :]["caption_id"])
+    values = tensor(content_vectors["content_vector"]).astype(np.float64)
     assert values.mean(0) == pytest.approx(np.zeros(size), abs=0.01)
     # Photographs vary alike in all directions but those in which only phrasing differs.
     assert np.linalg.eigvalsh(np.cov(values.T))[-3:] == pytest.approx(np.ones(3), abs=0.02)
 
 
-def test_an_imagined_gist_is_like_that_of_a_photograph_of_the_same(learned: Learned) -> None:
-    foretold = dict(zip(learned.gists["photo_id"], tensor(learned.gists["gist"]), strict=True))
+def test_an_imagined_gist_is_like_that_of_a_photograph_of_the_same(learned: TrainedContent) -> None:
+    predicted = dict(
+        zip(
+            learned.content_vectors["photo_id"],
+            tensor(learned.content_vectors["content_vector"]),
+            strict=True,
+        )
+    )
     known = {scene(photo): an_id(f"photo {photo}") for photo in range(DEV_PHOTOS, PHOTOS_WITH_CAPTIONS)}
     same = {an_id(f"photo {photo}"): known[scene(photo)] for photo in range(PHOTOS_WITH_CAPTIONS, PHOTOS)}
     alone = pl.col("photo_id").is_in(list(same)) & (pl.col("tokens").list.len() == 7)
-    texts = learned.imagined.join(toy_pairs(), on="caption_id").filter(alone)
-    gists = np.stack([foretold[same[photo_id]] for photo_id in texts["photo_id"]])
-    likeness = np.corrcoef(tensor(texts["gist"]).ravel(), gists.ravel())[0, 1]
-    assert likeness > 0.7
+    texts = learned.content_from_text.join(toy_pairs(), on="caption_id").filter(alone)
+    content_vectors = np.stack([predicted[same[photo_id]] for photo_id in texts["photo_id"]])
+    kernel = np.corrcoef(tensor(texts["content_vector"]).ravel(), content_vectors.ravel())[0, 1]
+    assert kernel > 0.7
 
 
 @pytest.mark.parametrize("shares", [{1: 1.0}, {4: 1.0}, {2: 0.7, 5: 0.3}])
@@ -74,35 +85,37 @@ def test_imagined_gists_and_their_scatter_are_those_of_the_normal_distribution(
     """Of photographs with one caption, with four, or some with two and some with five."""
     # What captions mean varies by `spread`; a photograph and a caption tell it with an error of 1 each.
     rng, spread = np.random.default_rng(6), np.array([4.0, 2.0, 1.0])
-    meant = rng.normal(size=(20_000, 3)) * np.sqrt(spread)
-    captions = np.repeat(list(shares), [round(share * len(meant)) for share in shares.values()])
+    selection = rng.normal(size=(20_000, 3)) * np.sqrt(spread)
+    captions = np.repeat(list(shares), [round(share * len(selection)) for share in shares.values()])
     rng.shuffle(captions)
-    subjects = Subjects(np.repeat(np.arange(len(meant)), captions), captions)
-    places = meant[subjects.of] + rng.normal(size=(len(subjects.of), 3))
-    photographed = meant + rng.normal(size=meant.shape)
-    foretold = photographed * spread / (spread + 1)
+    subjects = Subjects(np.repeat(np.arange(len(selection)), captions), captions)
+    places = selection[subjects.of] + rng.normal(size=(len(subjects.of), 3))
+    photographed = selection + rng.normal(size=selection.shape)
+    predicted = photographed * spread / (spread + 1)
     means = subjects.means(places)
-    imagined, noise = _imagine(places, means, subjects, foretold, np.eye(3))
+    content_from_text, noise = _predict_from_text(places, means, subjects, predicted, np.eye(3))
     # The regression of two normal variables: what they share by the variance of the one that is known.
     shared, known = spread**2 / (spread + 1), spread + 1 / captions[:, None]
     expected = means * shared / known
-    assert np.abs(imagined - expected[subjects.of]).std(0) == pytest.approx(np.zeros(3), abs=0.1)
+    assert np.abs(content_from_text - expected[subjects.of]).std(0) == pytest.approx(np.zeros(3), abs=0.1)
     variances = (shared - shared**2 / known)[subjects.of].mean(0)
     assert noise @ noise.T == pytest.approx(np.diag(variances), abs=0.1)
 
 
 def test_which_photograph_a_caption_belongs_to_cannot_be_told_from_its_imagined_gist() -> None:
-    # Photographs that tell nothing: what is foretold of them is chance, and so is every link to it.
+    # Photographs that tell nothing: what is predicted of them is chance, and so is every link to it.
     rng = np.random.default_rng(7)
-    places, foretold = rng.normal(size=(2_000, 12)), 0.1 * rng.normal(size=(60, 12))
+    places, predicted = rng.normal(size=(2_000, 12)), 0.1 * rng.normal(size=(60, 12))
     subjects = Subjects(np.repeat(np.arange(400), 5), np.full(400, 5))
-    imagined, _ = _imagine(places, subjects.means(places), subjects, foretold, np.eye(12))
-    own = np.repeat(foretold, 5, axis=0)  # captions 5 n to 5 n + 4 are of photograph n
-    assert abs(np.corrcoef(imagined[:300].ravel(), own.ravel())[0, 1]) < 0.1
+    content_from_text, _ = _predict_from_text(places, subjects.means(places), subjects, predicted, np.eye(12))
+    own = np.repeat(predicted, 5, axis=0)  # captions 5 n to 5 n + 4 are of photograph n
+    assert abs(np.corrcoef(content_from_text[:300].ravel(), own.ravel())[0, 1]) < 0.1
 
 
 @pytest.fixture(scope="module")
-def regression(tmp_path_factory: pytest.TempPathFactory) -> tuple[pl.DataFrame, np.ndarray, Likeness, tuple]:
+def regression(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[pl.DataFrame, np.ndarray, GaussianKernel, tuple]:
     """40 photographs with aims, all of them landmarks; what `_regress` makes of them, from two shards."""
     folder = tmp_path_factory.mktemp("regression")
     features = toy_image_features(range(40)).sort("photo_id")
@@ -110,8 +123,8 @@ def regression(tmp_path_factory: pytest.TempPathFactory) -> tuple[pl.DataFrame, 
     features[:25].write_parquet(shards[0])
     features[25:].write_parquet(shards[1])
     aims = np.random.default_rng(3).normal(size=(40, 3))
-    likeness = Likeness(unit_pooled(features), 0.4)
-    return features, aims, likeness, _regress(shards, features["photo_id"], aims, likeness, 0.5)
+    kernel = GaussianKernel(unit_pooled(features), 0.4)
+    return features, aims, kernel, _regress(shards, features["photo_id"], aims, kernel, 0.5)
 
 
 def kernel_ridge(alike: np.ndarray, aims: np.ndarray, asked: np.ndarray, penalty: float) -> np.ndarray:
@@ -123,8 +136,8 @@ def kernel_ridge(alike: np.ndarray, aims: np.ndarray, asked: np.ndarray, penalty
 
 
 def test_with_all_photographs_as_landmarks_it_is_kernel_ridge_regression(regression) -> None:
-    _, aims, likeness, (weights, offset, _) = regression
-    alike = likeness.of(likeness.landmarks)
+    _, aims, kernel, (weights, offset, _) = regression
+    alike = kernel.of(kernel.landmarks)
     penalty = 0.5 * np.trace(alike - alike.mean(0)) / 40
     found = alike @ weights + offset
     assert found == pytest.approx(kernel_ridge(alike, aims, alike, penalty), abs=0.05)
@@ -132,47 +145,49 @@ def test_with_all_photographs_as_landmarks_it_is_kernel_ridge_regression(regress
 
 
 def test_a_photograph_is_foretold_as_by_a_regression_that_never_saw_it(regression) -> None:
-    _, aims, likeness, (_, _, foretold) = regression
-    alike = likeness.of(likeness.landmarks)
+    _, aims, kernel, (_, _, predicted) = regression
+    alike = kernel.of(kernel.landmarks)
     held = 0.5 * np.mean(alike.diagonal() - alike.mean(0)) * alike  # the penalty, as that of all 40
     for left in (0, 7, 39):
         others = np.delete(np.arange(40), left)
         middle, aim = alike[others].mean(0), aims[others].mean(0)
         seen = alike[others] - middle
         weights = np.linalg.solve(seen.T @ seen + held, seen.T @ (aims[others] - aim))
-        assert foretold[left] == pytest.approx(aim + (alike[left] - middle) @ weights, abs=1e-3)
+        assert predicted[left] == pytest.approx(aim + (alike[left] - middle) @ weights, abs=1e-3)
 
 
 def test_what_is_foretold_of_a_photograph_does_not_depend_on_its_own_captions(
     regression, tmp_path: Path
 ) -> None:
-    features, aims, likeness, (_, _, foretold) = regression
+    features, aims, kernel, (_, _, predicted) = regression
     features.write_parquet(tmp_path / "all")
     changed = aims.copy()
     changed[7] += 100
-    again = _regress([tmp_path / "all"], features["photo_id"], changed, likeness, 0.5)[2]
+    again = _regress([tmp_path / "all"], features["photo_id"], changed, kernel, 0.5)[2]
     others = np.arange(40) != 7
-    assert again[7] == pytest.approx(foretold[7], abs=1e-9)
-    assert (np.abs(again[others] - foretold[others]).max(1) > 1e-4).all()
+    assert again[7] == pytest.approx(predicted[7], abs=1e-9)
+    assert (np.abs(again[others] - predicted[others]).max(1) > 1e-4).all()
 
 
 def test_captions_of_a_photograph_that_is_missing_or_could_not_be_read_belong_together(
     toy_features: Path,
 ) -> None:
-    """It has no features and so no gist; but what its captions have in common is what it showed."""
+    """It has no features and so no content embedding; but what its captions have in common is what it showed."""
     captions = toy_captions()[5 * DEV_PHOTOS :].select("caption_id", "tokens")
     train = toy_pairs().filter(pl.col("split") == "train").select("caption_id", "photo_id")
     missing = train[:60].with_columns(photo_id=pl.lit("missing ") + pl.col("photo_id"))
     shards = sorted(toy_features.glob("images.*"))
     world = toy_familiar_photos(), toy_vocabulary(), GIST_SETTINGS
-    found = learn_gist(captions, pl.concat([missing, train[60:]]), shards, *world)
-    assert set(found.gists["photo_id"]) == set(train[60:]["photo_id"])
+    found = train_content_embedding(captions, pl.concat([missing, train[60:]]), shards, *world)
+    assert set(found.content_vectors["photo_id"]) == set(train[60:]["photo_id"])
     together = (
-        missing.join(found.imagined, on="caption_id").group_by("photo_id").agg(pl.col("gist").n_unique())
+        missing.join(found.content_from_text, on="caption_id")
+        .group_by("photo_id")
+        .agg(pl.col("content_vector").n_unique())
     )
-    assert together["gist"].to_list() == [1] * 12
-    apart = learn_gist(captions, train[60:], shards, *world).imagined
-    assert missing.join(apart, on="caption_id").n_unique("gist") > 12
+    assert together["content_vector"].to_list() == [1] * 12
+    apart = train_content_embedding(captions, train[60:], shards, *world).content_from_text
+    assert missing.join(apart, on="caption_id").n_unique("content_vector") > 12
 
 
 def test_captions_belong_to_their_photograph_or_to_a_missing_one_but_not_to_a_name_of_thousands() -> None:
@@ -189,8 +204,10 @@ def test_of_more_captions_than_can_be_analysed_whole_photographs_are_taken(
     captions = toy_captions()[5 * DEV_PHOTOS :].select("caption_id", "tokens")
     pairs = toy_pairs().select("caption_id", "photo_id")
     shards = sorted(toy_features.glob("images.*"))
-    found = learn_gist(captions, pairs, shards, toy_familiar_photos(), toy_vocabulary(), GIST_SETTINGS)
-    taken = found.imagined.join(pairs, on="caption_id").group_by("photo_id").len()["len"]
+    found = train_content_embedding(
+        captions, pairs, shards, toy_familiar_photos(), toy_vocabulary(), GIST_SETTINGS
+    )
+    taken = found.content_from_text.join(pairs, on="caption_id").group_by("photo_id").len()["len"]
     assert sorted(taken) == [2] + [5] * 20
 
 
@@ -205,11 +222,14 @@ def test_how_people_write_counts_for_nothing_where_it_is_told_which_captions_bel
     tokens = pl.DataFrame({"caption_id": [an_id(f"caption {row}") for row in range(200)], "tokens": written})
     pairs = tokens.select("caption_id", pl.Series("photo_id", photos)).head(200 if told else 0)
     vocabulary = make_vocabulary(tokens, VocabularySettings())
-    settings = GistSettings(size=2, min_count=1)
-    gist = learn_gist(tokens, pairs, [], toy_familiar_photos()[:0], vocabulary, settings).gist
+    settings = ContentEmbeddingSettings(size=2, min_count=1)
+    content_embedding = train_content_embedding(
+        tokens, pairs, [], toy_familiar_photos()[:0], vocabulary, settings
+    ).content_embedding
     number = dict(vocabulary.select("token", "id").iter_rows())
     words = {
-        word: gist.directions[gist.grams[:, 0] == number[word]] for word in ("dog", "cat", "look", "seen")
+        word: content_embedding.directions[content_embedding.grams[:, 0] == number[word]]
+        for word in ("dog", "cat", "look", "seen")
     }
     animals, manner = (
         np.abs(words[one][0] - words[other][0]).max() for one, other in (("dog", "cat"), ("look", "seen"))
@@ -218,21 +238,23 @@ def test_how_people_write_counts_for_nothing_where_it_is_told_which_captions_bel
     assert (manner > 0.1) != told
 
 
-def test_a_gist_read_back_says_the_same(learned: Learned, tmp_path: Path) -> None:
-    learned.gist.save(tmp_path / GIST)
-    again = Gist.load(tmp_path / GIST, toy_familiar_photos())
+def test_a_gist_read_back_says_the_same(learned: TrainedContent, tmp_path: Path) -> None:
+    learned.content_embedding.save(tmp_path / CONTENT_EMBEDDING)
+    again = ContentEmbedding.load(tmp_path / CONTENT_EMBEDDING, toy_familiar_photos())
     features, caption = toy_image_features(UNSEEN), [ids("a red dog runs on the sand")]
-    for one, other in zip(again.of_photos(features), learned.gist.of_photos(features), strict=True):
+    for one, other in zip(
+        again.of_photos(features), learned.content_embedding.of_photos(features), strict=True
+    ):
         assert one == pytest.approx(other, abs=0.02)
-        expected = expected_cider(learned.gist, other, caption)
+        expected = expected_cider(learned.content_embedding, other, caption)
         assert expected_cider(again, one, caption) == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other landmarks", "not finite", "missing", "numbers"])
-def test_a_damaged_gist_is_refused(learned: Learned, tmp_path: Path, damage: str) -> None:
-    path, familiar = tmp_path / GIST, toy_familiar_photos()
-    broken = replace(learned.gist, offset=learned.gist.offset * np.nan)
-    (broken if damage == "not finite" else learned.gist).save(path)
+def test_a_damaged_gist_is_refused(learned: TrainedContent, tmp_path: Path, damage: str) -> None:
+    path, reference_photos = tmp_path / CONTENT_EMBEDDING, toy_familiar_photos()
+    broken = replace(learned.content_embedding, offset=learned.content_embedding.offset * np.nan)
+    (broken if damage == "not finite" else learned.content_embedding).save(path)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:500])
     if damage == "missing":
@@ -241,8 +263,10 @@ def test_a_damaged_gist_is_refused(learned: Learned, tmp_path: Path, damage: str
         with np.load(path) as file:
             names = list(file)
         np.savez(path, **{name: np.float32(1) for name in names})
-    with pytest.raises(StaleModel, match="does not hold what foretells gists"):
-        Gist.load(path, familiar[:30] if damage == "other landmarks" else familiar)
+    with pytest.raises(StaleModel, match="does not hold what predicts content vectors"):
+        ContentEmbedding.load(
+            path, reference_photos[:30] if damage == "other landmarks" else reference_photos
+        )
 
 
 @pytest.mark.parametrize("photos", [0, 5])
@@ -250,12 +274,12 @@ def test_too_few_photographs_have_no_gist(toy_features: Path, photos: int, tmp_p
     train, pairs = toy_captions()[40:].select("caption_id", "tokens"), toy_pairs()[40 : 40 + 5 * photos]
     shards = sorted(toy_features.glob("images.*"))
     few = toy_image_features(range(8, 8 + photos)).select("photo_id", "pooled")
-    found = learn_gist(
+    found = train_content_embedding(
         train, pairs.select("caption_id", "photo_id"), shards, few, toy_vocabulary(), GIST_SETTINGS
     )
-    assert found.gist.size == 0
-    found.gist.save(tmp_path / GIST)
-    assert Gist.load(tmp_path / GIST, few).size == 0
+    assert found.content_embedding.size == 0
+    found.content_embedding.save(tmp_path / CONTENT_EMBEDDING)
+    assert ContentEmbedding.load(tmp_path / CONTENT_EMBEDDING, few).size == 0
     curve = train_toy_fusion(toy_features, tmp_path, WITH_TEXT, learned=found)
     assert curve.height == 2, "no epochs on text alone"
 
@@ -266,30 +290,34 @@ def test_photographs_that_all_look_the_same_have_one_gist(toy_features: Path, tm
     features = pl.read_parquet(sorted(toy_features.glob("images.*")))
     same = features.with_columns(pooled=features["pooled"].gather([0] * features.height))
     same.write_parquet(tmp_path / "same")
-    familiar = same.filter(pl.col("photo_id").is_in(pairs["photo_id"].implode())).select("photo_id", "pooled")
-    found = learn_gist(train, pairs, [tmp_path / "same"], familiar, toy_vocabulary(), GIST_SETTINGS)
-    found.gist.save(tmp_path / GIST)
-    gists = Gist.load(tmp_path / GIST, familiar).of_photos(same)
-    assert gists == pytest.approx(np.zeros_like(gists), abs=0.1)
+    reference_photos = same.filter(pl.col("photo_id").is_in(pairs["photo_id"].implode())).select(
+        "photo_id", "pooled"
+    )
+    found = train_content_embedding(
+        train, pairs, [tmp_path / "same"], reference_photos, toy_vocabulary(), GIST_SETTINGS
+    )
+    found.content_embedding.save(tmp_path / CONTENT_EMBEDDING)
+    content_vectors = ContentEmbedding.load(tmp_path / CONTENT_EMBEDDING, reference_photos).of_photos(same)
+    assert content_vectors == pytest.approx(np.zeros_like(content_vectors), abs=0.1)
 
 
 # -- the fusion that learns from text -------------------------------------------------------------
 
 
 def test_a_fusion_learns_what_photographs_show_from_text_alone(
-    toy_features: Path, learned: Learned, tmp_path: Path
+    toy_features: Path, learned: TrainedContent, tmp_path: Path
 ) -> None:
     only_text = WITH_TEXT.model_copy(update={"text_epochs": 12, "epochs": 1, "learning_rate": 0.02})
     curve = train_toy_fusion(toy_features, tmp_path, only_text, learned=learned)
-    # The dev photographs' captions are foretold ever better though no photograph has been shown.
+    # The dev photographs' captions are predicted ever better though no photograph has been shown.
     assert curve["dev_loss"][11] < curve["dev_loss"][0] - 0.1
 
 
 def test_a_training_broken_off_among_texts_ends_with_the_same_bytes(
-    toy_features: Path, learned: Learned, tmp_path: Path
+    toy_features: Path, learned: TrainedContent, tmp_path: Path
 ) -> None:
     whole = train_toy_fusion(toy_features, tmp_path / "whole", WITH_TEXT, learned=learned)
-    texts = learned.imagined.height
+    texts = learned.content_from_text.height
     done: list[int] = []
 
     def break_off(captions: int) -> None:
@@ -309,23 +337,25 @@ def test_a_training_broken_off_among_texts_ends_with_the_same_bytes(
 
 
 def test_the_network_makes_of_regions_the_gist_that_their_pooled_features_have(
-    toy_features: Path, learned: Learned, tmp_path: Path
+    toy_features: Path, learned: TrainedContent, tmp_path: Path
 ) -> None:
     settings = WITH_TEXT.model_copy(update={"text_epochs": 0, "epochs": 1})
     train_toy_fusion(toy_features, tmp_path, settings, learned=learned)
     words = load_language_model(
         toy_features / "language_model.weights.h5", toy_vocabulary().height, LM_SETTINGS
     )
-    fusion = load_fusion(tmp_path / WEIGHTS, words, CHANNELS, settings, LM_SETTINGS, learned.gist)
+    fusion = load_fusion(
+        tmp_path / WEIGHTS, words, CHANNELS, settings, LM_SETTINGS, learned.content_embedding
+    )
     photos = toy_image_features(UNSEEN)
     regions = photos["regions"].to_numpy().astype(np.float32)
     found = fusion.encode(regions).about
-    expected = fusion.encode(regions, gists=learned.gist.of_photos(photos)).about
+    expected = fusion.encode(regions, content_vectors=learned.content_embedding.of_photos(photos)).about
     assert np.asarray(found) == pytest.approx(np.asarray(expected), abs=0.02)
 
 
-def test_no_ngram_of_the_gist_holds_padding_between_tokens(learned: Learned) -> None:
-    for gram in learned.gist.grams.tolist():
+def test_no_ngram_of_the_gist_holds_padding_between_tokens(learned: TrainedContent) -> None:
+    for gram in learned.content_embedding.grams.tolist():
         length = sum(token != PAD for token in gram)
         assert length > 0
         assert gram[length:] == [PAD] * (4 - length)
