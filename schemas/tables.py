@@ -39,6 +39,7 @@ REASONS: dict[str, str] = {
     "changed": "the file's bytes changed between ingest and decoding",
     "outside_dataset": "the path leaves the data set's folder",
     "missing_photo": "the data set names a photograph that is not there",
+    "ambiguous_name": "several files have the name that the data set names, and nothing tells which is meant",
     "bad_name": "the file's name is not UTF-8",
     "duplicate": "the same bytes as another file of the same split, which stands for both",
     "leak": "the same bytes in two splits; kept out of training",
@@ -49,7 +50,7 @@ REASONS: dict[str, str] = {
     "malformed": "the entry does not have the form that its layout prescribes",
 }
 # These describe the data set rather than a loss, and do not count towards the reject rate.
-NOTICES = frozenset({"duplicate", "leak", "missing_photo", "not_read"})
+NOTICES = frozenset({"duplicate", "leak", "missing_photo", "ambiguous_name", "not_read"})
 # These may be gone the next time, so a shard that holds one is tried again by the next run.
 TRANSIENT = frozenset({"vanished", "changed", "unreadable"})
 

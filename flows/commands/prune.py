@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cutline.flows.pipeline.failed_runs import failed_runs
 from cutline.schemas.errors import StoreFailed, UsageError
 from cutline.schemas.records import RunRecord
 from cutline.tasks.storage.packs import files_of
@@ -67,7 +68,7 @@ def find_unused(where: Path, keep: int | None = None) -> Unused:
     made = workspace.made()
     runs = list(workspace.runs())
     kept = _newest(runs, keep) if keep else runs
-    used = set(_used(workspace, kept)) | {f"runs/{run.run}.json" for run in kept}
+    used = set(_used(workspace, [*kept, *failed_runs(workspace)])) | {f"runs/{run.run}.json" for run in kept}
     return Unused(workspace, {path: size for path, size in made.items() if path not in used}, keep)
 
 

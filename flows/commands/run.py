@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain, islice
 from pathlib import Path
 
 import polars as pl
 
 from cutline.flows import DEFAULT_WORKSPACE
+from cutline.flows.pipeline.failed_runs import failed_runs, forget_failed
 from cutline.flows.pipeline.plan import plan
 from cutline.flows.pipeline.run_record import address_of, existing, finish
 from cutline.flows.pipeline.settings import settings_of_run
@@ -37,6 +39,7 @@ def run(
     if planner.complete:
         if not loaded:
             save_known_code(code)
+        forget_failed(store, existing(dataset))
         return finish(planner, "run", existing(dataset), settings)
     from cutline.flows.orchestration.runners import start
 
@@ -63,15 +66,19 @@ def retry_rejects(dataset: Path | None, workspace: Path = DEFAULT_WORKSPACE) -> 
 
 
 def last_rejects(dataset: Path | None, workspace: Path = DEFAULT_WORKSPACE) -> tuple[RunRecord, pl.DataFrame]:
-    """The last run, and its rejects table. Raises UsageError, DamagedFile."""
+    """The last run, finished or failed, and its rejects table. Raises UsageError, DamagedFile."""
     last = _last_of(dataset, workspace)
     return last, History(Workspace(workspace)).rejects(last).drop("row").collect()
 
 
 def _last_of(dataset: Path | None, workspace: Path) -> RunRecord:
     wanted = str(address_of(dataset)) if dataset else None
-    runs = Workspace(workspace).runs()
-    last = next((run for run in runs if wanted in (None, run.dataset)), None)
+    store = Workspace(workspace)
+    runs = chain(
+        islice((run for run in store.runs() if wanted in (None, run.dataset)), 1), failed_runs(store)
+    )
+    fitting = [run for run in runs if wanted in (None, run.dataset)]
+    last = max(fitting, key=lambda run: run.run, default=None)
     if last is None:
         what = f" on '{dataset}'" if dataset else ""
         raise UsageError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,12 +25,13 @@ from cutline.flows.orchestration.artifacts import leave_artifacts, leave_compari
 from cutline.flows.orchestration.progress import display
 from cutline.flows.orchestration.stale_runs import claim_run
 from cutline.flows.pipeline.captioning import captions_of, photos_of, plan_captions
+from cutline.flows.pipeline.failed_runs import forget_failed, write_failed
 from cutline.flows.pipeline.graph import plan_run
 from cutline.flows.pipeline.rerun import dry_run as look
 from cutline.flows.pipeline.rerun import last_before, moved, what_to_make
 from cutline.flows.pipeline.run_record import existing, finish, last_run, name_of_model, newest_bundle
 from cutline.flows.pipeline.settings import Tree, settings_with
-from cutline.schemas.errors import ServerLost, UnknownDataset
+from cutline.schemas.errors import CutlineError, ServerLost, UnknownDataset
 from cutline.schemas.records import RunRecord
 from cutline.schemas.settings import IngestSettings, Settings
 from cutline.tasks.bundles.bundle import Bundle, load_bundle
@@ -77,7 +79,13 @@ def _run(dataset: Path, settings: Settings, workspace: Path, retry: bool = False
     store = Workspace(workspace)
     with store.at_work_on(), display() as show:
         planner = Planner(store, PrefectMaker(store, show), last_run(store, "run", dataset), retry=retry)
-        plan_run(planner, dataset, settings)
+        try:
+            plan_run(planner, dataset, settings)
+        except Exception:
+            with suppress(CutlineError, OSError):  # what went wrong first is what is told
+                write_failed(planner, "run", dataset, settings)
+            raise
+        forget_failed(store, dataset)
         return finish(planner, "run", dataset, settings)
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from cutline.flows.pipeline.training_pairs import demand_images, demand_pairs
 from cutline.schemas.errors import UsageError
 from cutline.schemas.records import Record
 from cutline.schemas.settings import Settings, StageSettings
@@ -92,7 +93,10 @@ def plan_run(planner: Planner, dataset: Path, settings: Settings) -> None:
     """From a data set to captions, scores, a bundle and a report."""
     wiring = Wiring(planner, dataset, settings)
     ingest = wiring.ingest()
-    features = wiring.image_features(wiring.images(ingest))
+    demand_pairs(planner.workspace, dataset, ingest)
+    images = wiring.images(ingest)
+    demand_images(planner.workspace, dataset, images)
+    features = wiring.image_features(images)
     tokens = wiring.tokens(ingest)
     vocabulary = wiring.vocabulary(ingest, tokens)
     language_model = wiring.language_model(tokens, vocabulary)
@@ -297,11 +301,13 @@ class Wiring:
         )
 
     def _not_read(self, ingest: StagePlan) -> str:
-        """A line for each of the first texts and tables that nothing was read from."""
+        """A line for each of the first files that were not read: links that lead out, texts, tables."""
         if not (ingest.one and ingest.one.has("rejects.parquet")):
             return ""
         path = self.planner.workspace.file(ingest.one.output("rejects.parquet").path)
-        unread = read_table(path, "rejects").filter(pl.col("reason") == "not_read").head(3)
+        told_of = ["outside_dataset", "not_read"]
+        rejects = read_table(path, "rejects").filter(pl.col("reason").is_in(told_of))
+        unread = rejects.sort("reason", descending=True, maintain_order=True).head(3)
         told = unread.select("name", "detail").iter_rows()
         return "".join(f"\n  {name} was not read: {detail}" for name, detail in told)
 

@@ -78,7 +78,7 @@ def finish(planner: Planner, command: str, dataset: Path, settings: Settings) ->
         of_this = {"run": record.run, "finished_at": record.finished_at, "stages": record.stages}
         if planner.last.model_copy(update=of_this) == record:
             return planner.last.model_copy(update={"stages": record.stages})
-    record = record.model_copy(update={"run": _new_name(planner.workspace)})
+    record = record.model_copy(update={"run": new_name(planner.workspace)})
     planner.workspace.write_run(record)
     return record
 
@@ -115,7 +115,7 @@ def describe(planner: Planner, command: str, dataset: Path, settings: Settings) 
     )
 
 
-def _new_name(workspace: Workspace) -> str:
+def new_name(workspace: Workspace) -> str:
     """The name of a run that ends now: after that of every other, also where the clock was set back."""
     time = datetime.now(UTC)
     newest = next((name for name in workspace.run_names() if re.match(r"\d{8}-\d{6}-", name)), "")

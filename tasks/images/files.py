@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from cutline.schemas.errors import BadPhoto
+from cutline.tasks.images.links import may_read
 
 _PACK_GONE = (
     "the copy of the Parquet file's photographs is gone from the workspace; "
@@ -78,7 +79,7 @@ def _locate(dataset: Path, path: str, *, trusted: bool) -> Path:
     """The real place of `path`; outside the data set's folder only if absolute and `trusted`."""
     try:
         file = (dataset / path).resolve()
-        inside = file.is_relative_to(_real_root(dataset))
+        inside = may_read(str(file), str(_real_root(dataset)))
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
         raise BadPhoto("unreadable", f"the file cannot be found: {_cause(error)}") from None
     if not inside and not (trusted and Path(path).is_absolute()):

@@ -11,6 +11,7 @@ import errno
 import os
 import posixpath
 import stat
+import unicodedata
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from cutline.schemas.errors import UnknownDataset
+from cutline.tasks.images.links import OUTSIDE, may_read
 from cutline.tasks.runtime.unicode import is_valid, printable
 from cutline.tasks.storage.workspace import WORKSPACE_MARKER
 
@@ -28,7 +30,9 @@ PHOTO_ENDINGS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".heic", ".heif", ".avif", ".jp2", ".jxl"}
 )
-TEXT_ENDINGS = frozenset({".txt", ".token", ".json", ".jsonl", ".csv", ".tar", ".parquet"})
+# Of a text beside a photograph, whose caption it is.
+SIDECAR_ENDINGS = frozenset({".txt", ".text", ".caption", ".captions", ".cap"})
+TEXT_ENDINGS = SIDECAR_ENDINGS | {".token", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".tar", ".parquet"}
 
 
 class Photo(NamedTuple):
@@ -128,7 +132,7 @@ class Files:
     def look_into(self, path: str) -> BinaryIO:
         """As `open`, but only to find out what the file is."""
         place = os.path.realpath(self.root / path)
-        if not _is_inside(place, os.fspath(self.root)):
+        if not may_read(place, os.fspath(self.root)):
             raise PermissionError("the path leads out of the data set's folder")
         file = os.fdopen(os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -153,9 +157,32 @@ class Files:
         return decode(data)
 
 
+def encoding_of(data: bytes) -> str:
+    """The encoding of a text by its first two bytes: UTF-16 by its byte order mark, else UTF-8."""
+    return "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+
+
 def decode(data: bytes) -> str:
-    """UTF-8 to text without a byte order mark; bytes that are none become lone surrogates."""
+    """UTF-8 to text without a byte order mark; bytes that are none become lone surrogates.
+
+    UTF-16 where its byte order mark stands at the beginning.
+    """
+    if encoding_of(data) != "utf-8":
+        return data.decode("utf-16", "replace")
     return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+
+
+def looks_like_text(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of a text with letters, in UTF-8 or UTF-16."""
+    if encoding_of(head) != "utf-8":
+        return True
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # else a character was cut in two
+            return False
+        text = head[: error.start].decode()
+    return any(map(str.isalpha, text)) and not any(ord(one) < 32 and one not in "\t\n\r\f" for one in text)
 
 
 def scan(dataset: Path, only: Sequence[str] = ()) -> Files:
@@ -249,8 +276,8 @@ def _file_row(entry: os.DirEntry[str], path: str, root: str) -> _FileRow | Probl
             return Problem(kind, printable(path), "not_a_file", detail) if wanted else None
         return Problem(kind, printable(path), reason_of(error), cause(error)) if wanted else None
     is_folder = stat.S_ISDIR(status.st_mode)
-    if is_link and not _is_inside(os.path.realpath(entry.path), root):
-        detail = "the link leads out of the data set's folder; put what it points to in its place"
+    if is_link and not may_read(place := os.path.realpath(entry.path), root):
+        detail = OUTSIDE.format(place=printable(place, 120))
         return Problem(kind, printable(path), "outside_dataset", detail) if wanted or is_folder else None
     if is_folder:
         return (
@@ -278,10 +305,6 @@ def is_passed_over(name: str) -> bool:
     return name[0] == "." or name == "__MACOSX"
 
 
-def _is_inside(place: str, root: str) -> bool:
-    return place == root or place.startswith(root.rstrip("/") + "/")
-
-
 def reason_of(error: OSError) -> str:
     """The reason code of a file that cannot be read: vanished or unreadable."""
     return "vanished" if isinstance(error, FileNotFoundError) else "unreadable"
@@ -291,3 +314,68 @@ def cause(error: Exception) -> str:
     """What an error says, in valid Unicode of at most 200 characters; of an OSError without the path."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return printable(text)
+
+
+# ---- names to photographs ----
+
+
+class _Claim(NamedTuple):
+    """That a name means a file which it does not name exactly; the more parts agree, the closer it is."""
+
+    name: str
+    closeness: int
+
+
+class Claims:
+    """Which name each file is meant by, so that no file is taken for two photographs.
+
+    Of several names the one that names the file exactly is right, else the closest one; where several
+    are as close, none is.
+    """
+
+    def __init__(self, files: int) -> None:
+        self.exact = bytearray(files)  # by row: whether a name names the file exactly
+        self.loose: dict[int, _Claim] = {}
+        self.contested: set[int] = set()
+        self.revised = False  # whether a name was believed that turned out to be wrong
+
+    def take(self, row: int, path: str, claim: _Claim) -> bool:
+        """Whether the name of `claim` may mean the file, by the names so far."""
+        if claim.name == path:
+            held = self.loose.get(row)
+            self.revised |= held is not None and not self.exact[row]
+            self.exact[row] = True
+            return True
+        if self.exact[row] and claim.name != composed(path):
+            return False
+        held = self.loose.setdefault(row, claim)
+        if claim.name != held.name and claim.closeness > held.closeness:
+            self.loose[row], self.revised = claim, True
+            self.contested.discard(row)
+        elif claim.name != held.name and claim.closeness == held.closeness:
+            self.contested.add(row)
+            self.revised = True
+        return self.holds(row, path, claim)
+
+    def holds(self, row: int, path: str, claim: _Claim) -> bool:
+        """Whether the name of `claim` means the file, by all names."""
+        if claim.name == path or (self.exact[row] and claim.name == composed(path)):
+            return True
+        return not self.exact[row] and row not in self.contested and self.loose[row].name == claim.name
+
+
+class _Wanted(NamedTuple):
+    """A name in its normal form: `own` relative to `base`, or the end of a path of another machine."""
+
+    own: str
+    base: str
+    is_foreign: bool = False
+
+    @property
+    def inside(self) -> str:
+        return f"{self.base}/{self.own}" if self.base else self.own
+
+
+def composed(name: str) -> str:
+    """A name in composed characters (NFC)."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)

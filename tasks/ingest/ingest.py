@@ -25,8 +25,9 @@ from cutline.schemas.tables import SPLITS, TRANSIENT, UNLABELLED, dtypes_of
 from cutline.tasks.images.files import photo_id, read_bytes
 from cutline.tasks.images.headers import read_header
 from cutline.tasks.ingest.files import Files, Photo, Problem, scan
+from cutline.tasks.ingest.finder import Finder
 from cutline.tasks.ingest.layouts.base import Entry, Item
-from cutline.tasks.ingest.layouts.registry import detect, read_layout
+from cutline.tasks.ingest.layouts.registry import Detected, detect, read_layout
 from cutline.tasks.runtime.unicode import printable
 from cutline.tasks.storage.packs import located
 
@@ -99,9 +100,7 @@ def ingest(
     """
     files = scan(dataset, only)
     detected = detect(files, settings.layout)
-    heard = _Heard(settings)
-    for item in read_layout(files, detected, packs, settings.max_file_bytes):
-        heard.take(item)
+    heard = _hear(files, detected, packs, settings)
     if not (heard.paths or heard.texts or heard.rejects):
         raise UnknownDataset(
             f"'{dataset}' has the files of the layout '{detected.layout}' "
@@ -122,6 +121,22 @@ def ingest(
 
 
 # ---- what the layout tells ----
+
+
+def _hear(files: Files, detected: Detected, packs: Path, settings: IngestSettings) -> _Heard:
+    """What the layout tells; read twice where a name was believed that a later one proved wrong."""
+    finder = Finder(files)
+    heard = _heard_by(finder, detected, packs, settings)
+    if finder.claims.revised:
+        heard = _heard_by(Finder(files, finder.claims), detected, packs, settings)
+    return heard
+
+
+def _heard_by(finder: Finder, detected: Detected, packs: Path, settings: IngestSettings) -> _Heard:
+    heard = _Heard(settings)
+    for item in read_layout(finder.files, detected, packs, settings.max_file_bytes, finder):
+        heard.take(item)
+    return heard
 
 
 @dataclass
@@ -238,6 +253,8 @@ def _series(values: array[int]) -> pl.Series:
     return pl.Series(np.frombuffer(values, np.int8 if values.typecode == "b" else np.int64))
 
 
+# What pandas and others write into a text file where there is no value.
+_MISSING = frozenset({"nan", "<na>", "n/a", "#n/a", "null"})
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -265,6 +282,8 @@ def clean_caption(text: str, max_words: int) -> str:
         )
         detail = f"{found} is over max_caption_words={max_words}: {text[:80]!r}"
         raise BadCaption("caption_too_long", detail)
+    if text.lower() in _MISSING:
+        raise BadCaption("empty_caption", f"{text!r} stands for a value that is missing")
     if not any(map(str.isalnum, text)):
         raise BadCaption("empty_caption", f"no letter and no digit in {text[:80]!r}")
     return unicodedata.normalize("NFC", text)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from cutline.schemas.errors import UsageError
 from cutline.schemas.tables import check
+from cutline.tasks.runtime.spreadsheets import write_csv
 from cutline.tasks.storage.tables import write_table
 
 ENDINGS = (".parquet", ".jsonl", ".csv", ".json")
@@ -40,7 +41,8 @@ def write_captions(frame: pl.DataFrame, path: Path) -> None:
 
     A file that holds the same already is left as it is.
 
-    `.csv`, which knows no lists, has the texts of the alternatives in columns, without their scores.
+    `.csv`, which knows no lists, has the texts of the alternatives in columns, without their scores; a text
+    that a spreadsheet would take for a formula is neutralised (tasks/runtime/spreadsheets.py).
     `.json` is COCO results: a list of {image_id, caption}, where image_id is the data set's own
     number of the photograph, else the number that is its file's name, else the path. Where several
     photographs would have one image_id (cam1/0001.jpg, cam2/0001.jpg), each has its path.
@@ -55,7 +57,7 @@ def write_captions(frame: pl.DataFrame, path: Path) -> None:
         elif path.suffix == ".jsonl":
             frame.write_ndjson(beside)
         elif path.suffix == ".csv":
-            _with_alternatives_in_columns(frame).write_csv(beside)
+            write_csv(_with_alternatives_in_columns(frame), beside)
         else:
             beside.write_text(_coco_results(frame), encoding="utf-8")
         if not (path.is_file() and filecmp.cmp(beside, path, shallow=False)):

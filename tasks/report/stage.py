@@ -11,6 +11,7 @@ from cutline.schemas.tables import UNLABELLED
 from cutline.tasks.decoding.stage import load_captioner
 from cutline.tasks.engine.stage import Stage, StageContext, StageResult
 from cutline.tasks.ingest.stage import EVERY_NAME
+from cutline.tasks.runtime.spreadsheets import write_csv
 from cutline.tasks.storage.tables import read_table, read_tables, squares, tensor, write_table
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def make_report(context: StageContext) -> StageResult:
     rejects = read_tables(context.paths("rejects"), "rejects")
     scores = read_table(context.path("scores"), "scores")
     write_table(rejects, context.out / "rejects.parquet", "rejects")
-    rejects.write_csv(context.out / "rejects.csv")
-    scores.write_csv(context.out / "scores.csv")
+    write_csv(rejects, context.out / "rejects.csv")
+    write_csv(scores, context.out / "scores.csv")
     write_report(_report_input(context, captioned, rejects, scores), context.out / "report.html")
     context.advance(captioned)
     return StageResult(captioned, files)

@@ -9,6 +9,7 @@ import polars as pl
 from cutline.schemas.tables import SPLITS
 from cutline.tasks.engine.executor import make_rows
 from cutline.tasks.engine.stage import Stage, StageContext, StageResult
+from cutline.tasks.runtime.spreadsheets import write_csv
 from cutline.tasks.storage.tables import read_checked_rows, read_table, tensor, tensor_column, write_table
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def make_retrieval(context: StageContext) -> StageResult:
         context.advance(photos.height)
     table = retrieval_table(found)
     write_table(table, context.out / "retrieval.parquet", "retrieval")
-    table.write_csv(context.out / "retrieval.csv")
+    write_csv(table, context.out / "retrieval.csv")
     return StageResult(sum(map(len, [some for pair in found.values() for some in pair])), table.height)
 
 
@@ -140,6 +141,6 @@ def make_leaks(context: StageContext) -> StageResult:
         context.settings.leaks,
     )
     write_table(found, context.out / "leaks.parquet", "leaks")
-    found.write_csv(context.out / "leaks.csv")
+    write_csv(found, context.out / "leaks.csv")
     context.advance(context.shard.rows)
     return StageResult(context.shard.rows, found.height)

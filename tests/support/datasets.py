@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cutline.tasks.ingest.files import Photo, Problem, scan
+from cutline.tasks.ingest.finder import Finder
 from cutline.tasks.ingest.layouts.base import Entry
 from cutline.tasks.ingest.layouts.registry import detect, read_layout
 from cutline.tasks.storage.packs import files_of
@@ -63,8 +64,13 @@ class Read:
 def read(root: Path, layout: str = "auto", only: Sequence[str] = ()) -> Read:
     files = scan(root, only)
     detected = detect(files, layout)
+    finder = Finder(files)
+    items = list(read_layout(files, detected, root.parent / "packs", MAX_BYTES, finder))
+    if finder.claims.revised:
+        again = Finder(files, finder.claims)
+        items = list(read_layout(files, detected, root.parent / "packs", MAX_BYTES, again))
     found = Read(detected.layout)
-    for item in read_layout(files, detected, root.parent / "packs", MAX_BYTES):
+    for item in items:
         if isinstance(item, Photo):
             found.photos[item.path] = item
         elif isinstance(item, Problem):

@@ -6,12 +6,22 @@ import csv
 import json
 import posixpath
 import re
-from collections.abc import Generator, Iterator
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Generator, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from cutline.tasks.ingest.files import PHOTO_ENDINGS, Files, Problem, cause, decode, ending_of, reason_of
+from cutline.tasks.ingest.columns import caption_columns, is_own, is_text, may_hold_captions, name_column
+from cutline.tasks.ingest.files import (
+    PHOTO_ENDINGS,
+    SIDECAR_ENDINGS,
+    Files,
+    Problem,
+    cause,
+    decode,
+    ending_of,
+    reason_of,
+)
 from cutline.tasks.ingest.layouts.base import (
-    CAPTION_NAME,
     FILE_NAMES,
     LINE_END,
     MAX_TEXT_BYTES,
@@ -32,6 +42,8 @@ from cutline.tasks.ingest.layouts.base import (
     split_in,
     told_split,
 )
+from cutline.tasks.ingest.sidecars import Sidecars
+from cutline.tasks.runtime.spreadsheets import restore
 from cutline.tasks.runtime.unicode import is_valid, printable
 
 
@@ -98,12 +110,51 @@ def _read_split_lists(source: Source) -> Generator[Item, None, dict[str, str]]:
                 yield line
                 continue
             photo_name = line[1].strip()
-            yield from entries_of(source, photo_name, (), split)
+            yield from entries_of(source, photo_name, (), split, claims=False)
             splits[photo_name] = held_out(splits.get(photo_name), split)
     return splits
 
 
 # ---- kaggle ----
+
+
+SEPARATORS = ",|\t;"
+
+
+def table_separator(head: bytes) -> str | None:
+    """What separates the columns of a table whose first line names a photograph's and a caption's.
+
+    None where it names none, and for captions that Cutline wrote.
+    """
+    for separator, columns in _headers(head):
+        if name_column(columns) is not None and caption_columns(columns):
+            return separator
+    return None
+
+
+def _headers(head: bytes) -> Iterator[tuple[str, list[str]]]:
+    """The names of columns in the first line of a file, by each separator that there may be."""
+    first = LINE_END.split(decode(head), 1)[0]
+    for separator in SEPARATORS:
+        yield separator, [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+
+
+def is_own_file(files: Files, path: str) -> bool:
+    """Whether a text file or Parquet's names hold captions that Cutline wrote, in any form of `--out`."""
+    head = files.head(path, 2**16)
+    match ending_of(path):
+        case ".csv" | ".tsv" | ".txt":
+            return any(is_own(columns) for _, columns in _headers(head))
+        case ".jsonl" | ".ndjson":
+            try:
+                row = json.loads(LINE_END.split(decode(head), 1)[0])
+            except (ValueError, RecursionError):
+                return False
+            return isinstance(row, dict) and is_own(row)
+        case ".json":  # COCO results, a list, are what a model said, whoever wrote them
+            return re.match(rb'\s*\[\s*\{[^{}]*"image_id"\s*:[^{}]*"caption"\s*:', head) is not None
+        case _:
+            return False
 
 
 class KaggleForm(NamedTuple):
@@ -117,7 +168,7 @@ class KaggleForm(NamedTuple):
 def kaggle_form(head: bytes) -> KaggleForm | None:
     """The form that a file's first line tells, None where it is not of this layout."""
     first = LINE_END.split(decode(head), 1)[0].strip()
-    for separator in ",|":
+    for separator in SEPARATORS:
         columns = [column.strip(' "').lower() for column in first.split(separator)]
         if columns[0] in ("image", "image_name", "filename", "file_name") and len(columns) in (2, 3):
             if re.fullmatch("(caption|comment|text)s?", columns[-1]):
@@ -128,12 +179,18 @@ def kaggle_form(head: bytes) -> KaggleForm | None:
 
 
 def read_kaggle(source: Source) -> Iterator[Item]:
-    """`name,caption` a line; the caption in CSV's quotes or, with commas and all, without."""
+    """`name,caption` a line; the caption in CSV's quotes or, with commas and all, without.
+
+    Of other columns, or in another order, a table in CSV.
+    """
     splits = yield from _read_split_lists(source)
     for path in source.markers:
         form = kaggle_form(source.files.head(path, 4096))
-        if form is not None:  # else it was another file a moment ago
+        if form is not None:
             yield from _entries(source, kaggle_captions(source.files, path, form), splits)
+            continue
+        for row in table_rows(source.files, path):
+            yield from [row] if isinstance(row, Problem) else _read_row(source, path, "", *row, splits)
 
 
 def kaggle_captions(files: Files, path: str, form: KaggleForm) -> Iterator[Told | Problem]:
@@ -239,11 +296,12 @@ def read_coco(source: Source) -> Iterator[Item]:
             yield problem
         stem = posixpath.splitext(posixpath.basename(path))[0]
         split = split_in(stem)
-        photos: dict[int | str, str | None] = {}
-        names: dict[int | str, str] = {}
+        photos: dict[str, str | None] = {}
+        names: dict[str, str] = {}
         for index, image in enumerate(data.pop("images", ())):
-            key, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
-            if not _is_key(key) or not isinstance(name, str) or not name or key in photos:
+            id_, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
+            key = image_key(id_)
+            if key is None or not isinstance(name, str) or not name or key in photos:
                 detail = f"expected a `file_name` and an `id` of its own, found {printable(repr(image), 80)}"
                 yield malformed(f"{path}: images[{index}]", detail, "photo")
                 continue
@@ -252,7 +310,7 @@ def read_coco(source: Source) -> Iterator[Item]:
                 yield event
             names[key] = name
             if photos[key] is not None:
-                yield Entry(photos[key], (), split, _identifier(image, "id"))
+                yield Entry(photos[key], (), split, key if is_valid(key) else None)
         annotations = data.get("annotations")
         if not problem and not isinstance(annotations, list):
             yield malformed(path, "expected a list `annotations`", "file")
@@ -260,25 +318,36 @@ def read_coco(source: Source) -> Iterator[Item]:
         yield from _read_annotations(path, annotations or [], photos, names, split)
 
 
-def _is_key(value: Any) -> TypeGuard[int | str]:
-    return isinstance(value, int | str) and not isinstance(value, bool)  # True would be image 1
+def image_key(value: Any) -> str | None:
+    """The id of an image as a text; None where it is none. 1, 1.0, "1" and "1.0" are the same image.
+
+    >>> image_key(1), image_key("1"), image_key(1.0), image_key("001"), image_key(True)
+    ('1', '1', '1', '001', None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):  # True would be image 1
+        return None
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else None
+    text = str(value).strip()
+    return re.sub(r"^(-?[0-9]+)\.0+$", r"\1", text) or None
 
 
 def _read_annotations(
     path: str,
     annotations: list[Any],
-    photos: dict[int | str, str | None],
-    names: dict[int | str, str],
+    photos: dict[str, str | None],
+    names: dict[str, str],
     split: str | None,
 ) -> Iterator[Item]:
     for index, annotation in enumerate(annotations):
         place = f"{path}: annotations[{index}]"
-        key, text = (
+        id_, text = (
             (annotation.get("image_id"), annotation.get("caption"))
             if isinstance(annotation, dict)
             else (None, None)
         )
-        if not _is_key(key) or not isinstance(text, str):
+        key = image_key(id_)
+        if key is None or not isinstance(text, str):
             yield malformed(
                 place, f"expected `image_id` and `caption`, found {printable(repr(annotation), 80)}"
             )
@@ -295,33 +364,48 @@ def _read_annotations(
 def read_imagefolder(source: Source) -> Iterator[Item]:
     """A row a photograph: its name, relative to the metadata's folder, and its captions."""
     for path in source.markers:
-        rows = jsonl_rows(source.files, path) if path.lower().endswith("l") else csv_rows(source.files, path)
-        for row in rows:
-            if isinstance(row, Problem):
-                yield row
-            else:
-                yield from _read_row(source, path, *row)
+        base = posixpath.dirname(path)
+        for row in table_rows(source.files, path):
+            yield from [row] if isinstance(row, Problem) else _read_row(source, path, base, *row)
 
 
-def _read_row(source: Source, path: str, place: str, row: dict[str, Any]) -> Iterator[Item]:
-    """The items of one row whose columns name a photograph and hold captions."""
-    name = next((row[column] for column in FILE_NAMES if isinstance(row.get(column), str)), "")
+def table_rows(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
+    """Place and columns of each row of a table, in JSON lines or in CSV with any of the separators."""
+    if ending_of(path) in (".jsonl", ".ndjson"):
+        return jsonl_rows(files, path)
+    default = "\t" if ending_of(path) == ".tsv" else ","
+    return csv_rows(files, path, table_separator(files.head(path, 4096)) or default)
+
+
+def _read_row(
+    source: Source,
+    path: str,
+    base: str,
+    place: str,
+    row: dict[str, Any],
+    splits: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Item]:
+    """The items of one row whose columns name a photograph and hold captions; `splits` by name."""
+    texts = [column for column, value in row.items() if isinstance(value, str) and value]
+    name = row[column] if (column := name_column(texts)) else ""
     if not name:
         yield malformed(
             place, f"expected a photograph's name in {', '.join(f'`{n}`' for n in FILE_NAMES[:3])}", "photo"
         )
         return
     captions: list[tuple[str, str]] = []
+    columns = caption_columns(column for column, value in row.items() if value is not None)
+    for column in columns:
+        more, problems = captions_at(place, row[column])
+        captions += more
+        yield from problems
     for column, value in row.items():
-        if CAPTION_NAME.fullmatch(column):
-            more, problems = captions_at(place, value)
-            captions += more
-            yield from problems
-    base = posixpath.dirname(path)
+        if column not in columns and may_hold_captions(column) and is_text(value):
+            source.note_unread(column, path)
     photo, event = source.finder.find(name, base)
     if event is not None:
         yield event
-    told, problem = told_split(row.get("split"), place)
+    told, problem = told_split(row.get("split") or splits.get(name), place)
     if problem:
         yield problem
         return
@@ -344,27 +428,32 @@ def jsonl_rows(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] |
         yield (place, row) if isinstance(row, dict) else malformed(place, "expected an object")
 
 
-def csv_rows(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
+def csv_rows(files: Files, path: str, separator: str = ",") -> Iterator[tuple[str, dict[str, Any]] | Problem]:
     """Place and columns of each row below the heading."""
     header: list[str] | None = None
-    records = read_records(files, path, lambda text: ends_in_quotes(text, ","), begins_with_photo(","))
+    is_neutralised = False  # as Cutline writes its own captions
+    records = read_records(
+        files, path, lambda text: ends_in_quotes(text, separator), begins_with_photo(separator)
+    )
     for record in records:
         if isinstance(record, Problem):
             yield record
             continue
         place = f"{path}:{record[0]}"
         try:
-            fields = next(csv.reader(_csv_lines(record[1])), [])
+            fields = next(csv.reader(_csv_lines(record[1]), delimiter=separator), [])
         except csv.Error as error:
             yield malformed(place, cause(error))
             continue
         if header is None:
             header = _distinct([name.strip() for name in fields])
+            is_neutralised = is_own(header)
         elif len(fields) != len(header):
             expected = f"expected {len(header)} fields, found {len(fields)}"
-            yield malformed(place, f"{expected}; a field that holds a comma stands in quotes")
+            yield malformed(place, f"{expected}; a field that holds a `{separator}` stands in quotes")
         else:
-            yield place, {name: _json_list(value) for name, value in zip(header, fields, strict=True)}
+            texts = map(restore, fields) if is_neutralised else fields
+            yield place, {name: _json_list(value) for name, value in zip(header, texts, strict=True)}
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -399,29 +488,38 @@ def read_folder(source: Source) -> Iterator[Item]:
 
     A text without its photograph counts as captions only where its folder also has pairs.
     """
-    files, stems = source.files, source.finder.by_stem
-    texts = [path for path in files.paths if ending_of(path) == ".txt"]
-    paired = {posixpath.dirname(path) for path in texts if path[:-4] in stems}
-    refused = {
-        problem.name[: problem.name.rfind(".")] for problem in files.problems if problem.kind == "photo"
-    }
+    files = source.files
+    photos = [path for path in files.paths if files.is_photo(path)]
+    pairs = Sidecars(photos)
+    texts = [path for path in files.paths if ending_of(path) in SIDECAR_ENDINGS and not files.is_photo(path)]
+    paired = {posixpath.dirname(path) for path in texts if pairs.photos_of(path)}
+    refused = Sidecars([problem.name for problem in files.problems if problem.kind == "photo"])
+    captioned: set[str] = set()
     for path in texts:
-        photo = stems.get(path[:-4])
-        folder, name = posixpath.split(path)
-        if (
-            photo is None
-            and path[:-4] not in refused
-            and (folder not in paired or _DOCUMENTS.fullmatch(name))
-        ):
+        found, is_refused = pairs.photos_of(path), bool(refused.photos_of(path))
+        folder, file = posixpath.split(path)
+        if not found and not is_refused and (folder not in paired or _DOCUMENTS.fullmatch(file)):
             continue
         try:
             captions = caption_lines(path, files.read_text(path, MAX_TEXT_BYTES))
         except OSError as error:
             yield Problem("file", path, reason_of(error), cause(error))
             continue
-        if photo is None and path[:-4] not in refused:
-            yield Problem("photo", path[:-4], "missing_photo", f"'{path}' has no photograph beside it")
-        yield Entry(photo, captions, split_in(folder), name=path[:-4])
-    for path in files.paths:
-        if files.is_photo(path):
-            yield Entry(path, (), split_in(posixpath.dirname(path)))
+        name = posixpath.splitext(path)[0]
+        if not found and not is_refused:
+            yield Problem("photo", name, "missing_photo", f"'{path}' has no photograph beside it")
+        captioned.update(found[:1])
+        yield Entry(found[0] if found else None, captions, split_in(folder), name=name)
+    yield from _without_their_text(pairs, texts, captioned)
+    for path in photos:
+        yield Entry(path, (), split_in(posixpath.dirname(path)))
+
+
+def _without_their_text(pairs: Sidecars, texts: list[str], captioned: set[str]) -> Iterator[Problem]:
+    """A notice for each photograph whose text was taken as that of another one with the same stem."""
+    for path in texts:
+        first, *others = pairs.photos_of(path) or [""]
+        for other in others:
+            if other not in captioned:
+                detail = f"'{path}' was read as the caption of '{first}'; give this one '{other}.txt'"
+                yield Problem("photo", printable(other), "ambiguous_name", printable(detail))

@@ -7,11 +7,11 @@ import posixpath
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cutline.tasks.ingest.files import PHOTO_ENDINGS, Files, Photo, Problem, cause, reason_of
+from cutline.tasks.ingest.files import PHOTO_ENDINGS, Files, Photo, Problem, cause, encoding_of, reason_of
 from cutline.tasks.ingest.finder import Finder
 from cutline.tasks.runtime.unicode import printable
 
@@ -27,6 +27,7 @@ FILE_NAMES = (
     *("image", "photo", "image_name", "key"),
 )
 
+MOST_UNREAD = 100  # columns of texts that are told of one by one
 MAX_LINE_CHARACTERS = 2**20
 LINE_END = re.compile(r"\r\n?|\n")
 MAX_TEXT_BYTES = 16 * 2**20  # of a text beside a photograph
@@ -60,13 +61,26 @@ class Source:
     packs: Path
     max_file_bytes: int
     finder: Finder
+    unread: dict[str, set[str]] = field(default_factory=dict)  # column → the files in which it was not read
+
+    def note_unread(self, column: str, path: str) -> None:
+        """Note that a file has texts in a column from which nothing is read.
+
+        Of more than MOST_UNREAD columns the others are noted as one, "…".
+        """
+        column = column if column in self.unread or len(self.unread) < MOST_UNREAD else "…"
+        self.unread.setdefault(column, set()).add(path)
 
 
 def entries_of(
-    source: Source, name: str, captions: Sequence[tuple[str, str]], split: str | None = None, **where: str
+    source: Source,
+    name: str,
+    captions: Sequence[tuple[str, str]],
+    split: str | None = None,
+    claims: bool = True,
 ) -> Iterator[Item]:
     """The entry of the photograph `name`, after what there is to say of the name."""
-    photo, event = source.finder.find(name, **where)
+    photo, event = source.finder.find(name, claims=claims)
     if event is not None:
         yield event
     yield Entry(photo, captions, split, name=name)
@@ -120,7 +134,11 @@ def read_lines(files: Files, path: str) -> Iterator[tuple[int, str] | Problem]:
     """
     number = 0
     try:
-        with io.TextIOWrapper(files.open(path), "utf-8", "surrogateescape") as file:
+        opened = files.open(path)
+        encoding = encoding_of(opened.read(2))
+        opened.seek(0)
+        errors = "surrogateescape" if encoding == "utf-8" else "replace"
+        with io.TextIOWrapper(opened, encoding, errors) as file:
             while line := file.readline(MAX_LINE_CHARACTERS + 1):
                 number += 1
                 text = line.removesuffix("\n")
@@ -203,11 +221,14 @@ def begins_with_photo(separator: str) -> Callable[[str], bool]:
 def captions_at(place: str, value: Any) -> tuple[list[tuple[str, str]], list[Problem]]:
     """Captions, with their places, in what a data set holds under a caption's name.
 
-    A text, a list of texts, or a list of objects with `raw`, `caption` or `text`; None is none.
+    A text, a list of texts, or a list of objects with `raw`, `caption` or `text`; None is none. Of a
+    conversation (objects with `from` and `value`, or `role` and `content`) it is the first answer.
     """
     captions: list[tuple[str, str]] = []
     problems: list[Problem] = []
     values = value if isinstance(value, list) else [value]
+    if any(_speaker(one) for one in values):
+        values = next(([text] for one in values if _speaker(one) in _MODELS and (text := _said(one))), [])
     for index, one in enumerate(values):
         at = f"{place} [{index}]" if len(values) > 1 else place
         if isinstance(one, dict):
@@ -218,6 +239,24 @@ def captions_at(place: str, value: Any) -> tuple[list[tuple[str, str]], list[Pro
         elif one is not None:
             problems.append(malformed(at, f"expected a caption, found {printable(repr(one), 80)}"))
     return captions, problems
+
+
+_MODELS = ("gpt", "chatgpt", "assistant", "model", "bot")
+
+
+def _speaker(turn: Any) -> str | None:
+    """Who speaks in a turn of a conversation; None where it is none."""
+    if not isinstance(turn, dict):
+        return None
+    speaker = turn.get("from") if "value" in turn else turn.get("role") if "content" in turn else None
+    return speaker.lower() if isinstance(speaker, str) else None
+
+
+def _said(turn: dict[str, Any]) -> str | None:
+    content = turn["value"] if "value" in turn else turn["content"]
+    if isinstance(content, list):  # of parts, some of which are texts
+        content = " ".join(part["text"] for part in content if isinstance(part, dict) and part.get("text"))
+    return content if isinstance(content, str) and content.strip() else None
 
 
 def caption_lines(place: str, text: str) -> list[tuple[str, str]]:

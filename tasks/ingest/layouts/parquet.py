@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cutline.tasks.ingest.columns import caption_columns, is_own, may_hold_captions, name_column
 from cutline.tasks.ingest.files import Files, Photo, Problem, cause, decode, ending_of
 from cutline.tasks.ingest.layouts.base import (
     CAPTION_NAME,
-    FILE_NAMES,
     Entry,
     Item,
     Source,
@@ -35,6 +35,7 @@ class _Columns:
     name: str | None
     captions: tuple[str, ...]
     split: str | None
+    unread: tuple[str, ...]  # of texts, from which nothing is read
 
     @property
     def slim(self) -> list[str]:
@@ -42,7 +43,10 @@ class _Columns:
         return [name for name in (self.name, *self.captions, self.split) if name]
 
 
-IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "photo")
+IMAGE_NAMES = (
+    *("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "photo"),
+    *("images", "photos", "picture", "pixels"),
+)
 
 
 def _is_bytes(type_: pa.DataType) -> bool:
@@ -62,10 +66,9 @@ def _columns_of(schema: pa.Schema) -> _Columns:
     import pyarrow.types as pt
 
     image = bytes_ = path = None
-    for name in IMAGE_NAMES:
-        type_ = schema.field(name).type if schema.names.count(name) == 1 else None
-        if type_ is None:
-            continue
+    once = {name.lower(): name for name in schema.names if schema.names.count(name) == 1}
+    for name in (once[name] for name in IMAGE_NAMES if name in once):
+        type_ = schema.field(name).type
         fields = (
             {type_.field(i).name: type_.field(i).type for i in range(type_.num_fields)}
             if pt.is_struct(type_)
@@ -78,19 +81,49 @@ def _columns_of(schema: pa.Schema) -> _Columns:
             path = f"{name}.path" if "path" in fields and _is_text(fields["path"]) else None
         if image:
             break
-    texts = {
-        field_.name for field_ in schema if schema.names.count(field_.name) == 1 and _is_text(field_.type)
-    }
-    names = [name for name in FILE_NAMES if name in texts]
-    captions = [
-        field_.name
-        for field_ in schema
-        if CAPTION_NAME.fullmatch(field_.name)
-        and (field_.name in texts or pt.is_nested(field_.type) or _is_bytes(field_.type))
-        and schema.names.count(field_.name) == 1
+    types = {name: schema.field(name).type for name in once.values()}
+    texts = [name for name, type_ in types.items() if _is_text(type_)]
+    captions = caption_columns(name for name, type_ in types.items() if name != image and _may_hold(type_))
+    if is_own(schema.names):
+        captions = []
+    split = once.get("split") if once.get("split") in texts else None
+    unread = [
+        name
+        for name, type_ in types.items()
+        if name not in (image, split, *captions) and may_hold_captions(name) and _holds_texts(type_)
     ]
-    split = "split" if "split" in texts else None
-    return _Columns(image, bytes_, path or next(iter(names), None), tuple(captions), split)
+    return _Columns(image, bytes_, path or name_column(texts), tuple(captions), split, tuple(unread))
+
+
+def _may_hold(type_: pa.DataType) -> bool:
+    """Whether a column of that type may hold captions: texts, bytes, numbers, and lists of them."""
+    import pyarrow.types as pt
+
+    is_number = pt.is_integer(type_) or pt.is_floating(type_)
+    return _is_text(type_) or _is_bytes(type_) or pt.is_nested(type_) or is_number
+
+
+def _holds_texts(type_: pa.DataType) -> bool:
+    import pyarrow.types as pt
+
+    if pt.is_list(type_) or pt.is_large_list(type_):
+        return _holds_texts(type_.value_type)
+    if pt.is_struct(type_):
+        return any(_is_text(type_.field(i).type) for i in range(type_.num_fields))
+    return _is_text(type_)
+
+
+def columns_found(files: Files, path: str) -> tuple[list[str], bool] | None:
+    """Name and type of each column, and whether Cutline wrote them; None where the file is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with files.look_into(path) as file:
+            schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError):
+        return None
+    return [f"{field_.name} {field_.type}" for field_ in schema], is_own(schema.names)
 
 
 def has_photos(files: Files, path: str) -> bool | None:
@@ -118,6 +151,8 @@ def read_parquet(source: Source) -> Iterator[Item]:
                 parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
                 columns = _columns_of(parquet.schema_arrow)
                 yield from _repeated_columns(path, parquet.schema_arrow)
+                for name in columns.unread:
+                    source.note_unread(name, path)
                 pack = _pack(source, path, parquet, columns.bytes) if columns.bytes else None
                 yield from _read_groups(source, path, parquet, columns, pack)
         except (pa.ArrowException, OSError) as error:
@@ -182,6 +217,8 @@ def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
         lists = column.cast(pa.list_(pa.large_binary())).to_pylist()
         return [value and [None if one is None else decode(one) for one in value] for value in lists]
     values: list[Any] = column.to_pylist()
+    if pt.is_integer(column.type) or pt.is_floating(column.type):
+        return [None if value is None or value != value else str(value) for value in values]
     return values
 
 

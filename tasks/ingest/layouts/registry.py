@@ -6,14 +6,14 @@
 | karpathy    | `dataset_*.json` that holds `sentences`   | `split`; restval is train, val is dev        |
 | coco        | `captions_*.json`                         | `train`, `val`, `test` in the file's name    |
 | kaggle      | `captions.txt`, `results.csv`, by header  | as flickr8k, where there are lists           |
-| imagefolder | `metadata.jsonl`, `metadata.csv`          | column `split`, else folders                 |
+| imagefolder | `metadata.{jsonl,ndjson,csv,tsv}`         | column `split`, else folders                 |
 | webdataset  | `*.tar`                                   | the shard's name, else folders               |
 | parquet     | `*.parquet` with photographs or names     | column `split`, else the file's name, folders |
 | folder      | photographs, captions in a `.txt` beside  | folders                                      |
 
 The first that fits is taken. A split word in a name (`val2017`, `train-00000-of-00002.parquet`)
 counts as the split; val, valid, validation and eval are dev. Photographs may lie anywhere under the
-root: a name is looked for where it says, then by its last part, at last without regard to case.
+root: a name is looked for where it says, then where its folders agree with a file's (tasks/ingest/names.py).
 
 Nothing is written into a data set, and nothing is unpacked: a photograph in a tar is addressed by
 container, offset and size; the image bytes of a Parquet file are copied once into a pack, since they
@@ -33,6 +33,7 @@ from cutline.schemas.errors import UnknownDataset
 from cutline.tasks.ingest.files import TEXT_ENDINGS, Files, Problem, ending_of
 from cutline.tasks.ingest.finder import Finder
 from cutline.tasks.ingest.layouts.annotations import (
+    is_own_file,
     kaggle_form,
     read_coco,
     read_flickr8k,
@@ -40,10 +41,12 @@ from cutline.tasks.ingest.layouts.annotations import (
     read_imagefolder,
     read_kaggle,
     read_karpathy,
+    table_separator,
 )
 from cutline.tasks.ingest.layouts.base import Item, Source
 from cutline.tasks.ingest.layouts.parquet import has_photos, read_parquet
 from cutline.tasks.ingest.layouts.webdataset import read_webdataset
+from cutline.tasks.ingest.unread import unread_columns, unread_endings, why_unknown, why_unread
 from cutline.tasks.runtime.unicode import printable
 
 
@@ -79,18 +82,20 @@ def _unknown(files: Files, wanted: str) -> str:
     lines += [f"  {layout}: {what}" for layout, what in LOOKED_FOR.items() if wanted in ("auto", layout)]
     endings = Counter(printable(ending_of(path)) or "(no ending)" for path in files.paths)
     found = ", ".join(f"{count:,} × {ending}" for ending, count in endings.most_common(10))
-    return "\n".join([*lines, f"found {len(files.paths):,} files{': ' + found if found else ''}"])
+    lines.append(f"found {len(files.paths):,} files{': ' + found if found else ''}")
+    return "\n".join([*lines, *why_unknown(files)])
 
 
 LOOKED_FOR = {
     "flickr8k": "Flickr8k.token.txt",
     "karpathy": "dataset_*.json with `images` and their `sentences`",
     "coco": "captions_*.json",
-    "kaggle": "captions.txt or results.csv whose first line names the columns, as `image,caption`",
-    "imagefolder": "metadata.jsonl or metadata.csv",
+    "kaggle": "captions.txt, captions.csv, captions.tsv or results.csv whose first line names the columns, "
+    "as `image,caption`",
+    "imagefolder": "metadata.jsonl, metadata.csv, metadata.tsv or captions.jsonl",
     "webdataset": "*.tar",
     "parquet": "*.parquet with a column of photographs or of their names",
-    "folder": "photographs: *.jpg, *.png, *.webp, …",
+    "folder": "photographs: *.jpg, *.png, *.webp, …, their captions in *.txt or *.caption beside them",
 }
 
 
@@ -109,12 +114,12 @@ def find_markers(files: Files) -> dict[str, list[str]]:
             markers["flickr8k"].append(path)
         elif re.fullmatch(r"dataset_.*\.json", name) and b'"sentences"' in files.head(path, 2**20):
             markers["karpathy"].append(path)
-        elif re.fullmatch(r"captions_.*\.json", name):
+        elif re.fullmatch(r"captions_.*\.json", name) and not is_own_file(files, path):
             markers["coco"].append(path)
-        elif name in ("captions.txt", "captions.csv", "results.csv") and kaggle_form(files.head(path, 4096)):
+        elif re.fullmatch(r".*captions?.*\.(txt|csv|tsv)|results\.csv", name) and _is_table(files, path):
             markers["kaggle"].append(path)
-        elif name in ("metadata.jsonl", "metadata.csv"):
-            markers["imagefolder"].append(path)
+        elif re.fullmatch(r"(metadata|.*captions?.*)\.(jsonl|ndjson)|metadata\.[ct]sv", name):
+            markers["imagefolder"] += [] if is_own_file(files, path) else [path]
         elif ending == ".tar":
             markers["webdataset"].append(path)
         elif ending == ".parquet":
@@ -126,8 +131,18 @@ def find_markers(files: Files) -> dict[str, list[str]]:
     return markers
 
 
-def read_layout(files: Files, detected: Detected, packs: Path, max_file_bytes: int) -> Iterator[Item]:
+def _is_table(files: Files, path: str) -> bool:
+    head = files.head(path, 4096)
+    return kaggle_form(head) is not None or table_separator(head) is not None
+
+
+def read_layout(
+    files: Files, detected: Detected, packs: Path, max_file_bytes: int, finder: Finder | None = None
+) -> Iterator[Item]:
     """Read a data set of a known layout, one item after the other.
+
+    Where `finder.claims.revised` afterwards, some names were believed that later ones proved wrong: then
+    it has to be read again with `Finder(files, finder.claims)`.
 
     Photographs under the root are all told of, named by an annotation or not. `packs` is a folder
     for the copies that only Parquet needs; bytes over `max_file_bytes` are not copied.
@@ -139,9 +154,11 @@ def read_layout(files: Files, detected: Detected, packs: Path, max_file_bytes: i
     for path in files.paths:
         if files.is_photo(path):
             yield files.photo(path)
-    source = Source(files, detected.markers, packs, max_file_bytes, Finder(files))
+    source = Source(files, detected.markers, packs, max_file_bytes, finder or Finder(files))
     yield from READERS[detected.layout](source)
+    yield from unread_columns(source)
     yield from _not_read(files, detected)
+    yield from unread_endings(files)
 
 
 def _not_read(files: Files, detected: Detected) -> Iterator[Problem]:
@@ -157,6 +174,7 @@ def _not_read(files: Files, detected: Detected) -> Iterator[Problem]:
         detail += f"the data set is read as {detected.layout}: {LOOKED_FOR[detected.layout]}"
         others = sorted({layouts[path] for path in paths if path in layouts})
         detail += f"; or set ingest.layout={others[0]}" if others else ""
+        detail = (not others and why_unread(files, paths[0])) or detail
         yield Problem("file", printable(name), "not_read", detail)
 
 

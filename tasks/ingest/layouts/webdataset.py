@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from cutline.tasks.ingest.columns import caption_columns
 from cutline.tasks.ingest.files import (
     PHOTO_ENDINGS,
+    SIDECAR_ENDINGS,
     Problem,
     cause,
     decode,
     ending_of,
     is_passed_over,
+    looks_like_text,
     reason_of,
 )
 from cutline.tasks.ingest.layouts.base import (
-    CAPTION_NAME,
     MAX_TEXT_BYTES,
     Entry,
     Item,
@@ -28,8 +30,9 @@ from cutline.tasks.ingest.layouts.base import (
     caption_lines,
     captions_at,
     malformed,
-    split_of_file,
+    split_in,
 )
+from cutline.tasks.ingest.names import fold
 from cutline.tasks.runtime.unicode import is_valid, printable
 
 
@@ -37,6 +40,7 @@ from cutline.tasks.runtime.unicode import is_valid, printable
 class _Sample:
     """The members of a tar that share a key; photographs and texts by the ending after it."""
 
+    key: str
     photos: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     has_reject: bool = False  # a photograph of it, so that it is not missed
@@ -51,9 +55,10 @@ def read_webdataset(source: Source) -> Iterator[Item]:
                 yield from _read_members(source, path, file, samples)
         except OSError as error:
             yield Problem("file", path, reason_of(error), cause(error))
-        split = split_of_file(path)
-        for key, sample in samples.items():
-            yield from _read_sample(f"{path}/{key}", sample, split)
+        own = split_in(posixpath.splitext(posixpath.basename(path))[0])
+        for sample in samples.values():
+            split = own or split_in(posixpath.dirname(sample.key)) or split_in(posixpath.dirname(path))
+            yield from _read_sample(f"{path}/{sample.key}", sample, split)
 
 
 def _read_members(source: Source, path: str, file: BinaryIO, samples: dict[str, _Sample]) -> Iterator[Item]:
@@ -65,15 +70,17 @@ def _read_members(source: Source, path: str, file: BinaryIO, samples: dict[str, 
             yield member
             continue
         ending = ending_of(member.name)
-        if not (ending in PHOTO_ENDINGS or ending in (".txt", ".json")):
-            continue
         if any(is_passed_over(part) for part in member.name.split("/") if part not in ("", ".", "..")):
+            continue
+        if not (ending in PHOTO_ENDINGS or ending in SIDECAR_ENDINGS or ending == ".json"):
+            if ending and member.isreg() and not ending[1:].isdigit():
+                _note_unread(source, path, ending, file, member)
             continue
         kind = "photo" if ending in PHOTO_ENDINGS else "caption"
         name = posixpath.normpath(member.name)
         folder, slash, last = name.rpartition("/")
         key, _, rest = last.partition(".")
-        sample = samples.setdefault(folder + slash + key, _Sample())
+        sample = samples.setdefault(fold(folder + slash + key), _Sample(folder + slash + key))
         wrong = _what_is_wrong(member, name, end, kind, source.max_file_bytes)
         if wrong is None and name in seen:
             wrong = "malformed", "the tar has two members of this name; the first is taken"
@@ -91,6 +98,13 @@ def _read_members(source: Source, path: str, file: BinaryIO, samples: dict[str, 
             yield malformed(f"{path}/{name}", detail)
         else:
             sample.texts[rest.lower()] = decode(os.pread(file.fileno(), member.size, member.offset_data))
+
+
+def _note_unread(source: Source, path: str, ending: str, file: BinaryIO, member: tarfile.TarInfo) -> None:
+    """Note that members of an ending are texts of which nothing is read."""
+    ending, place = f"*{ending}", (min(member.size, 512), member.offset_data)
+    if ending in source.unread or looks_like_text(os.pread(file.fileno(), *place)):
+        source.note_unread(ending, path)
 
 
 def _members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo | Problem]:
@@ -148,6 +162,7 @@ def _read_sample(place: str, sample: _Sample, split: str | None) -> Iterator[Ite
         texts.setdefault("" if len(sample.photos) == 1 else rest.rpartition(".")[0], {})[rest] = text
     for rest, photo in sample.photos.items():
         own = texts.pop(rest.rpartition(".")[0], {}) | (texts.pop("", {}) if rest == main else {})
+        own |= texts.pop(rest, {})  # "key.jpg.txt"
         captions, problems = _captions_of_texts(place, own)
         yield from problems
         yield Entry(photo, captions, split)
@@ -188,6 +203,6 @@ def _captions_in_json(at: str, text: str) -> tuple[list[tuple[str, str]], list[P
     if not isinstance(data, dict):
         return captions_at(at, data)
     known = ("captions", "caption", "sentences", "texts", "text")
-    names = [*known, *(name for name in data if name not in known and CAPTION_NAME.fullmatch(name))]
+    names = [*known, *caption_columns(name for name, value in data.items() if value is not None)]
     found = next((data[name] for name in names if data.get(name) is not None), None)
     return captions_at(at, found)

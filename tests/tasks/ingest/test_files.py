@@ -60,7 +60,7 @@ def test_a_photograph_that_cannot_be_read_is_not_reported_missing_as_well(root: 
 
 def test_names_are_found_in_any_folder_in_any_case_and_composed_or_not(root: Path) -> None:
     put(root, **{"x/A.JPG": photo(), "y/cafe\u0301.jpg": photo(1), "z/d.png": photo(2, "PNG")})
-    put(root, **{"captions.txt": "image,caption\na.jpg,One\ncaf\u00e9.jpg,Two\nsome\\where\\d.png,Three\n"})
+    put(root, **{"captions.txt": "image,caption\na.jpg,One\ncaf\u00e9.jpg,Two\nsome\\z\\d.png,Three\n"})
     assert read(root).captions == {"x/A.JPG": ["One"], "y/cafe\u0301.jpg": ["Two"], "z/d.png": ["Three"]}
 
 
@@ -78,8 +78,16 @@ def test_among_files_of_one_name_the_folder_decides_and_none_is_guessed(root: Pa
     names = ["images/1/image.jpg", "9/image.jpg", "a.jpg"]
     put(root, **{"captions.txt": "image,caption\n" + "".join(f"{name},{name[0]}\n" for name in names)})
     found = read(root)
-    assert found.captions == {"1/image.jpg": ["i"], None: ["9"], "full/a.jpg": ["a"]}
-    assert found.reasons == [("9/image.jpg", "missing_photo")]
+    assert found.captions == {"1/image.jpg": ["i"], None: ["9", "a"]}
+    assert found.reasons == [("9/image.jpg", "missing_photo"), ("a.jpg", "ambiguous_name")]
+    assert (
+        found.problems[1].detail == "2 files have this name ('full/a.jpg', 'thumbs/a.jpg'); tell the folder"
+    )
+
+
+def test_a_file_that_lies_twice_in_a_data_set_is_one_by_its_name(root: Path) -> None:
+    put(root, **{"x/a.jpg": photo(), "x/x/a.jpg": photo(), "captions.txt": "image,caption\na.jpg,One"})
+    assert read(root).captions == {"x/a.jpg": ["One"]}
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/hosts", "images/../../secret.jpg", "C:\\secret.jpg"])
