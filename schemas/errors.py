@@ -17,9 +17,17 @@ CutlineError
 
 from __future__ import annotations
 
+from cutline.schemas.safe_text import written_out
+
 
 class CutlineError(Exception):
-    """Base of every error that Cutline raises on purpose; its text is written for the user."""
+    """Base of every error that Cutline raises on purpose; its text is written for the user.
+
+    It names files of strangers, and ends up in terminals, logs and on Prefect's page: it is safe in all.
+    """
+
+    def __str__(self) -> str:
+        return written_out(super().__str__())
 
 
 class UsageError(CutlineError):

@@ -24,6 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from cutline.schemas.errors import ClusterFailed
 from cutline.schemas.records import Record
+from cutline.schemas.safe_text import for_log, for_terminal
 from cutline.tasks.dask_workers import check_workers, photo_to_see, wait_for
 from cutline.tasks.engine.executor import make_shard
 from cutline.tasks.engine.stage import Advance, Shard, Stage
@@ -159,8 +160,8 @@ class PrefectMaker:
             self._sees_photos = check_workers(client, self.workspace, dataset, seen)
             if not self._sees_photos:
                 print(
-                    f"cutline: not every worker sees the photographs of '{dataset}', so {stage.name} are "
-                    "made on this machine; the workers do the rest",
+                    f"cutline: not every worker sees the photographs of '{for_terminal(dataset)}', so "
+                    f"{stage.name} are made on this machine; the workers do the rest",
                     file=sys.stderr,
                 )
         return self._sees_photos or not stage.reads_photos
@@ -220,7 +221,7 @@ def _title(batch: Sequence[Shard]) -> str:
     part = first.partition if "/" in first.partition and not first.partition.startswith("/") else ""
     more = f" and {len(batch) - 1:,} more" if len(batch) > 1 else ""
     counted = f": {count_of(rows, 'row')}" if rows else ""
-    return f"{first.stage.name} {part.removesuffix('/')}".strip() + more + counted
+    return for_log(f"{first.stage.name} {part.removesuffix('/')}".strip() + more + counted)
 
 
 class _Progress:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from cutline.schemas.errors import CutlineError, UnknownDataset, UsageError
+from cutline.schemas.safe_text import for_terminal, written_out
 
 DONE, FAILED, WRONG_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
 RESUMABLE = ("run", "reprocess", "caption", "rejects")  # when they are called again after Ctrl-C
@@ -38,6 +39,9 @@ class Commands(click.Group):
         except CutlineError as error:
             click.echo(f"cutline: {error}", err=True)
             ctx.exit(FAILED)
+        except click.ClickException as error:
+            error.message = written_out(error.message)  # type: ignore[misc]  # names what was on the line
+            raise
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(DONE)
@@ -45,7 +49,7 @@ class Commands(click.Group):
             told = _disk_error(error, ctx.meta.get(WORKSPACE, "where it works"))
             if told is None:
                 raise
-            click.echo(f"cutline: {told}", err=True)
+            click.echo(for_terminal(f"cutline: {told}"), err=True)
             ctx.exit(FAILED)
         except KeyboardInterrupt:
             if ctx.invoked_subcommand not in RESUMABLE:

@@ -10,6 +10,7 @@ import atexit
 import gc
 import json
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ from cutline.flows.cli.options import (
     workspace_option,
 )
 from cutline.schemas.errors import UsageError
+from cutline.schemas.safe_text import for_terminal, json_for_terminal, written_out
+
+
+def _show_traceback(*error: Any) -> None:
+    """As Python does, with names in it made safe."""
+    click.echo(written_out("".join(traceback.format_exception(*error))), nl=False, err=True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -38,6 +45,7 @@ def main() -> None:
     Exit codes: 0 done, 1 failed, 2 wrong usage,
     3 finished, but a larger share was rejected than ingest.max_reject_rate allows.
     """
+    sys.excepthook = _show_traceback
     gc.set_threshold(5_000)  # objects: a hundred thousand come with libraries, and stay
     atexit.register(gc.freeze)  # what is still there at the end goes with the process, unvisited
 
@@ -392,7 +400,7 @@ def compare(before: str | None, after: str | None, count: int, workspace: Path, 
 
     comparison = compare_runs(before, after, workspace)
     if as_json:
-        click.echo(json.dumps(comparison.as_dict(), ensure_ascii=False))
+        click.echo(json_for_terminal(json.dumps(comparison.as_dict(), ensure_ascii=False)))
     else:
         show_comparison(comparison, count, stderr=False)
 
@@ -513,7 +521,6 @@ def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -
     """List what the last run (on DATASET) rejected, and why; or try it again."""
     from cutline.flows.cli.printing import show_rejects, show_run
     from cutline.flows.commands.run import last_rejects, retry_rejects
-    from cutline.tasks.runtime.formatting import one_line
 
     if retry:
         record = retry_rejects(dataset, workspace)
@@ -524,9 +531,9 @@ def rejects(dataset: Path | None, retry: bool, workspace: Path, as_json: bool) -
         return
     last, frame = last_rejects(dataset, workspace)
     if as_json:
-        click.echo(json.dumps(frame.to_dicts(), ensure_ascii=False))
+        click.echo(json_for_terminal(json.dumps(frame.to_dicts(), ensure_ascii=False)))
     else:
-        click.echo(one_line(f"rejects of {last.run} on {last.dataset}"))
+        click.echo(for_terminal(f"rejects of {last.run} on {last.dataset}"))
         show_rejects(frame)
 
 
@@ -552,7 +559,7 @@ def prune(keep: int | None, yes: bool, workspace: Path) -> None:
     for kind, (count, size) in unused.by_kind().items():
         click.echo(f"{kind:<24} {count:>7,} {'file ' if count == 1 else 'files'} {size / 1e6:>12,.1f} MB")
     for bundle in unused.bundles:
-        click.echo(f"bundle {bundle}")
+        click.echo(for_terminal(f"bundle {bundle}"))
     if not yes:
         click.confirm("Remove these files?", abort=True)
     removed = remove(unused)
@@ -576,7 +583,8 @@ def dashboard(port: int, workspace: Path) -> None:
     from cutline.flows.dashboard.app import serve
 
     with suppress(KeyboardInterrupt):
-        serve(workspace, port, lambda url: click.echo(f"dashboard of {workspace}: {url}  (Ctrl-C ends it)"))
+        of = for_terminal(workspace)
+        serve(workspace, port, lambda url: click.echo(f"dashboard of {of}: {url}  (Ctrl-C ends it)"))
 
 
 def _as_json(record: Any) -> str:
@@ -593,7 +601,7 @@ def _as_json(record: Any) -> str:
         "reject_rate",
         "stages",
     }
-    return record.model_dump_json(include=names)
+    return json_for_terminal(record.model_dump_json(include=names))
 
 
 def _exit(rate: float, limit: float) -> None:

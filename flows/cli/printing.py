@@ -13,9 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from cutline.schemas.records import RunRecord
+from cutline.schemas.safe_text import for_terminal, json_for_terminal
 from cutline.schemas.tables import NOTICES, REASONS
 from cutline.tasks.decoding.perplexity import Perplexity
-from cutline.tasks.runtime.formatting import change_in_form, count_of, in_form, metric_of, one_line, quoted
+from cutline.tasks.runtime.formatting import change_in_form, count_of, in_form, metric_of, quoted
 from cutline.tasks.storage.tables import read_table
 from cutline.tasks.storage.workspace import Workspace
 
@@ -91,9 +92,8 @@ def show_leaks(record: RunRecord) -> None:
         for row in some.head(LEAKS_SHOWN).iter_rows(named=True):
             one, other = (_text(row[name][:80]) for name in ("name", "other_name"))
             similarity = f" ({row['similarity']:.3f})" if kind == "photo" else ""
-            console.print(
-                f"  {row['split']} {one} = {row['other_split']} {other}{similarity}", soft_wrap=True
-            )
+            splits = _text(row["split"]), _text(row["other_split"])
+            console.print(f"  {splits[0]} {one} = {splits[1]} {other}{similarity}", soft_wrap=True)
     if leaks.height:
         console.print(f"  all of them: {_text(record.leaks)}", soft_wrap=True)
 
@@ -109,7 +109,7 @@ def show_comparison(comparison: Comparison, most: int, stderr: bool) -> None:
     """Settings, scores and captions of two runs side by side."""
     out = _console(stderr)
     captions = comparison.captions
-    out.print(f"{comparison.after} beside {comparison.before}")
+    out.print(f"{_text(comparison.after)} beside {_text(comparison.before)}")
     for name, before, after in comparison.settings:
         out.print(f"{_text(name)}: {_text(before)} → {_text(after)}")
     out.print(
@@ -121,7 +121,7 @@ def show_comparison(comparison: Comparison, most: int, stderr: bool) -> None:
         for split, metric, before, after, change in comparison.scores.iter_rows():
             shown = metric_of(metric)
             values = (in_form(before, shown.form), in_form(after, shown.form))
-            table.add_row(split, _text(shown.label), *values, change_in_form(change, shown.form))
+            table.add_row(_text(split), _text(shown.label), *values, change_in_form(change, shown.form))
         out.print(table)
     if most and captions.height:
         table = _table("photo", "before", "after", "CIDEr")
@@ -170,7 +170,7 @@ def _reasons(rejects: pl.DataFrame) -> Table:
 
 def _text(value: object) -> str:
     """Any text as a line, none of it read as markup."""
-    return escape(one_line(value))
+    return escape(for_terminal(value))
 
 
 def _stage_table(*columns: str) -> Table:
@@ -188,14 +188,14 @@ def show_lines(found: dict[str, Any], as_json: bool) -> None:
             f"cutline: the model does not know {quoted(found['unknown_words'])}: read as <unk>", err=True
         )
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
+        click.echo(json_for_terminal(json.dumps(found, ensure_ascii=False)))
         return
     for line in found["lines"]:
-        click.echo(one_line(line["text"]))
+        click.echo(for_terminal(line["text"]))
         for near in line.get("nearest", []):
             words = near["distance"]
             what = "copy" if near["copy"] else f"{words} word{'' if words == 1 else 's'} differ"
-            click.echo(one_line(f"    {what:<16}  {near['caption']}"))
+            click.echo(for_terminal(f"    {what:<16}  {near['caption']}"))
 
 
 def show_perplexity(found: Perplexity, as_json: bool) -> None:
@@ -215,15 +215,15 @@ def show_perplexity(found: Perplexity, as_json: bool) -> None:
 
 def show_found(found: dict[str, Any], as_json: bool) -> None:
     """Names, scores and captions on standard output; on standard error where they were searched."""
-    click.echo(one_line(f"searched run {found['run']} on {found['dataset']}"), err=True)
+    click.echo(for_terminal(f"searched run {found['run']} on {found['dataset']}"), err=True)
     if found["unknown_words"]:
         click.echo(f"cutline: no training caption has {quoted(found['unknown_words'])}: left out", err=True)
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
+        click.echo(json_for_terminal(json.dumps(found, ensure_ascii=False)))
         return
     for photo in found["photos"]:
-        click.echo(one_line(f"{photo['score']:6.3f}  {photo['path']}  {photo['caption'] or ''}".rstrip()))
+        click.echo(for_terminal(f"{photo['score']:6.3f}  {photo['path']}  {photo['caption'] or ''}".rstrip()))
     if found["captions"]:
         click.echo("\ncaptions that fit")
     for caption in found["captions"]:
-        click.echo(one_line(f"{caption['score']:6.3f}  {caption['caption']}"))
+        click.echo(for_terminal(f"{caption['score']:6.3f}  {caption['caption']}"))

@@ -14,6 +14,7 @@ import polars as pl
 from cutline.flows.pipeline.run_record import last_run, name_of_model, newest_bundle
 from cutline.flows.pipeline.settings import Tree, settings_with
 from cutline.schemas.errors import UsageError
+from cutline.schemas.safe_text import for_terminal
 from cutline.tasks.bundles.bundle import Bundle, load_bundle
 from cutline.tasks.decoding.captioner import ModelFiles
 from cutline.tasks.decoding.nearest_captions import RealCaptions
@@ -96,7 +97,7 @@ def perplexity(file: Path, model: Path | None, workspace: Path) -> Perplexity:
 
 def say_model(bundle: Path) -> None:
     """Say on standard error which model is used: commands without --model do not all take the same."""
-    click.echo(f"model: {name_of_model(bundle)}", err=True)
+    click.echo(for_terminal(f"model: {name_of_model(bundle)}"), err=True)
 
 
 def sampler_of(bundle: Bundle, photo: Path | None, tree: Tree) -> Sampler:

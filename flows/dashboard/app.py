@@ -1,7 +1,7 @@
 """The dashboard's server: which address shows what, and what no request may do.
 
-It answers GET from this machine only, under a name of this machine only (a page elsewhere cannot have
-its own name resolve to it), runs no script, and takes ids and numbers, never a path.
+It answers GET from this machine only, to its own names and pages only (`cutline.flows.orchestration.guard`), runs no script, and
+takes ids and numbers, never a path. It asks for no password: every user of this machine can read it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Any
 import uvicorn
 from jinja2 import Environment
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -26,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cutline.flows.dashboard import images, views
 from cutline.flows.dashboard.views import Views, WrongQuery
+from cutline.flows.orchestration.guard import Guard
 from cutline.schemas.errors import CutlineError, UsageError
 from cutline.tasks.report.html import environment
 from cutline.tasks.report.photo_files import Pictures
@@ -33,7 +33,6 @@ from cutline.tasks.storage.runs import History
 from cutline.tasks.storage.workspace import ReadOnlyWorkspace
 
 LOOPBACK = "127.0.0.1"
-HOSTS = [LOOPBACK, "localhost"]
 HERE = Path(__file__).parent
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; form-action 'self'; "
@@ -80,7 +79,7 @@ def make_app(workspace: Path) -> Starlette:
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Guarded), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
+        middleware=[Middleware(Guard), Middleware(Headed)],
         exception_handlers={HTTPException: pages.refused, 500: pages.failed},
     )
     app.router.redirect_slashes = False  # an address is there or is not
@@ -131,27 +130,21 @@ def still(content: bytes, media_type: str) -> Callable[[Request], Response]:
     return lambda _: Response(content, media_type=media_type, headers=images.DRAWING)
 
 
-class Guarded:
+class Headed:
     """Puts the headers of `HEADERS` on every answer that does not have its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = Headers(scope=scope) if scope["type"] == "http" else {}
-        if asked.get("sec-fetch-site") == "cross-site" and asked.get("sec-fetch-mode") != "navigate":
-            # A page elsewhere may link here, but not have this machine search and decode for it.
-            await Response("asked for by another site", 403)(scope, receive, send)
-            return
-
-        async def guarded(message: Message) -> None:
+        async def headed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
-        await self.app(scope, receive, guarded)
+        await self.app(scope, receive, headed)
 
 
 def serve(workspace: Path, port: int, ready: Callable[[str], None]) -> None:

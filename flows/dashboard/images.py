@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cutline.schemas.errors import BadPhoto, CutlineError, DamagedFile
+from cutline.schemas.safe_text import written_out
 from cutline.tasks.report.curves import draw_curve, draw_joint_embedding_curve
 from cutline.tasks.report.photo_files import Pictures, is_photo_id
-from cutline.tasks.runtime.formatting import visible
 from cutline.tasks.storage.runs import CURVES, History
 
 SIZES_PX = {"small": 320, "large": 1024}
@@ -92,14 +92,14 @@ def crossed() -> Response:
 
 def placeholder(reason: str) -> Response:
     """A drawing that says why there is no picture."""
-    lines = wrap(visible(reason), 30)[:6]
+    lines = wrap(written_out(reason), 30)[:6]
     text = "".join(
         f'<text x="160" y="{128 - 9 * len(lines) + 20 * number}">{escape(line)}</text>'
         for number, line in enumerate(lines)
     )
     drawing = (
         '<svg xmlns="http://www.w3.org/2000/svg" width="320" height="240" viewBox="0 0 320 240" role="img">'
-        f"<title>{escape(visible(reason))}</title>"
+        f"<title>{escape(written_out(reason))}</title>"
         "<style>rect{fill:#eceae4}text{fill:#5c5d63}"
         "@media (prefers-color-scheme:dark){rect{fill:#26282e}text{fill:#b3b1aa}}</style>"
         '<rect width="320" height="240"/>'

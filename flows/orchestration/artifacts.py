@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from cutline.schemas.records import RunRecord
+from cutline.schemas.safe_text import for_log
 from cutline.schemas.tables import NOTICES
 from cutline.tasks.evaluation.compare_runs import Comparison
 from cutline.tasks.report.report import thumbnail
@@ -28,7 +30,7 @@ def leave_artifacts(record: RunRecord, shown: Sequence[str] = ()) -> None:
     """
     columns = ("name", "made", "reused", "rows_in", "rows_out", "rejected", "took_s", "why")
     rows = [{column: getattr(stage, column) for column in columns} for stage in record.stages]
-    create_table_artifact(rows, key="stages", description=f"Stages of run {record.run}")
+    create_table_artifact(_safe(rows), key="stages", description=f"Stages of run {record.run}")
     if record.scores:
         scores = [
             {"metric": metric_of(name).label, "value": in_form(value, metric_of(name).form)}
@@ -44,8 +46,10 @@ def leave_artifacts(record: RunRecord, shown: Sequence[str] = ()) -> None:
     if record.report:
         create_link_artifact(store.file(record.report).as_uri(), link_text="Report of the run", key="report")
         create_markdown_artifact(
-            f"- report: `{record.report}`\n- captions: `{record.captions}`\n"
-            f"- rejects: `{record.rejects}`\n- bundle: `{record.bundle}`",
+            "\n".join(
+                f"- {name}: {_text(getattr(record, name))}"
+                for name in ("report", "captions", "rejects", "bundle")
+            ),
             key="files",
             description="Where the files of the run lie",
         )
@@ -71,7 +75,7 @@ def leave_rejects(record: RunRecord) -> None:
             for_example=pl.col("name").head(3).str.join(", "),
         )
     )
-    create_table_artifact(rejects.to_dicts(), key="rejects", description="Rejects by reason")
+    create_table_artifact(_safe(rejects.to_dicts()), key="rejects", description="Rejects by reason")
 
 
 def leave_plan(record: RunRecord) -> None:
@@ -86,7 +90,7 @@ def leave_plan(record: RunRecord) -> None:
         }
         for stage in record.stages
     ]
-    create_table_artifact(rows, key="plan", description="What is to be made, and why")
+    create_table_artifact(_safe(rows), key="plan", description="What is to be made, and why")
 
 
 def leave_comparison(comparison: Comparison, after: RunRecord) -> None:
@@ -144,12 +148,15 @@ def _distance(distance: float | None) -> str:
     return f"{decimal(distance)}{': a guess' if is_a_guess(distance) else ''}"
 
 
+def _safe(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: for_log(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+
+
 def _picture(sample: Sample) -> str:
     return f"![]({thumbnail(sample.square, THUMBNAIL_PX)})"
 
 
 def _text(value: object) -> str:
     """Any text as a cell of a Markdown table, none of it read as Markdown or HTML."""
-    return re.sub(r"[^\w \-.,/→]", lambda found: f"&#{ord(found[0])};", str(value)[:400]).replace(
-        "_", "&#95;"
-    )
+    shown = for_log(value)
+    return re.sub(r"[^\w \-.,/→]", lambda found: f"&#{ord(found[0])};", shown).replace("_", "&#95;")

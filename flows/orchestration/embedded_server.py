@@ -11,6 +11,8 @@ import socket
 import sys
 import threading
 
+from cutline.flows.orchestration.prefect_server import serve
+
 
 def end_with_input() -> None:
     """End this process with its input, which the run alone holds open: with that, whatever ends it."""
@@ -18,16 +20,7 @@ def end_with_input() -> None:
     os._exit(1)
 
 
-def main() -> None:
-    """Serve until SIGTERM, or until the input ends."""
-    import uvicorn
-    from prefect.server.api.server import create_app
-
-    config = uvicorn.Config(create_app, factory=True, log_level="error", lifespan="on")
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
-
-
 if __name__ == "__main__":
     gc.set_threshold(5_000)  # as in cutline.flows.cli.main
     threading.Thread(target=end_with_input, daemon=True).start()
-    main()
+    serve(sockets=[socket.socket(fileno=int(sys.argv[1]))])

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from httpx import TransportError
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -33,6 +34,7 @@ from cutline.flows.pipeline.run_record import existing, finish, last_run, name_o
 from cutline.flows.pipeline.settings import Tree, settings_with
 from cutline.schemas.errors import CutlineError, ServerLost, UnknownDataset
 from cutline.schemas.records import RunRecord
+from cutline.schemas.safe_text import for_log
 from cutline.schemas.settings import IngestSettings, Settings
 from cutline.tasks.bundles.bundle import Bundle, load_bundle
 from cutline.tasks.engine.planner import Planner
@@ -48,12 +50,19 @@ ONE_SHARD_AT_A_TIME: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
 NOTHING_NEW, DRY_RUN = "Nothing new", "Dry run"
 
 DEFAULTS, INGEST_DEFAULTS = Settings(), IngestSettings()
+
+
+def _named(what: str, folder: str) -> Callable[[], str]:
+    """What names a flow run: what it does, and the name of the folder that one of its parameters holds."""
+    return lambda: for_log(f"{what} {Path(flow_run.parameters[folder]).name}")
+
+
 Change = Annotated[str, Field(pattern=r"^\w+\.\w+=", description="such as images.crop=pad")]
 
 
 @flow(
     name="run",
-    flow_run_name="run {dataset.name}",
+    flow_run_name=_named("run", "dataset"),
     task_runner=ONE_SHARD_AT_A_TIME,
     validate_parameters=True,
     persist_result=False,
@@ -98,7 +107,7 @@ def _said(record: RunRecord) -> str:
 
 @flow(
     name="reprocess",
-    flow_run_name="reprocess {dataset.name}",
+    flow_run_name=_named("reprocess", "dataset"),
     task_runner=ONE_SHARD_AT_A_TIME,
     persist_result=False,
 )
@@ -132,7 +141,7 @@ def reprocess(
 
 @flow(
     name="caption",
-    flow_run_name="caption {dataset.name}",
+    flow_run_name=_named("caption", "dataset"),
     task_runner=ONE_SHARD_AT_A_TIME,
     persist_result=False,
 )
@@ -176,7 +185,7 @@ def _caption(
 
 @flow(
     name="nightly-captions",
-    flow_run_name="captions of {photos.name}",
+    flow_run_name=_named("captions of", "photos"),
     task_runner=ONE_SHARD_AT_A_TIME,
     persist_result=False,
 )
@@ -204,13 +213,13 @@ def caption_new(
     check_ending(file)
     bundle = load_bundle(bundle_at(model) if model else newest_bundle(workspace))
     called = name_of_model(bundle.folder)
-    get_run_logger().info("model: %s", called)
+    get_run_logger().info("model: %s", for_log(called))
     settings = settings_with(bundle, {"ingest": ingest.model_dump(exclude_unset=True)})
     try:
         planner = plan_captions(store, photos, settings, bundle)
     except UnknownDataset as empty:
         found = str(empty).splitlines()[-1]
-        return Completed(name=NOTHING_NEW, message=f"no photographs in {photos}: {found}")
+        return Completed(name=NOTHING_NEW, message=for_log(f"no photographs in {photos}: {found}"))
     captioned = 0
     if planner.complete:
         record = finish(planner, "caption", photos, settings)
@@ -226,7 +235,7 @@ def caption_new(
     known = f"{count_of(captions['photo_id'].n_unique(), 'photograph')} captioned before, none is new"
     see = f"{record.reject_rate:.1%} of the files rejected; see {out or store.reached_at(own)}"
     name, said = (None, new) if captioned else (NOTHING_NEW, known)
-    return Completed(name=name, message=f"{said}, {see}", data=record)
+    return Completed(name=name, message=for_log(f"{said}, {see}"), data=record)
 
 
 def own_captions(photos: Path) -> str:

@@ -45,8 +45,9 @@ def start(flow: str, *args: Any, root: Path, runner: str = LOCAL, **kwargs: Any)
                 load_tensorflow()  # which nearly all that may be missing needs
             wait_for_embedded(url)
         called = getattr(flows, flow).with_options(on_running=[_take_sigterm])
-        on_runner = called if runner == LOCAL else _on_dask(called, address, root)
-        return flows.from_terminal(on_runner, url, *args, **kwargs)
+        with Workspace(root).scratch() as folder:
+            on_runner = called if runner == LOCAL else _on_dask(called, address, folder)
+            return flows.from_terminal(on_runner, url, *args, **kwargs)
 
 
 @contextmanager
@@ -110,8 +111,8 @@ def _check_server(runner: str, address: str | None, url: str | None) -> None:
         )
 
 
-def _on_dask(flow: Any, address: str | None, root: Path) -> Any:
-    """The flow on a Dask cluster, of this machine where there is no address."""
+def _on_dask(flow: Any, address: str | None, folder: Path) -> Any:
+    """The flow on a Dask cluster, of this machine where there is no address, with its files in `folder`."""
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
@@ -129,15 +130,11 @@ def _on_dask(flow: Any, address: str | None, root: Path) -> Any:
     if address:
         task_runner = DaskTaskRunner(address=address)
     else:
+        from cutline.flows.orchestration.local_cluster import local_cluster
+
         workers = max(2, (os.cpu_count() or 1) // CORES_PER_WORKER)
-        folder = root / "tmp" / "dask"
-        folder.mkdir(parents=True, exist_ok=True)
-        cluster = {
-            "n_workers": workers,
-            "threads_per_worker": 1,
-            "dashboard_address": None,
-            "silence_logs": logging.ERROR,
-            "local_directory": str(folder),
-        }
-        task_runner = DaskTaskRunner(cluster_kwargs=cluster)
+        task_runner = DaskTaskRunner(
+            cluster_class=local_cluster,  # type: ignore[arg-type]  # it takes the arguments below
+            cluster_kwargs={"workers": workers, "folder": folder},
+        )
     return flow.with_options(task_runner=task_runner)

@@ -2,16 +2,19 @@
 
 A run uses the server that answers, else Prefect's embedded one. Prefect reads its settings when it
 is imported, so this comes first.
+
+Who can send requests to a server can have it run programs, so each one has a password (`cutline.flows.orchestration.password`)
+and a guard (`cutline.flows.orchestration.guard`).
 """
 
 from __future__ import annotations
 
 import atexit
-import base64
 import gzip
 import ipaddress
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -23,17 +26,30 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
 
+from cutline.flows.orchestration.password import (
+    CHALLENGE,
+    PROOF,
+    basic_auth,
+    new_password,
+    password_in,
+    password_of,
+    proof_of,
+    read_password,
+    remove_password,
+)
 from cutline.schemas.errors import ServerLost, UsageError
+from cutline.schemas.safe_text import for_terminal
 from cutline.schemas.settings import expanded
 from cutline.tasks.storage.workspace import Workspace
 
-DEFAULT_URL = "http://127.0.0.1:4200/api"
 ANSWER_WITHIN_S = 10.0  # on a busy machine it takes a while; where nothing listens, that is told at once
 WAIT_S = 60.0  # for a server that is starting
 DATABASE = "prefect.db"  # where Prefect looks for it in its home
 EMPTY_DATABASE = Path(__file__).with_name("prefect.db.gz")  # written by `make database`
 START_WITHIN_S, END_WITHIN_S = 120.0, 5.0  # the embedded server
 EMBEDDED = Path(__file__).with_name("embedded_server.py")  # its program
+STAYING = Path(__file__).with_name("prefect_server.py")  # the program of `cutline server`
+SERVER_PASSWORD, CLIENT_PASSWORD = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
 # A run needs none of the fifty kinds of blocks that a server writes down when it first starts. That takes
 # over a second, and of two runs that begin on a new workspace at once one would find the other's, and fail.
 OF_EMBEDDED = {
@@ -52,6 +68,7 @@ ALWAYS = {
     "PYTHONSAFEPATH": "1",
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -59,34 +76,45 @@ ALWAYS = {
 
 
 def start_server(workspace: Path, host: str, port: int) -> NoReturn:
-    """Become Prefect's own server, with its state in the workspace; Ctrl-C and SIGTERM end it.
+    """Become Prefect's server, with its state in the workspace; Ctrl-C and SIGTERM end it.
 
-    Raises UsageError where the port is taken, and where the address is not of this machine alone and
-    no password is set: who reaches the server can start runs.
+    Its password is that of PREFECT_SERVER_API_AUTH_STRING, else the one in the workspace. Raises UsageError
+    where the port is taken, and where other machines would reach the server and no password is set.
     """
-    if not is_loopback(host) and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+    chosen = os.environ.get(SERVER_PASSWORD)
+    if not is_loopback(host) and not chosen:
         raise UsageError(
-            f"--host {host}: other machines would reach the server without a password; "
+            f"--host {host}: other machines would reach the server without a password of your choice; "
             "set PREFECT_SERVER_API_AUTH_STRING=NAME:PASSWORD first, or leave --host out"
         )
     _check_free(host, port)
     home = home_with_database(workspace)
+    if chosen:
+        remove_password(home)
     page = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     environment = {
         **ALWAYS,
         "PREFECT_API_URL": f"{page}/api",
         "PREFECT_UI_API_URL": f"{page}/api",
-        # Pages of other origins, open in the same browser, may not talk to the server.
+        # The pages that may talk to the server (see cutline.flows.orchestration.guard); all others may not.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{page},http://localhost:{port}",
         # Which run holds its deployment's only place: in memory a restart would forget that for good.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         **os.environ,
+        SERVER_PASSWORD: chosen or password_of(home),
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
     }
     Workspace(workspace).write_text(home / ADDRESS, f"{page}/api")
-    print(f"Prefect's page: {page} (its state: {home}); Ctrl-C ends the server", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    where = "that of PREFECT_SERVER_API_AUTH_STRING" if chosen else f"in {password_in(home)}"
+    print(
+        for_terminal(f"Prefect's page: {page} (its state: {home}); Ctrl-C ends the server"),
+        for_terminal(f"The page asks for a password: {where}"),
+        sep="\n",
+        file=sys.stderr,
+        flush=True,
+    )
+    command = [sys.executable, "-P", str(STAYING), host, str(port)]
     os.execve(sys.executable, command, environment)  # noqa: S606 the command is ours, without a shell
 
 
@@ -123,13 +151,23 @@ def demand_server(workspace: Path) -> str:
     deadline = time.monotonic() + WAIT_S
     waiting = False
     while (url := _server_that_answers(workspace)) is None:
-        where = " or ".join(_addresses(workspace))
+        found = _address_to_ask(workspace)
         if time.monotonic() > deadline:
+            where = (
+                f"answers at {found} with this workspace's password"
+                if found
+                else f"was started with --workspace {workspace}"
+            )
             raise UsageError(
-                f"expected a Prefect server that answers at {where}, found none; start `cutline server` first"
+                f"expected a Prefect server that {where}, found none; start `cutline server` first, or set "
+                "PREFECT_API_URL and PREFECT_API_AUTH_STRING to those of another server"
             )
         if not waiting:
-            print(f"waiting for a Prefect server at {where}", file=sys.stderr, flush=True)
+            print(
+                for_terminal(f"waiting for a Prefect server at {found or workspace}"),
+                file=sys.stderr,
+                flush=True,
+            )
         waiting = True
         time.sleep(1)
     return url
@@ -138,17 +176,19 @@ def demand_server(workspace: Path) -> str:
 def choose_server(workspace: Path) -> str | None:
     """Set Prefect up for this process; the address of the server that answered, None if embedded.
 
-    It is the one that the environment or Prefect's profile names, else the workspace's own, else the
-    one at Prefect's usual port. The embedded server keeps its state in the workspace.
+    It is the one that the environment or Prefect's profile names, else the workspace's own. The embedded
+    server keeps its state in the workspace, and has a password that nobody else learns.
     """
     if url := _server_that_answers(workspace):
         return url
-    if configured := _configured("PREFECT_API_URL"):
+    if named := configured("PREFECT_API_URL"):
+        where = for_terminal(named)
         print(
-            f"Prefect: expected a server at {configured}, none answered; this run uses the embedded one",
+            f"Prefect: expected a server at {where}, none answered; this run uses the embedded one",
             file=sys.stderr,
         )
     os.environ.pop("PREFECT_API_URL", None)
+    set_own_password()
     home = home_with_database(workspace)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_PROFILES_PATH"] = str(home / "profiles.toml")
@@ -156,6 +196,11 @@ def choose_server(workspace: Path) -> str | None:
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "CRITICAL")
     return None
+
+
+def set_own_password() -> None:
+    """Give the server that this process starts, and the client in this process, a new password."""
+    os.environ[SERVER_PASSWORD] = os.environ[CLIENT_PASSWORD] = new_password()
 
 
 def start_embedded() -> str:
@@ -167,7 +212,7 @@ def start_embedded() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         process = subprocess.Popen(  # noqa: S603 the command is ours
-            [sys.executable, EMBEDDED, str(listener.fileno())],
+            [sys.executable, "-P", EMBEDDED, str(listener.fileno())],
             stdin=subprocess.PIPE,
             pass_fds=[listener.fileno()],
             start_new_session=True,
@@ -181,7 +226,10 @@ def start_embedded() -> str:
 def wait_for_embedded(url: str) -> None:
     """Wait until an embedded server answers. Raises ServerLost where it ended, or takes too long, and as
     `answers` does."""
-    if not answers(url, START_WITHIN_S):  # asked once: until the server is there, the system holds the line
+    password = os.environ.get(CLIENT_PASSWORD)
+    if not answers(
+        url, START_WITHIN_S, password
+    ):  # asked once: until the server is there, the system holds the line
         raise ServerLost(
             "expected Prefect's server to start, which watches a run, found that it did not; run it again, "
             "or call `cutline server`, which says what is wrong"
@@ -197,15 +245,42 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _server_that_answers(workspace: Path) -> str | None:
-    """The address of the first server that answers, which Prefect uses from now on."""
+    """The address of the server that answers, which Prefect uses from now on; None where none does.
+
+    The password of the workspace goes to a server alone that proves to know it: while the workspace's own
+    is away, any user of this machine may listen at its port.
+    """
     for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
     _ask_no_proxy()
-    for url in _addresses(workspace):
-        if answers(url):
-            os.environ["PREFECT_API_URL"] = url
-            return url
-    return None
+    url = _address_to_ask(workspace)
+    if url is None:
+        return None
+    password = configured(CLIENT_PASSWORD)
+    if url == _address_of(workspace) and (written := read_password(_home(workspace))):
+        if not _knows(url, written):
+            return None
+        password = written
+    if not answers(url, password=password):
+        return None
+    if password is None and not configured("PREFECT_API_URL"):
+        return None  # a server of `cutline server` always wants one
+    os.environ["PREFECT_API_URL"] = url
+    if password:
+        os.environ[CLIENT_PASSWORD] = password
+    return url
+
+
+def _knows(url: str, password: str) -> bool:
+    """Whether a server proves that it knows the workspace's password, which it is not told."""
+    challenge = secrets.token_hex(16)
+    request = urllib.request.Request(f"{url}/health", headers={CHALLENGE: challenge})  # noqa: S310 as below
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_WITHIN_S) as answer:  # noqa: S310
+            expected = proof_of(password, challenge, urllib.parse.urlsplit(url).port or 80)
+            return secrets.compare_digest(answer.headers.get(PROOF, ""), expected)
+    except (OSError, ValueError, TypeError, HTTPException):
+        return False
 
 
 def _ask_no_proxy() -> None:
@@ -219,16 +294,19 @@ def _ask_no_proxy() -> None:
             del os.environ[name]  # Prefect's client refuses to start with it, and nothing else would use it
 
 
-def _addresses(workspace: Path) -> list[str]:
-    """Where a server may be; the one that is configured, if one is, goes before all others."""
-    configured = _configured("PREFECT_API_URL")
-    return [configured] if configured else list(dict.fromkeys([*_address_of(workspace), DEFAULT_URL]))
+def _address_to_ask(workspace: Path) -> str | None:
+    """Where a server may be: the configured address, else where the workspace's own was last started."""
+    return configured("PREFECT_API_URL") or _address_of(workspace)
+
+
+def _home(workspace: Path) -> Path:
+    return Workspace(workspace).root / "prefect"
 
 
 def home_of(workspace: Path) -> Path:
     """Where Prefect keeps the state of a workspace's runs."""
     Workspace(workspace).mark()
-    home = Workspace(workspace).root / "prefect"
+    home = _home(workspace)
     home.mkdir(exist_ok=True)
     return home
 
@@ -250,15 +328,15 @@ def home_with_database(workspace: Path) -> Path:
     return home
 
 
-def _address_of(workspace: Path) -> list[str]:
-    """The address that the workspace's server was last started at, if it was."""
+def _address_of(workspace: Path) -> str | None:
+    """The address that the workspace's server was last started at; None if it never was."""
     try:
-        return [(Workspace(workspace).root / "prefect" / ADDRESS).read_text(encoding="utf-8")]
+        return (_home(workspace) / ADDRESS).read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
-        return []
+        return None
 
 
-def _configured(name: str) -> str | None:
+def configured(name: str) -> str | None:
     """A setting of Prefect's from the environment, else from the user's active profile."""
     if value := os.environ.get(name):
         return value
@@ -272,27 +350,28 @@ def _configured(name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def answers(url: str, within_s: float = ANSWER_WITHIN_S) -> bool:
+def answers(url: str, within_s: float = ANSWER_WITHIN_S, password: str | None = None) -> bool:
     """Whether a healthy Prefect server of a version that this client speaks to is there.
 
-    Raises UsageError where it answers and refuses us.
+    Raises UsageError where it answers and refuses the password.
     """
     if not url.startswith(("http://", "https://")):
         return False
     request = urllib.request.Request(f"{url}/admin/version")  # noqa: S310 http or https
-    if password := _configured("PREFECT_API_AUTH_STRING"):
-        request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
+    if password:
+        request.add_header("Authorization", basic_auth(password))
     try:
         with urllib.request.urlopen(request, timeout=within_s) as answer:  # noqa: S310
             return str(json.load(answer)).startswith("3.")
     except urllib.error.HTTPError as error:
         if error.code not in (401, 403):
             return False
-        if _configured("PREFECT_API_KEY"):
+        if configured("PREFECT_API_KEY"):
             return True  # Prefect's cloud, which Prefect itself knows how to ask
         raise UsageError(
             f"the Prefect server at {url} answers {error.code}: it wants another name and password; "
-            "set PREFECT_API_AUTH_STRING=NAME:PASSWORD to what it was started with"
+            "set PREFECT_API_AUTH_STRING=NAME:PASSWORD to what it was started with: the line in the file "
+            "prefect/password of its workspace, or its PREFECT_SERVER_API_AUTH_STRING"
         ) from None
     except (OSError, ValueError, HTTPException):  # the last where it does not speak HTTP
         return False

@@ -10,7 +10,8 @@ import cv2
 import jinja2
 import numpy as np
 
-from cutline.tasks.runtime.formatting import clip, count_of, decimal, is_a_guess, number, visible
+from cutline.schemas.safe_text import for_page
+from cutline.tasks.runtime.formatting import clip, count_of, decimal, is_a_guess, number
 
 ABOUT_SCORES = (
     "A score is the mean log-probability of a token, likelier the nearer to zero; a caption is what people "
@@ -27,7 +28,7 @@ def environment(folder: Path) -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=visible,
+        finalize=for_page,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

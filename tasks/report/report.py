@@ -131,7 +131,7 @@ def write_report(report: ReportInput, path: Path) -> None:
             settings=_settings_rows(report.settings),
         )
     )
-    # A name that is not UTF-8 holds lone surrogates, which `visible` has written out already.
+    # A name that is not UTF-8 holds lone surrogates, which `for_page` has written out already.
     path.write_bytes(page.encode())
 
 

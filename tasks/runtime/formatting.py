@@ -6,30 +6,16 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from cutline.schemas.safe_text import for_terminal
 
 LONGEST_TEXT = 400  # letters; keeps a page small, whatever comes in
 A_GUESS = 1.0  # a photograph that is farther away is unlike all that the model has learned from
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff\ufffe\uffff]")
-
-BREAKS = str.maketrans({"\n": r"\n", "\t": r"\t"})
 
 
 def is_a_guess(distance: float | None) -> bool:
     """Whether a caption is a guess, by the distance of its photograph; not where that cannot be told."""
     return distance is not None and distance > A_GUESS
-
-
-def visible(value: Any) -> Any:
-    """Write out what a text may hide: control characters, overrides of direction, lone surrogates."""
-    if type(value) is not str:
-        return value
-    return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
-
-
-def one_line(value: object) -> str:
-    """Any text as a line of a terminal: what would steer that or break the line is written out."""
-    return visible(str(value)).translate(BREAKS)
 
 
 def clip(text: str, longest: int = LONGEST_TEXT) -> str:
@@ -39,7 +25,7 @@ def clip(text: str, longest: int = LONGEST_TEXT) -> str:
 
 def quoted(words: Sequence[str]) -> str:
     """The first words of a list, each in quotation marks."""
-    return ", ".join(f"'{one_line(word[:40])}'" for word in words[:10])
+    return ", ".join(f"'{for_terminal(word[:40])}'" for word in words[:10])
 
 
 def number(value: int) -> str:

@@ -29,7 +29,9 @@ CONTENT_TABLES = (
 LANGUAGE_MODEL = Stage("language_model", "cutline.tasks.training.stage:make_language_model", tensorflow=True)
 CONTENT_EMBEDDING = Stage("content_embedding", "cutline.tasks.training.stage:make_content_embedding")
 FUSION = Stage("fusion", "cutline.tasks.training.stage:make_fusion", tensorflow=True)
-JOINT_EMBEDDING = Stage("joint_embedding", "cutline.tasks.training.stage:make_joint_embedding", tensorflow=True)
+JOINT_EMBEDDING = Stage(
+    "joint_embedding", "cutline.tasks.training.stage:make_joint_embedding", tensorflow=True
+)
 CONTENT_NEIGHBOURS = Stage(
     "content_neighbours",
     "cutline.tasks.training.stage:make_content_neighbours",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -182,6 +184,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert (workspace / "prefect" / "prefect.db").is_file()  # its state lies in the workspace
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("PREFECT_API_URL", url)
+                password = (workspace / "prefect" / "password").read_text().strip()
+                patch.setenv("PREFECT_API_AUTH_STRING", password)
                 yield url
         finally:
             process.terminate()
@@ -202,9 +206,21 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -
 
 def ask(url: str, path: str, **body: Any) -> Any:
     """What the server answers; where its database is locked for longer than it waits, it is asked again."""
-    request = urllib.request.Request(
-        f"{url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    password = os.environ["PREFECT_API_AUTH_STRING"]
+    signed_in = {"Authorization": f"Basic {base64.b64encode(password.encode()).decode()}"}
+    headers = {**signed_in, **csrf_of(url, signed_in), "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/{path}", json.dumps(body).encode(), headers)
+    return _read(request)
+
+
+def csrf_of(url: str, headers: dict[str, str]) -> dict[str, str]:
+    """The two headers that Prefect's server wants from whoever changes something."""
+    client = str(uuid.uuid4())
+    token = _read(urllib.request.Request(f"{url}/csrf-token?client={client}", headers=headers))["token"]
+    return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token}
+
+
+def _read(request: urllib.request.Request) -> Any:
     for _ in range(10):
         try:
             return json.load(urllib.request.urlopen(request, timeout=60))
@@ -212,4 +228,4 @@ def ask(url: str, path: str, **body: Any) -> Any:
             if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
                 raise
             time.sleep(1)
-    raise AssertionError(f"{url}/{path}: the database stays locked")
+    raise AssertionError(f"{request.full_url}: the database stays locked")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from cutline.tasks.dask_workers import check_workers, scheduler_of
 from cutline.tasks.storage.object_store import Store
 from cutline.tasks.storage.workspace import Workspace, bundle_at
 from tests import REPOSITORY, free_port
-from tests.flows.conftest import EMBEDDED, Ran, cutline, small, tables
+from tests.flows.conftest import EMBEDDED, Ran, cutline, draw, small, tables
 from tests.support.object_store import KEY_ID, S3, SECRET
 
 
@@ -242,3 +244,86 @@ def test_a_cluster_that_is_not_there_is_told_before_anything_is_started() -> Non
     for runner in ("dusk", "dask://", "dask://host", "tcp://host:1", "dask://host:port"):
         with pytest.raises(UsageError, match="expected local, dask or dask://HOST:PORT"):
             scheduler_of(runner)
+
+
+def listening(pids: set[int]) -> dict[str, int]:
+    """Addresses (hexadecimal, as Linux names them) at which processes listen, by their process."""
+    sockets = {}
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):
+                sockets[str(link.readlink())] = pid
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            parts = line.split()
+            if parts[3] == "0A" and f"socket:[{parts[9]}]" in sockets:
+                found[parts[1]] = sockets[f"socket:[{parts[9]}]"]
+    return found
+
+
+def family_of(pid: int) -> set[int]:
+    """A process and all that it started, and they in turn."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    found = {pid}
+    for file in children:
+        with suppress(OSError):
+            for child in file.read_text().split():
+                found |= family_of(int(child))
+    return found
+
+
+def speaks_http(address: str) -> bool:
+    port = int(address.rpartition(":")[2], 16)
+    try:
+        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            connection.settimeout(5)
+            return connection.recv(100).startswith(b"HTTP/")
+    except OSError:
+        return False
+
+
+def answers_dask(address: str) -> bool:
+    """Whether a stranger can talk to it as Dask's own processes do."""
+    port = int(address.rpartition(":")[2], 16)
+    try:
+        with Client(f"tcp://127.0.0.1:{port}", set_as_default=False, timeout=3):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.long
+def test_a_cluster_of_this_machine_opens_no_page_obeys_no_stranger_and_leaves_no_file(
+    ran: Ran, server: str, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(12):
+        draw(photos / f"photo{number}.png", number)
+    workspace = tmp_path / "workspace"
+    command = [sys.executable, "-m", "flows", "caption", photos, "--model", ran.record["bundle"]]
+    command += ["--out", tmp_path / "captions.jsonl", "--workspace", workspace, "--runner", "dask"]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
+    seen: set[str] = set()
+    pages, obeyed = [], []
+    while process.poll() is None:
+        for address in listening(family_of(process.pid)).keys() - seen:
+            seen.add(address)
+            pages += [address] if speaks_http(address) else []
+            if len(seen) <= 2:  # the scheduler's is among the first; a stranger's attempt takes seconds
+                obeyed += [address] if answers_dask(address) else []
+        time.sleep(0.1)
+    assert process.returncode == 0, (tmp_path / "log").read_text()
+    assert len(seen) >= 3  # a scheduler and two workers
+    assert {address.rpartition(":")[0] for address in seen} == {"0100007F"}  # loopback
+    assert pages == []
+    assert obeyed == []
+    assert [path.name for path in temporary.rglob("*") if "dask" in path.name] == []
+    assert list((workspace / "tmp").iterdir()) == []
+    assert len((tmp_path / "captions.jsonl").read_text().splitlines()) == 12

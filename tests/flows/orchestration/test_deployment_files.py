@@ -50,6 +50,9 @@ def test_compose_asks_for_a_password_and_listens_on_loopback_alone() -> None:
     assert "${CUTLINE_PASSWORD:?" in services["server"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"]
     assert (FOLDER.parents[1] / services["server"]["build"]["dockerfile"]).is_file()
     assert os.access(REPOSITORY / services["deploy"]["command"], os.X_OK)
+    client = services["worker"]["environment"]["PREFECT_API_URL"]
+    names = services["server"]["environment"]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    assert client.removesuffix("/api") in names  # the server refuses names that it was not told of
 
 
 def test_the_units_start_commands_that_there_are() -> None:
