@@ -23,6 +23,13 @@ DISK_ERRORS = {  # of a disk, by the system's number: what was expected, what wa
     errno.EROFS: f"'{{where}}': expected a disk that can be written, found a read-only one; {ELSEWHERE}",
     errno.EACCES: f"'{{where}}': expected to be let at it, found no permission; change who may "
     f"(chmod, chown); {ELSEWHERE}",
+    errno.ENOTDIR: f"'{{where}}': expected a folder, found a file; {ELSEWHERE}",
+    errno.EEXIST: f"'{{where}}': expected a folder, found a file; {ELSEWHERE}",
+    errno.ENOENT: f"'{{where}}': expected a place where a file can be made, found none; {ELSEWHERE}",
+    errno.EIO: "'{where}': expected a disk that works, found an input/output error; check the disk, and run "
+    "it again: what was made is kept",
+    errno.EMFILE: "'{where}': expected to open a file, found too many open; raise the limit (ulimit -n), and "
+    "run it again: what was made is kept",
 }
 WORKSPACE = "cutline.workspace"  # the command's, where a message needs it
 
@@ -66,9 +73,11 @@ def _disk_error(error: Exception, workspace: object) -> str | None:
     where = _there(Path(named)) if isinstance(named, str) else workspace
     if isinstance(error, PermissionError) and named:
         return DISK_ERRORS[errno.EACCES].format(where=where)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return DISK_ERRORS[error.errno].format(where=where)
+    for number, told in DISK_ERRORS.items():
         if os.strerror(number) in str(error):  # in whatever a library makes of it
-            return DISK_ERRORS[number].format(where=where)
+            return told.format(where=where)
     return None
 
 

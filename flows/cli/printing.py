@@ -27,8 +27,16 @@ if TYPE_CHECKING:
 WIDTH_OF_FILES = 160  # of a line, where the output is no terminal
 
 
+class _PipedConsole(Console):
+    """Raises BrokenPipeError where a reader has closed the pipe (`| head`); rich would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich while it handles the error."""
+        raise BrokenPipeError
+
+
 def _console(stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, emoji=False)
+    console = _PipedConsole(stderr=stderr, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = WIDTH_OF_FILES
     return console

@@ -12,7 +12,8 @@ import polars as pl
 from cutline.flows import DEFAULT_WORKSPACE
 from cutline.flows.commands.generate import say_model
 from cutline.flows.pipeline.captioning import captions_of, plan_captions
-from cutline.flows.pipeline.run_record import demand_ending, existing, finish
+from cutline.flows.pipeline.graph import demand_apart
+from cutline.flows.pipeline.run_record import demand_ending, demand_writable, existing, finish
 from cutline.flows.pipeline.settings import Tree, settings_with
 from cutline.schemas.errors import UsageError
 from cutline.schemas.records import RunRecord
@@ -46,6 +47,9 @@ def caption(
     demand_ending("--attention", attention, ".parquet")
     dataset, only = common_folder(photos)
     store = Workspace(workspace)
+    demand_apart(dataset, store)
+    demand_writable("--out", out)
+    demand_writable("--attention", attention)
     bundle = load_bundle(bundle_at(model) if model else PRETRAINED)
     if attention:
         bundle.check_attention()

@@ -84,9 +84,10 @@ def remove(unused: Unused) -> Unused:
     A person may have thought it over for an hour: so who is at work and what runs refer to is looked at
     again. Raises UsageError while a run is at work on the workspace.
     """
-    still = find_unused(Path(unused.workspace.where), unused.keep).sizes
-    gone = {path: size for path, size in unused.sizes.items() if path in still}
-    unused.workspace.remove(list(gone))
+    with unused.workspace.not_pruned():
+        still = find_unused(Path(unused.workspace.where), unused.keep).sizes
+        gone = {path: size for path, size in unused.sizes.items() if path in still}
+        unused.workspace.remove(list(gone))
     return Unused(unused.workspace, gone, unused.keep)
 
 

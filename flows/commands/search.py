@@ -84,9 +84,20 @@ class Collection:
         store = Workspace(workspace)
         where = str(existing(dataset)) if dataset else None
         runs = (run for run in store.runs() if where in (None, run.dataset))
-        run = next((run for run in runs if "index" in run.shards), None)
+        run, without = None, None
+        for run in runs:
+            if run.shards.get("index"):
+                break
+            without = without or (run.run if "index" in run.shards else None)
+        else:
+            run = None
+        what = f" of '{dataset}'" if dataset else ""
+        if run is None and without:
+            raise UsageError(
+                f"expected photographs{what} to search in, found none: run {without} had no photograph that "
+                "could be used; `cutline rejects` says why"
+            )
         if run is None:
-            what = f" of '{dataset}'" if dataset else ""
             raise UsageError(
                 f"expected an index{what} in {workspace}, found none; make one with `cutline run DATASET` "
                 "or `cutline caption PHOTOS --out FILE`"

@@ -16,12 +16,13 @@ import json
 import os
 import secrets
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import tomllib
 import urllib.request
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn
@@ -40,6 +41,7 @@ from cutline.flows.orchestration.password import (
 from cutline.schemas.errors import ServerLost, UsageError
 from cutline.schemas.safe_text import for_terminal
 from cutline.schemas.settings import expanded
+from cutline.tasks.storage.disk import make_folder, move_aside
 from cutline.tasks.storage.workspace import Workspace
 
 ANSWER_WITHIN_S = 10.0  # on a busy machine it takes a while; where nothing listens, that is told at once
@@ -307,7 +309,7 @@ def home_of(workspace: Path) -> Path:
     """Where Prefect keeps the state of a workspace's runs."""
     Workspace(workspace).mark()
     home = _home(workspace)
-    home.mkdir(exist_ok=True)
+    make_folder(home, Workspace(workspace).root)
     return home
 
 
@@ -319,6 +321,10 @@ def home_with_database(workspace: Path) -> Path:
     """
     home = home_of(workspace)
     elsewhere = os.environ.get("PREFECT_SERVER_DATABASE_CONNECTION_URL")
+    if not elsewhere and (home / DATABASE).exists() and is_damaged(home / DATABASE):
+        move_aside(home / DATABASE, "the database of Prefect's history")
+        for ending in ("-wal", "-shm"):  # of the same database
+            (home / f"{DATABASE}{ending}").unlink(missing_ok=True)
     if not elsewhere and not (home / DATABASE).exists():
         with Workspace(workspace).scratch() as folder, suppress(OSError):
             whole = folder / DATABASE
@@ -326,6 +332,20 @@ def home_with_database(workspace: Path) -> Path:
             # Not over one that another run has begun with. Where there are no links, Prefect makes its own.
             (home / DATABASE).hardlink_to(whole)
     return home
+
+
+def is_damaged(database: Path) -> bool:
+    """Whether a file is no database of SQLite's, or a damaged one. One that is in use is not damaged."""
+    if not database.is_file() or not database.stat().st_size:
+        return True
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as opened:
+            (found,) = opened.execute("PRAGMA quick_check(1)").fetchone()
+            return str(found) != "ok"
+    except sqlite3.OperationalError:
+        return False
+    except sqlite3.DatabaseError:
+        return True
 
 
 def _address_of(workspace: Path) -> str | None:

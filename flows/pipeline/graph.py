@@ -39,7 +39,7 @@ from cutline.tasks.ingest.stage import INGEST
 from cutline.tasks.report.stage import REPORT
 from cutline.tasks.retrieval.stage import CAPTION_INDEX, INDEX, LEAKS, RETRIEVAL, WRITTEN_INDEX
 from cutline.tasks.storage.tables import read_table
-from cutline.tasks.storage.workspace import digest_of, in_place, path_of
+from cutline.tasks.storage.workspace import Workspace, digest_of, in_place, path_of
 from cutline.tasks.text.stage import TOKENS, VOCABULARY
 from cutline.tasks.text.stopwords import load_stopwords
 from cutline.tasks.training.caption_groups import photo_or_missing
@@ -242,10 +242,11 @@ class Wiring:
 
     def ingest(self) -> StagePlan:
         """Read what is new or changed in the data set; a walk that only looks reads it aside."""
+        demand_apart(self.dataset, self.planner.workspace)
         place = str(self.dataset.resolve()) + (f" ({digest_of(self.only)[:8]})" if self.only else "")
-        known = next(
-            (record for record in self.planner.workspace.records("ingest") if record.partition == place), None
-        )
+        store = self.planner.workspace
+        of_place = (record for record in store.records("ingest") if record.partition == place)
+        known = next((one for one in of_place if store.is_whole(one.output("files.parquet"))), None)
         files = str(path_of(self.planner.workspace, known, "files.parquet")) if known else None
         listing = listing_digest(scan(self.dataset, self.only))
         ingest = self._whole(
@@ -613,6 +614,15 @@ class Wiring:
     def _name(self) -> dict[str, str]:
         """The data set's name, for what tells it to people."""
         return {"dataset": digest_of(self.dataset.name)}
+
+
+def demand_apart(dataset: Path, workspace: Workspace) -> None:
+    """Raise UsageError, before anything is written, where a folder of photographs is to be the workspace."""
+    if not workspace.store and workspace.root.resolve() == dataset.resolve():
+        raise UsageError(
+            f"--workspace '{workspace.where}': expected a folder of its own, found the folder of the "
+            "photographs; give another --workspace"
+        )
 
 
 def _groups(path: Path, table: str) -> list[tuple[Partition, list[str]]]:

@@ -60,6 +60,22 @@ def demand_ending(option: str, file: Path | None, *endings: str) -> None:
         )
 
 
+def demand_writable(option: str, file: Path | None) -> None:
+    """Raise UsageError where a file cannot be written; a folder for it is made where there is none."""
+    if file is None:
+        return
+    beside = file.with_name(f".cutline-{secrets.token_hex(6)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        beside.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"{option} '{file}': expected a folder that can be written, found: {error.strerror or error}; "
+            "name another place, or change who may write there (chmod, chown)"
+        ) from None
+
+
 def last_run(workspace: Workspace, command: str, dataset: Path) -> RunRecord | None:
     """The newest run of the same command on the same data set."""
     for record in workspace.runs():

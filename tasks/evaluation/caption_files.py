@@ -10,8 +10,8 @@ import json
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
-from operator import attrgetter
+from functools import partial
+from itertools import product, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -78,6 +78,7 @@ _FORMS = (
 _COCO_NUMBER = re.compile(r"(?:COCO_\w+_)?([0-9]{1,18})")
 
 Reading = Callable[[str], "str | None"]
+Match = Callable[[set[str], set[str]], dict[str, str]]  # names of predictions -> those of references
 Namer = Callable[[Row], "str | None"]
 
 
@@ -87,8 +88,9 @@ def read_pair(predictions: Path, references: Path) -> Pair:
     The files may be .parquet, .jsonl and .csv (columns photo_id, image_id, or path, file_name, image,
     and caption, captions or text), COCO results and COCO annotations (.json), Karpathy's
     dataset_*.json, Flickr8k.token.txt, Flickr30k's results.csv and Kaggle's captions.txt. Photographs
-    are matched by the kind of name that matches most of them: names as they are, else the last part of
-    a path, that without its ending, or its number (000000000139.jpg is COCO's image 139).
+    are matched by names as they are. Only where no name matches so are they matched by the last part of a
+    path, that without its ending, or its number (000000000139.jpg is COCO's image 139), where the folders
+    agree: dogs/3.jpg is images/dogs/3.jpg, and is not birds/3.jpg.
 
     Raises UsageError if a file is of no such form, if nothing matches, or if one photograph has two
     different predictions.
@@ -115,54 +117,109 @@ def read_pair(predictions: Path, references: Path) -> Pair:
 
 
 def _number(name: str) -> str | None:
-    digits = _COCO_NUMBER.fullmatch(PurePosixPath(name).stem)
+    digits = _COCO_NUMBER.fullmatch(name.partition(".")[0])
     return str(int(digits[1])) if digits else None
 
 
-_READINGS: tuple[Reading, ...] = (
-    lambda name: name,
-    lambda name: PurePosixPath(name.replace("\\", "/")).name,
-    lambda name: PurePosixPath(name.replace("\\", "/")).stem,
-    _number,
-)
+# The last part of a path as it is read: whole, without its ending, and as a number of COCO's.
+_READINGS: tuple[Reading, ...] = (lambda name: name, lambda name: PurePosixPath(name).stem, _number)
 
 
 def _common_names(
     said: list[Row], known: list[Row], predictions: Path, references: Path
 ) -> tuple[Namer, Namer]:
-    """How to name the photographs of both files so that most predictions meet references."""
-    best, matched = None, 0
-    for reading in _READINGS:
-        names_said, names_known = _names(said, reading), _names(known, reading)
+    """How to name the photographs of both files, by the strictest reading of names that matches any.
+
+    A looser reading is tried only where no name matches under the stricter ones: names as they are; then the
+    last parts of paths whose folders agree; then the paths below the folder that all names of a file share.
+    """
+    plain_said, plain_known = _plain_names(said), _plain_names(known)
+    pairs = list(product(plain_said, plain_known))
+    for match in _matches():
         # A kind of name is compared with itself before it is with others.
-        pairs = sorted(product(names_said, names_known), key=lambda pair: pair[0] != pair[1])
-        for kind, other in pairs:
-            count = len(names_said[kind] & names_known[other])
-            if count > matched:
-                best, matched = (_namer(kind, reading), _namer(other, reading)), count
-    if best is None:
-        raise UsageError(
-            "no prediction is of a photograph that has a reference: expected names in common, found "
-            f"{_examples(said)} in {predictions} and {_examples(known)} in {references}"
-        )
-    return best
+        for kinds in ([pair for pair in pairs if pair[0] == pair[1]], pairs):
+            found = {kind: match(plain_said[kind[0]], plain_known[kind[1]]) for kind in kinds}
+            kind = max(found, key=lambda kind: len(found[kind]), default=None)
+            if kind is not None and found[kind]:
+                return _namer(kind[0], found[kind]), _namer(kind[1], {})
+    raise UsageError(
+        "no prediction is of a photograph that has a reference: expected names in common, found "
+        f"{_examples(said)} in {predictions} and {_examples(known)} in {references}"
+    )
 
 
-def _names(rows: list[Row], reading: Reading) -> dict[str, set[str]]:
-    """Names by kind as `reading` gives them; a kind is left out if two photographs would become one."""
-    names: dict[str, set[str]] = {}
-    for kind in _KINDS:
-        plain = {name for name in map(attrgetter(kind), rows) if name is not None}
-        read = [name for name in map(reading, plain) if name is not None]
-        if read and len(set(read)) == len(read):
-            names[kind] = set(read)
-    return names
+def _matches() -> Iterator[Match]:
+    """The ways to match names, the strictest first."""
+    yield lambda said, known: {name: name for name in said & known}
+    for reading in _READINGS:
+        yield partial(_by_last_part, reading)
+        yield partial(_below_shared_folder, reading)
 
 
-def _namer(kind: str, reading: Reading) -> Namer:
+def _by_last_part(reading: Reading, said: set[str], known: set[str]) -> dict[str, str]:
+    """Names that have one last part, where the folders of the one end with all folders of the other.
+
+    Empty where a name would match two.
+    """
+    by_last: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+    for name in known:
+        folders, last = _parts(name)
+        if (read := reading(last)) is not None:
+            by_last.setdefault(read, []).append((folders, name))
+    found: dict[str, str] = {}
+    for name in said:
+        folders, last = _parts(name)
+        candidates = by_last.get(reading(last) or "", [])
+        agreeing = [other for its, other in candidates if _agree(folders, its)]
+        if len(agreeing) > 1:
+            return {}
+        if agreeing:
+            found[name] = agreeing[0]
+    return found if len(set(found.values())) == len(found) else {}
+
+
+def _below_shared_folder(reading: Reading, said: set[str], known: set[str]) -> dict[str, str]:
+    """Names that are equal below the folder that all names of their file share.
+
+    Empty where two names of one file would be equal.
+    """
+    ours, theirs = (_without_shared_folder(reading, names) for names in (said, known))
+    if not (len(set(ours.values())) == len(ours) and len(set(theirs.values())) == len(theirs)):
+        return {}
+    by_path = {path: name for name, path in theirs.items()}
+    return {name: by_path[path] for name, path in ours.items() if path in by_path}
+
+
+def _without_shared_folder(reading: Reading, names: set[str]) -> dict[str, tuple[str, ...]]:
+    parts = {name: _parts(name) for name in names}
+    first, last = min(parts.values()), max(parts.values())  # they differ wherever any two do
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first[0], last[0], strict=False))
+    shared = sum(1 for _ in same)
+    read = {name: (folders[shared:], reading(last)) for name, (folders, last) in parts.items()}
+    return {name: (*folders, last) for name, (folders, last) in read.items() if last is not None}
+
+
+def _parts(name: str) -> tuple[tuple[str, ...], str]:
+    """The folders of a path, and its last part."""
+    *folders, last = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")] or [""]
+    return tuple(folders), last
+
+
+def _agree(folders: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    shorter, longer = sorted((folders, others), key=len)
+    return longer[len(longer) - len(shorter) :] == shorter
+
+
+def _plain_names(rows: list[Row]) -> dict[str, set[str]]:
+    """The names of each kind that a file has."""
+    names = {kind: {getattr(row, kind) for row in rows} - {None} for kind in _KINDS}
+    return {kind: of_kind for kind, of_kind in names.items() if of_kind}
+
+
+def _namer(kind: str, matched: dict[str, str]) -> Namer:
     def name(row: Row) -> str | None:
-        plain = getattr(row, kind)
-        return None if plain is None else reading(plain)
+        plain: str | None = getattr(row, kind)
+        return plain if plain is None else matched.get(plain, plain)
 
     return name
 

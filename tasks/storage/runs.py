@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from cutline.schemas.errors import DamagedFile
 from cutline.schemas.records import Record, RunRecord
+from cutline.tasks.storage.checksums import checked
 from cutline.tasks.storage.tables import empty_table
 from cutline.tasks.storage.workspace import Workspace, path_of
 
@@ -199,11 +200,13 @@ def _scan(files: Sequence[Path], table: str) -> pl.LazyFrame:
 
 def _parse(name: str, data: bytes) -> RunRecord | Damage:
     try:
-        run = RunRecord.model_validate_json(data)
+        run = checked(RunRecord, data)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         return Damage(f"runs/{name}.json", f"{where}: {problem['msg']}" if where else problem["msg"])
+    except ValueError as error:
+        return Damage(f"runs/{name}.json", str(error))
     if run.run != name or not RUN_ID.fullmatch(name):
         return Damage(f"runs/{name}.json", f"the record calls itself '{run.run[:60]}'")
     return run

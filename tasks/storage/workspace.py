@@ -27,13 +27,15 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from pydantic import ValidationError
+from filelock import FileLock, Timeout
 
 from cutline.schemas.errors import DamagedFile, StoreFailed, UsageError
 from cutline.schemas.records import Output, Record, RunRecord
 from cutline.tasks import DEFAULT_WORKSPACE
 from cutline.tasks.runtime.formatting import count_of
 from cutline.tasks.runtime.processes import is_alive, lock_on, started
+from cutline.tasks.storage.checksums import checked, with_checksum
+from cutline.tasks.storage.disk import make_folder, put_in_place
 from cutline.tasks.storage.object_store import AT_ONCE, Listed, Store, address_of, folder_of
 
 WORKSPACE_MARKER = ".cutline-workspace"
@@ -177,9 +179,16 @@ class Workspace:
         same_time = found.st_mtime_ns == output.mtime_ns
         if found.st_size != output.size:
             return "damaged"
-        if (deep or not same_time) and digest_of_file(path) != output.digest:
+        try:
+            if (deep or not same_time) and digest_of_file(path) != output.digest:
+                return "damaged"
+        except OSError:  # a folder, or a file that the disk cannot read any more
             return "damaged"
         return "whole" if same_time else "touched"
+
+    def is_whole(self, output: Output) -> bool:
+        """Whether a file is as its record says; in a folder its bytes are compared."""
+        return self._state(output, deep=self.store is None) in ("whole", "touched")
 
     def read_record(self, stage: str, key: str) -> Record | None:
         """The record as written, outputs unchecked; None where there is none or it is damaged."""
@@ -189,8 +198,8 @@ class Workspace:
         if data is None:
             return None
         try:
-            record = Record.model_validate_json(data)
-        except ValidationError:
+            record = checked(Record, data)
+        except ValueError:  # pydantic's too
             return None
         if self.store:
             self._outputs.update({output.path: output for output in record.outputs})
@@ -229,7 +238,7 @@ class Workspace:
 
     def write_record(self, record: Record) -> None:
         """Write a record; from now on the shard is there."""
-        self.write_text(f"shards/{record.stage}/{record.key}.json", record.model_dump_json())
+        self.write_text(f"shards/{record.stage}/{record.key}.json", with_checksum(record.model_dump_json()))
         self._outputs.update({output.path: output for output in record.outputs} if self.store else {})
 
     # -- small files --------------------------------------------------------------------------
@@ -241,12 +250,10 @@ class Workspace:
             self.store.write(path, text.encode("utf-8"))
             self._listed.pop(path.rpartition("/")[0], None)
             return
-        target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
         with self._half() as half:
             half.write_text(text, encoding="utf-8")
             _flush(half)
-            half.replace(target)
+            put_in_place(half, self.root / path, self.root)
 
     def _read(self, path: str) -> bytes | None:
         """The bytes of a small file; None where there is none."""
@@ -311,7 +318,7 @@ class Workspace:
         """The folder of what goes with the process that writes it."""
         self.mark()
         folder = self.root / "tmp"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder, self.root)
         return folder
 
     def clear_scratch(self) -> None:
@@ -326,10 +333,14 @@ class Workspace:
             else:
                 path.unlink(missing_ok=True)
 
+        for path in (self.root / "tmp").glob("*.lock"):
+            with suppress(OSError, Timeout), FileLock(path, blocking=False, fallback_to_soft=False):
+                path.unlink(missing_ok=True)  # of a shard that no process makes
+
     def partial(self, stage: str, key: str) -> Path:
         """Where a long stage keeps its checkpoints until its record is written."""
         folder = self._partial(stage, key)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, self.root)
         return folder
 
     def forget_partial(self, stage: str, key: str) -> None:
@@ -347,14 +358,13 @@ class Workspace:
         outputs = []
         for file in sorted(path for path in folder.iterdir() if path.is_file()):
             target = self.root / f"{prefix}{file.name}"
-            target.parent.mkdir(parents=True, exist_ok=True)
             digest = digest_of_file(file)
             _flush(file)
             path = target.relative_to(self.root).as_posix()
             if self.store:
                 self.store.upload(file, path)
                 self._listed.pop(path.rpartition("/")[0], None)
-            file.replace(target)
+            put_in_place(file, target, self.root)
             found = target.stat()
             outputs.append(
                 Output(
@@ -467,8 +477,7 @@ class Workspace:
                 if digest_of_file(half) != output.digest:
                     return False
                 os.utime(half, ns=(output.mtime_ns, output.mtime_ns))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            half.replace(target)
+            put_in_place(half, target, self.root)
             return True
 
     def _stored_size(self, path: str) -> int | None:
@@ -520,11 +529,30 @@ class Workspace:
         self.mark()
         self.clear_scratch()
         self._clear_markers()
-        self.write_text(self.marker, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n{started(os.getpid())}")
+        with self.not_pruned():
+            self.write_text(self.marker, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n{started(os.getpid())}")
         try:
             yield
         finally:
             self._remove_marker(self.marker)
+
+    @contextmanager
+    def not_pruned(self) -> Iterator[None]:
+        """Hold the lock that a run takes while it begins, and `cutline prune` while it removes files.
+
+        So no run begins between the last look of prune and the removal. Other machines that share a store,
+        and file systems without locks, do not see it.
+        """
+        self.mark()
+        try:
+            lock = lock_on(self.root / "lock", lambda _process: None)
+        except OSError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextmanager
     def alone_on(self, key: str, waits_for: Callable[[str], None]) -> Iterator[None]:
@@ -610,7 +638,7 @@ class Workspace:
 
     def write_run(self, run: RunRecord) -> None:
         """Write down a run; what it refers to is kept by `cutline prune`."""
-        self.write_text(f"runs/{run.run}.json", run.model_dump_json(indent=1))
+        self.write_text(f"runs/{run.run}.json", with_checksum(run.model_dump_json(), indent=1))
 
     def run_names(self) -> dict[str, object]:
         """The name of each run, newest first, with a stamp that changes when its record does."""
@@ -636,8 +664,8 @@ class Workspace:
         """All runs, newest first; a record is read when its turn comes, and not before."""
         for name in self.run_names():
             try:
-                run = RunRecord.model_validate_json(self.read_run(name) or b"")
-            except ValidationError:
+                run = checked(RunRecord, self.read_run(name) or b"")
+            except ValueError:
                 continue  # a damaged run record loses its history, nothing else
             yield run
 

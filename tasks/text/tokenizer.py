@@ -36,6 +36,11 @@ _TAG = re.compile(rf"</?(?:{'|'.join(_ELEMENTS.split())})(?:\s[^<>]*|/)?>|<!--.*
 
 _CLITIC = re.compile(r" (?=(?:n't|'(?:s|m|d|re|ve|ll))(?: |$))")
 
+# A space between two characters of Chinese or Japanese, which `_SPACING` takes apart. The class is written
+# twice on purpose: a change of `_SPACING` would have all tokens made again.
+_WITHOUT_SPACE = r"[々\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_JOINED = re.compile(rf"(?<={_WITHOUT_SPACE}) (?={_WITHOUT_SPACE})")
+
 # Words of letters alone that NLTK's tokenizer takes apart.
 _TWO_WORDS = frozenset(["cannot", "gimme", "gonna", "gotta", "lemme", "wanna"])
 
@@ -82,12 +87,14 @@ _SYMBOL = re.compile(r"(?!(?<=\w)[\u00b7\u2027\u05f3\u05f4](?=\w))[^\w\s\x00-\x7
 
 
 def as_text(tokens: Iterable[str]) -> str:
-    """Words with spaces between; a clitic joins the word before.
+    """Words with spaces between, but none before a clitic or between Chinese or Japanese characters.
 
     >>> as_text(["they", "'re", "on", "the", "man", "'s", "boat"])
     "they're on the man's boat"
+    >>> as_text(["子", "在", "公", "园", "里", "玩"])
+    '子在公园里玩'
     """
-    return _CLITIC.sub("", " ".join(tokens))
+    return _JOINED.sub("", _CLITIC.sub("", " ".join(tokens)))
 
 
 def tokenize(text: str) -> list[str]:

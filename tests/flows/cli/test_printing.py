@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +15,7 @@ from cutline.schemas.records import RunRecord
 from cutline.schemas.tables import dtypes_of
 from cutline.tasks.evaluation.compare_runs import Comparison
 from cutline.tasks.retrieval.near_duplicates import DTYPES as LEAKS_DTYPES
+from tests import REPOSITORY
 
 # A colour, a window's title, a line that hides what stands before it, and markup that rich would read.
 HOSTILE = "a\x1b[31m\x1b]0;owned\x07\r\n[bold]:dog:\u202e.jpg"
@@ -135,3 +138,23 @@ def test_scores_side_by_side_have_the_labels_of_the_report_and_counts_are_whole(
     page = comparison_page(a_comparison(), {})
     assert "| test | vocabulary used | 51 | 1,049 | +998 |" in page
     assert "| test | CIDEr | 0.250 | 0.500 | +0.250 |" in page
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+    many = "; ".join(
+        [
+            "import cutline.flows.cli.main as cli, cutline.flows.cli.printing as tables",
+            "show = lambda: [tables._console(stderr=False).print('a row' * 999) for _ in range(99)] and None",
+            "cli.main.command('many')(show)",
+            "cli.main(['many'])",
+        ]
+    )
+    done = subprocess.run(
+        ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -1', sys.executable, many],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

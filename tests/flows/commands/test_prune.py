@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,34 @@ def test_nothing_is_removed_once_a_run_has_begun_while_one_thought_it_over(writt
     assert written.workspace.has(STRAY)
     assert remove(unused).size == 1000
     assert not written.workspace.has(STRAY)
+
+
+def test_a_run_that_begins_while_files_are_removed_waits_until_they_are(
+    written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = written.workspace
+    unused = find_unused(workspace.root)
+    begun = threading.Event()
+
+    def begin() -> None:
+        with Workspace(workspace.root).at_work_on():
+            begun.set()
+
+    run = threading.Thread(target=begin)
+    removed_first: list[bool] = []
+    remove_files = Workspace.remove
+
+    def slowly(self: Workspace, paths: list[str]) -> None:
+        run.start()  # after the second look
+        removed_first.append(not begun.wait(0.5))
+        remove_files(self, paths)
+
+    monkeypatch.setattr(Workspace, "remove", slowly)
+    remove(unused)
+    assert removed_first == [True]
+    run.join(60)
+    assert begun.is_set()
+    assert not workspace.has(STRAY)
 
 
 def test_a_shard_that_a_run_has_taken_up_in_the_meantime_stays(written: Written) -> None:

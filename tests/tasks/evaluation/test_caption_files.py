@@ -159,7 +159,8 @@ def test_cocos_zero_padded_file_names_are_its_numbers(tmp_path: Path) -> None:
     said = write(tmp_path / "said.json", [{"image_id": 139, "caption": "a room"}])
     known = pl.DataFrame({"path": ["val2014/COCO_val2014_000000000139.jpg"], "caption": ["A room"]})
     pair = read_pair(said, write(tmp_path / "known.csv", known))
-    assert pair == ({"139": "a room"}, {"139": ["A room"]}, {})
+    name = "val2014/COCO_val2014_000000000139.jpg"
+    assert pair == ({name: "a room"}, {name: ["A room"]}, {})
 
 
 def test_files_of_one_name_in_two_folders_are_never_mixed_up(tmp_path: Path) -> None:
@@ -169,6 +170,56 @@ def test_files_of_one_name_in_two_folders_are_never_mixed_up(tmp_path: Path) -> 
     )
     with pytest.raises(UsageError, match="names in common"):
         read_pair(said, known)
+
+
+# Names of predictions, names of references, and which of the references has a prediction.
+PAIRED_NAMES: dict[str, tuple[list[str], list[str], set[str]]] = {
+    "another folder's photograph of the same name": (
+        ["cats/1.jpg", "cats/2.jpg", "dogs/3.jpg"],
+        ["cats/1.jpg", "cats/2.jpg", "birds/3.jpg"],
+        {"cats/1.jpg", "cats/2.jpg"},
+    ),
+    "another file of the same stem": (
+        ["1.jpg", "2.png", "3.png"],
+        ["1.jpg", "2.jpg", "3.jpg"],
+        {"1.jpg"},
+    ),
+    "another file of the same number": (
+        ["1.jpg", "007.jpg", "008.jpg"],
+        ["1.jpg", "7.jpg", "8.jpg"],
+        {"1.jpg"},
+    ),
+    "no exact match, and one folder differs": (
+        ["/data/cats/1.jpg", "/data/dogs/3.jpg"],
+        ["cats/1.jpg", "birds/3.jpg"],
+        {"cats/1.jpg"},
+    ),
+    "folders below another root": (
+        ["train/cats/1.jpg", "train/dogs/1.jpg"],
+        ["val/cats/1.jpg", "val/dogs/1.jpg", "val/dogs/2.jpg"],
+        {"val/cats/1.jpg", "val/dogs/1.jpg"},
+    ),
+    "paths of Windows": (["C:\\x\\a.jpg", "C:\\x\\b.jpg"], ["a.jpg", "c.jpg"], {"a.jpg"}),
+    "no ending": (["cats/1", "dogs/2"], ["cats/1.jpg", "birds/2.jpg"], {"cats/1.jpg"}),
+}
+
+
+@pytest.mark.parametrize("case", PAIRED_NAMES)
+def test_a_photograph_is_scored_against_its_own_references_alone(case: str, tmp_path: Path) -> None:
+    said_names, known_names, expected = PAIRED_NAMES[case]
+    said = pl.DataFrame({"path": said_names, "caption": [f"said of {name}" for name in said_names]})
+    known = pl.DataFrame({"path": known_names, "caption": [f"known of {name}" for name in known_names]})
+    pair = read_pair(write(tmp_path / "said.csv", said), write(tmp_path / "known.csv", known))
+    assert pair.said.keys() & pair.known.keys() == expected
+    assert set(pair.known) == set(known_names)
+    assert len(pair.said) == len(said_names)
+
+
+def test_photographs_of_different_folders_are_never_paired_by_number_alone(tmp_path: Path) -> None:
+    said = pl.DataFrame({"path": ["cats/1.jpg", "dogs/2.jpg"], "caption": ["a cat", "a dog"]})
+    known = pl.DataFrame({"path": ["birds/1.jpg", "cows/2.jpg"], "caption": ["a bird", "a cow"]})
+    with pytest.raises(UsageError, match="names in common"):
+        read_pair(write(tmp_path / "said.csv", said), write(tmp_path / "known.csv", known))
 
 
 def test_names_without_a_match_are_shown_from_both_files(tmp_path: Path) -> None:

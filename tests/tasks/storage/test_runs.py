@@ -34,9 +34,9 @@ def test_runs_are_listed_newest_first_without_what_grows_with_the_photographs(hi
 
 def test_a_run_that_ends_while_one_looks_is_there_and_a_pruned_one_is_gone(history: History) -> None:
     runs = history.workspace.root / "runs"
-    text = (runs / f"{RUN}.json").read_text()
+    (first,) = (run for run in history.workspace.runs() if run.run == RUN)
     assert len(history.runs()) == 2
-    (runs / "20260103-000000-000003.json").write_text(text.replace(RUN, "20260103-000000-000003"))
+    history.workspace.write_run(first.model_copy(update={"run": "20260103-000000-000003"}))
     (runs / f"{RUN}.json").unlink()
     assert [run.run for run in history.runs()] == ["20260103-000000-000003", LATER]
 

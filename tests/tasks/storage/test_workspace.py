@@ -362,3 +362,39 @@ def test_folders_that_pruning_leaves_empty_go_too_and_others_stay(tmp_path: Path
     workspace.remove(["reports/old/report.html", "partial/fusion-k/checkpoint"])
     assert [path.name for path in (tmp_path / "reports").iterdir()] == ["new"]
     assert list((tmp_path / "partial").iterdir()) == []
+
+
+def test_the_lock_of_a_shard_that_no_process_makes_is_removed(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with workspace.alone_on("0a", lambda _process: None):
+        (tmp_path / "tmp" / "0b.lock").write_text("process 1 of a killed run")
+        workspace.clear_scratch()
+        assert [path.name for path in (tmp_path / "tmp").glob("*.lock")] == ["0a.lock"]
+
+
+def test_a_record_with_any_bit_changed_is_refused_or_says_the_same(made: tuple[Workspace, Record]) -> None:
+    workspace, record = made
+    path = workspace.root / "shards" / record.stage / f"{record.key}.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in (1, 4, 16):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            assert workspace.read_record(record.stage, record.key) in (None, record)
+
+
+def test_a_record_of_an_earlier_version_without_a_checksum_is_read(made: tuple[Workspace, Record]) -> None:
+    workspace, record = made
+    path = workspace.root / "shards" / record.stage / f"{record.key}.json"
+    path.write_text(record.model_dump_json())
+    assert workspace.read_record(record.stage, record.key) == record
+
+
+def test_a_run_file_with_any_bit_changed_is_passed_over_or_says_the_same(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    run = a_run(NAMES[0], {"images": ["0a"]})
+    workspace.write_run(run)
+    path = tmp_path / "runs" / f"{run.run}.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+        assert list(workspace.runs()) in ([], [run])

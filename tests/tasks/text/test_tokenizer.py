@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cutline.schemas.errors import UsageError
 from cutline.schemas.tables import check
 from cutline.tasks.text.stopwords import load_stopwords
-from cutline.tasks.text.tokenizer import is_word, split, split_plainly, tokenize, tokenize_captions
+from cutline.tasks.text.tokenizer import as_text, is_word, split, split_plainly, tokenize, tokenize_captions
 
 EXAMPLES = {
     "plain": ("A dog!", ["a", "dog"]),
@@ -262,3 +262,16 @@ def test_real_captions_have_the_tokens_of_one_plain_call_each(real_data: Path) -
     plain = [[token for token in split_plainly(text) if is_word(token)] for text in texts]
     assert tokens["tokens"].to_list() == [words for words in plain if words]
     assert rejects.height == sum(not words for words in plain)
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("子在公园里玩", "子在公园里玩"),
+        ("犬がボールで遊ぶ。", "犬がボールで遊ぶ"),
+        ("a dog 在 公园", "a dog 在公园"),
+        ("개가 공원에서 논다", "개가 공원에서 논다"),
+    ],
+)
+def test_chinese_and_japanese_are_written_without_spaces(caption: str, expected: str) -> None:
+    assert as_text(tokenize(caption)) == expected
