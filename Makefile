@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test bench install lint lock database clean
+.PHONY: demo test bench fuzz install lint lock database clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -15,6 +15,10 @@ test: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# Coverage-guided fuzzing of the parsers, ten minutes each: `make fuzz ARGS="--seconds 3600 tar npz"`.
+fuzz: install
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 install: $(STAMP)
 

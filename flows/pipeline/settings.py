@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from cutline.flows.pipeline.safe_yaml import MAX_BYTES, load_yaml
 from cutline.schemas.errors import UsageError
 from cutline.schemas.records import RunRecord
 from cutline.schemas.settings import Settings
@@ -19,21 +20,11 @@ from cutline.tasks.runtime.formatting import clip
 
 Tree = dict[str, dict[str, Any]]
 
-# What a text that is no YAML raises: also a date of month 13, a number of 5,000 digits, 1,000 brackets.
+# What a text that is no YAML raises: also a number of 5,000 digits, 1,000 brackets.
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+MOST_EXPLAINED = 10  # mistakes that are named one by one
 # Stages whose settings may differ from those that a bundle was trained with.
 CHANGEABLE = ("ingest", "predictions", "image_features")
-
-
-class _NothingTwice(yaml.SafeLoader):
-    """Refuses a key that comes twice, of which YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' comes twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def read_settings(config: Path | None, assignments: Sequence[str]) -> Settings:
@@ -45,7 +36,8 @@ def read_settings(config: Path | None, assignments: Sequence[str]) -> Settings:
 def read_config(path: Path) -> Tree:
     """A YAML file that maps stages to settings. Raises UsageError."""
     try:
-        read = yaml.load(path.read_text(encoding="utf-8"), _NothingTwice)  # noqa: S506 (it is a SafeLoader)
+        with path.open(encoding="utf-8") as file:
+            read = load_yaml(file.read(MAX_BYTES + 1))
     except NOT_YAML as error:
         raise UsageError(f"{path}: expected YAML, found: {error}") from None
     if read is None:
@@ -64,7 +56,7 @@ def parse_assignments(assignments: Sequence[str]) -> Tree:
         if not (equals and dot and key):
             raise UsageError(f"--set {assignment}: expected STAGE.KEY=VALUE, such as images.crop=pad")
         try:
-            tree.setdefault(stage, {})[key] = yaml.safe_load(value)
+            tree.setdefault(stage, {})[key] = load_yaml(value)
         except NOT_YAML as error:
             raise UsageError(f"--set {clip(assignment, 80)}: {error}") from None
     return tree
@@ -80,7 +72,11 @@ def make_settings(tree: Mapping[str, Mapping[str, Any]]) -> Settings:
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise UsageError("\n".join(_explain(problem) for problem in error.errors())) from None
+        problems = error.errors()
+        lines = [_explain(problem) for problem in problems[:MOST_EXPLAINED]]
+        if len(problems) > MOST_EXPLAINED:
+            lines.append(f"and {len(problems) - MOST_EXPLAINED:,} more such")
+        raise UsageError("\n".join(lines)) from None
 
 
 def settings_of_run(run: RunRecord) -> Settings:
@@ -141,13 +137,13 @@ def _wide_enough(settings: Settings, tree: Mapping[str, Mapping[str, Any]]) -> S
 def _explain(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        return f"setting {name}: {problem['msg']}, found {problem['input']!r}"
+        return f"setting {clip(name, 80)}: {problem['msg']}, found {clip(repr(problem['input']), 200)}"
     stages = Settings.model_fields
     stage = str(problem["loc"][0])
     if len(problem["loc"]) == 1:
         known = list(stages)
     else:
         known = [f"{stage}.{key}" for key in stages[stage].annotation.model_fields]  # type: ignore[union-attr]
-    close = get_close_matches(name, known, n=1)
+    close = get_close_matches(name[:80], known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-    return f"setting {name} does not exist; {hint}"
+    return f"setting {clip(name, 80)} does not exist; {hint}"

@@ -22,6 +22,7 @@ from cutline.schemas.settings import (
     PredictionsSettings,
 )
 from cutline.tasks.decoding.captioner import MODEL_FILES, Captioner, ModelFiles
+from cutline.tasks.ingest.parquet_pages import BoundedParquet
 from cutline.tasks.runtime.formatting import in_form, metric_of
 from cutline.tasks.storage.tables import read_table
 from cutline.tasks.storage.workspace import digest_of_file
@@ -30,6 +31,7 @@ DESCRIPTION, CARD = "bundle.json", "CARD.md"
 VOCABULARY = MODEL_FILES["vocabulary"]
 PRETRAINED = Path(__file__).resolve().parents[2] / "data" / "pretrained" / "flickr8k"  # see its CARD.md
 MAX_DESCRIPTION_BYTES = 2**20
+MAX_TOKEN_BYTES = 2**16
 
 Digest = Field(pattern=r"^[0-9a-f]{32}$")
 
@@ -84,10 +86,9 @@ class Bundle:
 
     def captioner(self) -> Captioner:
         """The model, ready to write captions. Raises StaleModel where the weights do not fit the settings."""
-        told = self.description
-        return Captioner.load(
-            ModelFiles.within(self.folder), told.language_model, told.fusion, told.features.channels
-        )
+        told, files = self.description, ModelFiles.within(self.folder)
+        _check_table(self.folder, files.reference_photos)
+        return Captioner.load(files, told.language_model, told.fusion, told.features.channels)
 
     def check_attention(self) -> None:
         """Raise UsageError where the model does not look at regions."""
@@ -166,11 +167,35 @@ def load_bundle(folder: Path) -> Bundle:
                 f"bundle '{folder}': {name} should have the digest {expected}, found {found}; "
                 "copy the bundle again from where it was made, or train it again"
             )
+    _check_table(folder, folder / VOCABULARY)
     try:
         vocabulary = read_table(folder / VOCABULARY, "vocabulary")
-    except (SchemaMismatch, pl.exceptions.PolarsError) as error:
+    except (
+        SchemaMismatch,
+        OSError,
+        ValueError,
+        pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,
+    ) as error:
         raise StaleModel(f"bundle '{folder}': {VOCABULARY} is not a vocabulary: {error}") from None
+    longest = vocabulary["token"].str.len_bytes().max()
+    if isinstance(longest, int) and longest > MAX_TOKEN_BYTES:
+        raise StaleModel(
+            f"bundle '{folder}': expected tokens of at most {MAX_TOKEN_BYTES:,} bytes in {VOCABULARY}, found "
+            f"one of {longest:,}; train the bundle again"
+        )
     return Bundle(folder, description, vocabulary.sort("id"))
+
+
+def _check_table(folder: Path, path: Path) -> None:
+    """Raise StaleModel where a Parquet file is damaged, or expands to more than is plausible."""
+    import pyarrow as pa
+
+    try:
+        with path.open("rb") as file:
+            BoundedParquet(file).check_pages()
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        raise StaleModel(f"bundle '{folder}': {path.name} cannot be read: {error}; copy it again") from None
 
 
 def _read_description(folder: Path) -> Description:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from cutline.schemas.errors import UsageError
+from cutline.schemas.errors import SchemaMismatch, StaleModel, UsageError
 from cutline.schemas.settings import FusionSettings, LanguageModelSettings, PredictionsSettings
 from cutline.schemas.tables import dtypes_of
 from cutline.tasks.decoding.beam_search import IMPOSSIBLE, MOST, BeamSearch, Hypotheses, Words
@@ -81,13 +81,24 @@ class Captioner:
 
         Raises StaleModel where a file does not fit.
         """
-        known = read_table(files.reference_photos, "reference_photos", channels=channels)
+        try:
+            known = read_table(files.reference_photos, "reference_photos", channels=channels)
+        except (SchemaMismatch, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            raise StaleModel(
+                f"'{files.reference_photos}' does not hold pooled features: {error}; train again"
+            ) from None
         tokens = read_table(files.vocabulary, "vocabulary").sort("id")["token"].to_list()
         words = load_language_model(files.language_model, len(tokens), lm_settings)
         content_embedding, joint_embedding = (
             ContentEmbedding.load(files.content_embedding, known),
             JointEmbedding.load(files.joint_embedding),
         )
+        shape = len(joint_embedding.photo), len(joint_embedding.state)
+        if shape != (channels, lm_settings.state_size):
+            raise StaleModel(
+                f"'{files.joint_embedding}' is for features of {shape[0]:,} channels and states of {shape[1]:,} numbers, "
+                f"expected {channels:,} and {lm_settings.state_size:,}; train again"
+            )
         content_neighbours = ContentNeighbours.load(
             files.content_neighbours, len(joint_embedding.text_bias), content_embedding.size
         )

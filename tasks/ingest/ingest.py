@@ -268,12 +268,16 @@ def clean_caption(text: str, max_words: int) -> str:
     >>> clean_caption("  A dog . ", 100)
     'A dog .'
     """
+    max_characters = max_words * _MAX_CHARACTERS_A_WORD
+    if len(text) > 20 * max_characters:  # its words are not counted
+        found = f"found {len(text):,} characters, {max_characters:,} at most, which is over max_caption_words"
+        raise BadCaption("caption_too_long", f"{found}={max_words}: {text[:80]!r}")
     if not text.isascii() and _SURROGATES.search(text):
         raise BadCaption("caption_not_utf8", f"found {text[:80]!r}; save the file as UTF-8")
     if "\0" in text:
         raise BadCaption("malformed", f"the caption holds zero bytes: {text[:80]!r}")
     text = text.strip()
-    words, max_characters = len(text.split()), max_words * _MAX_CHARACTERS_A_WORD
+    words = len(text.split())
     if words > max_words or len(text) > max_characters:
         found = (
             f"{words:,} words"

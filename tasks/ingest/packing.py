@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from cutline.tasks.ingest.files import Files
+from cutline.tasks.runtime.npz import Expected, read_npy
+from cutline.tasks.storage.packs import _is_same, _put
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,18 +36,16 @@ def packed(files: Files, path: str, parquet: Any, column: str, max_file_bytes: i
     time and inode, so a changed file has another one. The index is put in place last, and tells how
     long the pack has to be. Raises OSError, and Arrow's errors.
     """
-    import numpy as np
-
     row = files.rows[path]
     told = (path, files.sizes[row], files.mtimes_ns[row], files.inodes[row], max_file_bytes, column)
     name = hashlib.blake2b(repr((os.fspath(files.root), told)).encode(), digest_size=16).hexdigest()
     pack, index = packs / f"{name}.pack", packs / f"{name}.npy"
     for _ in range(2):
         try:
-            offsets, sizes = np.load(index, allow_pickle=False)
-            if len(offsets) == parquet.metadata.num_rows and pack.stat().st_size == _end(offsets, sizes):
+            offsets, sizes = read_npy(index, Expected("i", 2))
+            if len(offsets) == parquet.num_rows and pack.stat().st_size == _end(offsets, sizes):
                 return Pack(f"pack:{pack.name}", offsets, sizes)
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError):
             pass  # there is none, or what is there is not whole
         packs.mkdir(parents=True, exist_ok=True)
         _write_pack(parquet, column, max_file_bytes, pack, index)
@@ -60,7 +60,7 @@ def _write_pack(parquet: Any, column: str, max_file_bytes: int, pack: Path, inde
     """Copy the image bytes of a Parquet file, the same bytes once, and write where they lie."""
     import numpy as np
 
-    places = np.full((2, parquet.metadata.num_rows), -1, np.int64)
+    places = np.full((2, parquet.num_rows), -1, np.int64)
     with _beside(pack) as file:
         try:
             _copy_images(parquet, column, max_file_bytes, file, places)
@@ -85,23 +85,23 @@ def _copy_images(parquet: Any, column: str, max_file_bytes: int, file: IO[bytes]
 
     held: dict[bytes, int] = {}  # digest of bytes that are in the pack -> their offset
     first = 0
-    for group in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(group).num_rows
+    for group, rows in enumerate(parquet.rows):
         number = first
+        dictionary: Any = None
+        known: dict[int, tuple[int, int]] = {}  # by its place in the dictionary
         try:
-            for batch in parquet.iter_batches(32, row_groups=[group], columns=[column]):
+            for batch in parquet.batches(group, [column]):
                 values = batch.column(0)
-                for value in values.field("bytes") if pa.types.is_struct(values.type) else values:
-                    data = value.as_buffer() if value.is_valid else None
-                    if data is not None:
-                        places[:, number] = -1, data.size
-                    if data is not None and data.size <= max_file_bytes:
-                        digest = hashlib.blake2b(data, digest_size=16).digest()
-                        if digest not in held:
-                            held[digest] = file.tell()
-                            file.write(data)
-                        places[0, number] = held[digest]
+                values = values.field("bytes") if pa.types.is_struct(values.type) else values
+                values = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+                if not _is_same(values.dictionary, dictionary):
+                    dictionary, known = values.dictionary, {}
+                for index in values.indices.to_pylist():
+                    if index is not None and index not in known:
+                        known[index] = _put(dictionary[index].as_buffer(), max_file_bytes, held, file)
+                    if index is not None:
+                        places[:, number] = known[index]
                     number += 1
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, ValueError):
             places[:, number : first + rows] = [[-1], [0]]
         first += rows

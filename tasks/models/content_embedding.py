@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from cutline.schemas.errors import StaleModel
 from cutline.tasks.models.novelty import FEWEST, unit_pooled
+from cutline.tasks.runtime.npz import read_npz, stale
+from cutline.tasks.training.content_embedding import EXPECTED
 
 CONTENT_EMBEDDING = "content_embedding.npz"
 LONGEST = 4  # n-grams of one to four tokens count, as in CIDEr
@@ -70,8 +70,7 @@ class ContentEmbedding:
     def load(path: Path, reference_photos: pl.DataFrame) -> ContentEmbedding:
         """What `save` wrote. Raises StaleModel where the file is damaged or does not fit `familiar`."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in ARRAYS}
+            found = read_npz(path, EXPECTED)
             grams = found.pop("grams").astype(np.int32)
             numbers = {name: values.astype(np.float32) for name, values in found.items()}
             size = numbers["offset"].shape[0]
@@ -92,10 +91,10 @@ class ContentEmbedding:
                 raise ValueError(f"expected arrays of the shapes {expected}, found {shapes}")
             if not all(np.isfinite(values).all() for values in numbers.values()):
                 raise ValueError("expected finite numbers")
-        except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            raise StaleModel(
-                f"'{path}' does not hold what predicts content vectors: {error}; train again"
-            ) from None
+            if numbers["bandwidth"] <= 0:
+                raise ValueError(f"expected a reach above 0, found {numbers['bandwidth']}")
+        except ValueError as error:
+            raise stale(path, "what predicts content vectors", error) from None
         kernel = GaussianKernel(landmarks, float(numbers.pop("bandwidth")))
         unknown = float(numbers.pop("unknown_idf"))
         return ContentEmbedding(grams=grams, kernel=kernel, unknown_idf=unknown, **numbers)

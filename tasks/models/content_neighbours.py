@@ -8,15 +8,14 @@ beside the regression from the photographs that are there (tasks/training/conten
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cutline.schemas.errors import StaleModel
 from cutline.tasks.runtime.memory import by_reference
+from cutline.tasks.runtime.npz import Expected, read_npz, stale
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -29,6 +28,7 @@ HALF_TRUSTED = 2_000  # described photographs, whose word counts half as much as
 SHARPNESS = 16.0, 8.0
 LEVELS = 31  # steps on either side of 0: two thirds of int8's room, and the cosines hardly change
 ARRAYS = ("vectors", "content_vectors", "content_targets")
+EXPECTED = {name: Expected("i", 2) for name in ARRAYS} | {f"{name} step": Expected("f", 1) for name in ARRAYS}
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,21 @@ class ContentNeighbours:
         """What `save` wrote. Raises StaleModel where the file is damaged or for vectors or content vectors of another
         size; where there is no neighbour, it fits any."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                levels = [file[name] for name in ARRAYS]
-                steps = [file[f"{name} step"].astype(np.float32) for name in ARRAYS]
+            found = read_npz(path, EXPECTED)
+            levels = [found[name] for name in ARRAYS]
+            steps = [found[f"{name} step"].astype(np.float32) for name in ARRAYS]
             count = len(levels[0])
             shapes = [some.shape for some in levels]
             expected = [(count, size), (count, gist_size), (count, gist_size)]
             if count and shapes != expected:
                 raise ValueError(f"expected arrays of the shapes {expected}, found {shapes}")
+            if any(step.shape != some.shape[1:] for some, step in zip(levels, steps, strict=True)):
+                raise ValueError("expected a step for each column")
             if any(some.dtype != np.int8 for some in levels):
                 raise ValueError("expected whole numbers of 8 bits")
             values = [some * step for some, step in zip(levels, steps, strict=True)]
             if not all(np.isfinite(some).all() for some in values):
                 raise ValueError("expected finite numbers")
-        except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            raise StaleModel(
-                f"'{path}' does not hold what captions say of photographs: {error}; train again"
-            ) from None
+        except ValueError as error:
+            raise stale(path, "what captions say of photographs", error) from None
         return ContentNeighbours(*values)

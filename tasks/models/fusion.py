@@ -17,6 +17,7 @@ from cutline.tasks.models.language_model import LanguageModel
 from cutline.tasks.models.weights import initial_seeds, load_weights
 from cutline.tasks.runtime.memory import by_reference
 from cutline.tasks.storage.tables import tensor
+from cutline.tasks.training.common import check_weights
 
 if TYPE_CHECKING:
     import keras
@@ -145,6 +146,12 @@ def load_fusion(
     content_embedding: ContentEmbedding | None = None,
 ) -> Fusion:
     """The trained fusion in `path`, of this language model. Raises StaleModel where the file does not fit."""
+    hidden, states, size = settings.hidden_size, lm_settings.state_size, lm_settings.embedding_size
+    seen = channels + 1 + states + 1  # of photograph and text, each with its bias
+    numbers = seen * hidden * (2 if settings.kind == "attention" else 1)
+    numbers += (hidden + 1 + states + 1) * size  # the output is the language model's
+    numbers += (content_embedding.size + 1) * hidden if content_embedding and content_embedding.size else 0
+    check_weights(path, numbers, "fusion")  # before a model of any size is built
     fusion = build_fusion(language_model.vocabulary_size, channels, settings, lm_settings, content_embedding)
     load_weights(fusion.model, path)
     _share_output(fusion, language_model)

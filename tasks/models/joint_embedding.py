@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from cutline.schemas.errors import StaleModel
+from cutline.tasks.runtime.npz import read_npz, stale
+from cutline.tasks.training.joint_embedding import EXPECTED, _texts
 
 JOINT_EMBEDDING = "joint_embedding.npz"
 ARRAYS = ("photo", "photo_bias", "state", "word", "text_bias")
@@ -49,8 +49,7 @@ class JointEmbedding:
     def load(path: Path) -> JointEmbedding:
         """What `save` wrote. Raises StaleModel where the file is damaged or something else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in (*ARRAYS, "weights", "words", "stopwords")}
+            found = read_npz(path, EXPECTED)
             numbers = {name: found[name].astype(np.float32) for name in (*ARRAYS, "weights")}
             size = numbers["text_bias"].shape[-1]
             shapes = {name: (numbers[name].ndim, numbers[name].shape[-1]) for name in ARRAYS}
@@ -59,11 +58,10 @@ class JointEmbedding:
                 raise ValueError(f"expected finite arrays of {size} columns, found {shapes}")
             if not len(found["words"]) == len(numbers["weights"]) == len(numbers["word"]):
                 raise ValueError("a word lacks its vector or its weight")
-        except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            raise StaleModel(
-                f"'{path}' does not hold the projections of photographs and texts: {error}; train them again"
-            ) from None
-        words, stopwords = (tuple(map(str, found[name])) for name in ("words", "stopwords"))
+            words, stopwords = (_texts(found[name]) for name in ("words", "stopwords"))
+        except ValueError as error:
+            content = "the projections of photographs and texts"
+            raise stale(path, content, error, "train them again") from None
         return JointEmbedding(words=words, stopwords=stopwords, **numbers)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cutline.schemas.settings import LanguageModelSettings
 from cutline.tasks.models.weights import initial_seeds, load_weights
+from cutline.tasks.training.common import check_weights
 
 if TYPE_CHECKING:
     import keras
@@ -93,6 +94,9 @@ def build_language_model(
 
 def load_language_model(path: Path, vocabulary_size: int, settings: LanguageModelSettings) -> LanguageModel:
     """The trained language model in `path`. Raises StaleModel where the file does not fit."""
+    size, states = settings.embedding_size, settings.state_size
+    numbers = vocabulary_size * size + 4 * states * (size + states + 1) + (states + 1) * size
+    check_weights(path, numbers, "language_model")  # before a model of any size is built
     language_model = build_language_model(vocabulary_size, settings)
     load_weights(language_model.model, path)
     return language_model

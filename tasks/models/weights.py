@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import warnings
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cutline.schemas.errors import CutlineError, StaleModel
+from cutline.schemas.errors import CutlineError
+from cutline.tasks.training.common import _NO_WEIGHTS, _stale, check_weights
 
 if TYPE_CHECKING:
     import h5py
@@ -75,11 +77,9 @@ def _copy_attributes(source: h5py.Group | h5py.Dataset, target: h5py.Group | h5p
 def load_weights(model: keras.Model, path: Path) -> None:
     """Fill `model` with the weights in `path`. Raises StaleModel where the file does not fit it."""
     try:
+        check_weights(path, sum(math.prod(variable.shape) for variable in model.weights), model.name)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Keras only warns of layers that a file says nothing about
             model.load_weights(path)
-    except (OSError, ValueError, KeyError, TypeError, UserWarning) as error:
-        raise StaleModel(
-            f"'{path}' does not hold the weights of a {model.name} of the expected size: "
-            f"{str(error).splitlines()[0][:200]}; train it again or give the settings it was trained with"
-        ) from None
+    except _NO_WEIGHTS as error:
+        raise _stale(path, model.name, error) from None

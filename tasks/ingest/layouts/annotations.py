@@ -6,6 +6,7 @@ import csv
 import json
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from cutline.tasks.ingest.files import (
     ending_of,
     reason_of,
 )
+from cutline.tasks.ingest.json_stream import read_lists
 from cutline.tasks.ingest.layouts.base import (
     FILE_NAMES,
     LINE_END,
@@ -41,10 +43,13 @@ from cutline.tasks.ingest.layouts.base import (
     read_records,
     split_in,
     told_split,
+    until_useless,
 )
 from cutline.tasks.ingest.sidecars import Sidecars
 from cutline.tasks.runtime.spreadsheets import restore
 from cutline.tasks.runtime.unicode import is_valid, printable
+
+MAX_COLUMNS = 4_096  # of a table in CSV
 
 
 class Told(NamedTuple):
@@ -66,7 +71,8 @@ def read_flickr8k(source: Source) -> Iterator[Item]:
     """`name#0<tab>caption` a line; one split list a split, a name a line."""
     splits = yield from _read_split_lists(source)
     for path in source.markers:
-        yield from _entries(source, flickr8k_captions(source.files, path), splits)
+        entries = _entries(source, flickr8k_captions(source.files, path), splits)
+        yield from until_useless(path, entries)
 
 
 def _entries(source: Source, told: Iterator[Told | Problem], splits: dict[str, str]) -> Iterator[Item]:
@@ -187,10 +193,10 @@ def read_kaggle(source: Source) -> Iterator[Item]:
     for path in source.markers:
         form = kaggle_form(source.files.head(path, 4096))
         if form is not None:
-            yield from _entries(source, kaggle_captions(source.files, path, form), splits)
-            continue
-        for row in table_rows(source.files, path):
-            yield from [row] if isinstance(row, Problem) else _read_row(source, path, "", *row, splits)
+            entries = _entries(source, kaggle_captions(source.files, path, form), splits)
+        else:
+            entries = _read_table(source, path, "", splits)
+        yield from until_useless(path, entries)
 
 
 def kaggle_captions(files: Files, path: str, form: KaggleForm) -> Iterator[Told | Problem]:
@@ -200,7 +206,7 @@ def kaggle_captions(files: Files, path: str, form: KaggleForm) -> Iterator[Told 
         fields = _fields(text, form)
         return fields is not None and ends_in_quotes(fields[-1], "\0")
 
-    records = read_records(files, path, is_open, begins_with_photo(form.separator))
+    records = read_records(files, path, is_open, begins_with_photo(form.separator), "\0")
     for index, record in enumerate(records):
         if isinstance(record, Problem):
             yield record
@@ -243,41 +249,54 @@ def _unquoted(text: str) -> str:
 # ---- json: karpathy and coco ----
 
 
-def _load_json(files: Files, path: str) -> tuple[dict[str, Any], Problem | None]:
+def _entries_of_json(files: Files, path: str, key: str) -> Iterator[tuple[int, Any] | Problem]:
+    """Index and value of each entry of the list `key`; a problem in place of what is not JSON."""
+    found = False
     try:
-        data = json.loads(files.read_text(path))
+        with files.open(path) as file:
+            for name, index, value in read_lists(file):
+                if found and name != key:
+                    return
+                found |= name == key
+                if found and index >= 0:
+                    yield index, value
     except OSError as error:
-        return {}, Problem("file", path, reason_of(error), cause(error))
+        yield Problem("file", path, reason_of(error), cause(error))
     except (ValueError, RecursionError) as error:
-        return {}, malformed(path, f"not JSON: {cause(error)}", "file")
-    if not isinstance(data, dict) or not isinstance(data.get("images"), list):
-        return {}, malformed(path, "expected an object with a list `images`", "file")
-    return data, None
+        yield malformed(path, f"not JSON: {cause(error)}", "file")
+    else:
+        if not found:
+            yield malformed(path, f"expected an object with a list `{key}`", "file")
 
 
 def read_karpathy(source: Source) -> Iterator[Item]:
     """An object an image: `filename`, `filepath`, `split`, `sentences` with `raw`."""
     for path in source.markers:
-        data, problem = _load_json(source.files, path)
-        if problem:
-            yield problem
-        for index, image in enumerate(data.get("images", ())):
-            place = f"{path}: images[{index}]"
-            name = image.get("filename") if isinstance(image, dict) else None
-            split = told_split(image.get("split"), place)[0] if name else None
-            if not isinstance(name, str) or not name or split is None:
-                yield malformed(
-                    place, "expected `filename` and a `split` of train, restval, val or test", "photo"
-                )
-                continue
-            captions, problems = captions_at(place, image.get("sentences"))
-            yield from problems
-            folder = image.get("filepath")
-            name = f"{folder}/{name}" if isinstance(folder, str) and folder else name
-            photo, event = source.finder.find(name)
-            if event is not None:
-                yield event
-            yield Entry(photo, captions, split, _identifier(image, "cocoid", "imgid"), name)
+        yield from until_useless(path, _read_karpathy(source, path))
+
+
+def _read_karpathy(source: Source, path: str) -> Iterator[Item]:
+    for entry in _entries_of_json(source.files, path, "images"):
+        if isinstance(entry, Problem):
+            yield entry
+            continue
+        index, image = entry
+        place = f"{path}: images[{index}]"
+        name = image.get("filename") if isinstance(image, dict) else None
+        split = told_split(image.get("split"), place)[0] if name else None
+        if not isinstance(name, str) or not name or split is None:
+            yield malformed(
+                place, "expected `filename` and a `split` of train, restval, val or test", "photo"
+            )
+            continue
+        captions, problems = captions_at(place, image.get("sentences"))
+        yield from problems
+        folder = image.get("filepath")
+        name = f"{folder}/{name}" if isinstance(folder, str) and folder else name
+        photo, event = source.finder.find(name)
+        if event is not None:
+            yield event
+        yield Entry(photo, captions, split, _identifier(image, "cocoid", "imgid"), name)
 
 
 def _identifier(image: dict[str, Any], *keys: str) -> str | None:
@@ -291,31 +310,36 @@ def _identifier(image: dict[str, Any], *keys: str) -> str | None:
 def read_coco(source: Source) -> Iterator[Item]:
     """`images` with `id` and `file_name`, `annotations` with `image_id` and `caption`."""
     for path in source.markers:
-        data, problem = _load_json(source.files, path)
-        if problem:
+        yield from until_useless(path, _read_coco(source, path))
+
+
+def _read_coco(source: Source, path: str) -> Iterator[Item]:
+    stem = posixpath.splitext(posixpath.basename(path))[0]
+    split = split_in(stem)
+    photos: dict[str, str | None] = {}
+    names: dict[str, str] = {}
+    problem: Problem | None = None
+    for entry in _entries_of_json(source.files, path, "images"):
+        if isinstance(entry, Problem):
+            problem = entry
             yield problem
-        stem = posixpath.splitext(posixpath.basename(path))[0]
-        split = split_in(stem)
-        photos: dict[str, str | None] = {}
-        names: dict[str, str] = {}
-        for index, image in enumerate(data.pop("images", ())):
-            id_, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
-            key = image_key(id_)
-            if key is None or not isinstance(name, str) or not name or key in photos:
-                detail = f"expected a `file_name` and an `id` of its own, found {printable(repr(image), 80)}"
-                yield malformed(f"{path}: images[{index}]", detail, "photo")
-                continue
-            photos[key], event = source.finder.find(name, hint=stem.partition("_")[2])
-            if event is not None:
-                yield event
-            names[key] = name
-            if photos[key] is not None:
-                yield Entry(photos[key], (), split, key if is_valid(key) else None)
-        annotations = data.get("annotations")
-        if not problem and not isinstance(annotations, list):
-            yield malformed(path, "expected a list `annotations`", "file")
             continue
-        yield from _read_annotations(path, annotations or [], photos, names, split)
+        index, image = entry
+        id_, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
+        key = image_key(id_)
+        if key is None or not isinstance(name, str) or not name or key in photos:
+            detail = f"expected a `file_name` and an `id` of its own, found {printable(repr(image), 80)}"
+            yield malformed(f"{path}: images[{index}]", detail, "photo")
+            continue
+        photos[key], event = source.finder.find(name, hint=stem.partition("_")[2])
+        if event is not None:
+            yield event
+        names[key] = name
+        if photos[key] is not None:
+            yield Entry(photos[key], (), split, key if is_valid(key) else None)
+    if problem is None:
+        annotations = _entries_of_json(source.files, path, "annotations")
+        yield from _read_annotations(path, annotations, photos, names, split)
 
 
 def image_key(value: Any) -> str | None:
@@ -334,12 +358,16 @@ def image_key(value: Any) -> str | None:
 
 def _read_annotations(
     path: str,
-    annotations: list[Any],
+    annotations: Iterator[tuple[int, Any] | Problem],
     photos: dict[str, str | None],
     names: dict[str, str],
     split: str | None,
 ) -> Iterator[Item]:
-    for index, annotation in enumerate(annotations):
+    for entry in annotations:
+        if isinstance(entry, Problem):
+            yield entry
+            continue
+        index, annotation = entry
         place = f"{path}: annotations[{index}]"
         id_, text = (
             (annotation.get("image_id"), annotation.get("caption"))
@@ -364,9 +392,14 @@ def _read_annotations(
 def read_imagefolder(source: Source) -> Iterator[Item]:
     """A row a photograph: its name, relative to the metadata's folder, and its captions."""
     for path in source.markers:
-        base = posixpath.dirname(path)
-        for row in table_rows(source.files, path):
-            yield from [row] if isinstance(row, Problem) else _read_row(source, path, base, *row)
+        yield from until_useless(path, _read_table(source, path, posixpath.dirname(path)))
+
+
+def _read_table(
+    source: Source, path: str, base: str, splits: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Item]:
+    for row in table_rows(source.files, path):
+        yield from [row] if isinstance(row, Problem) else _read_row(source, path, base, *row, splits)
 
 
 def table_rows(files: Files, path: str) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
@@ -433,7 +466,7 @@ def csv_rows(files: Files, path: str, separator: str = ",") -> Iterator[tuple[st
     header: list[str] | None = None
     is_neutralised = False  # as Cutline writes its own captions
     records = read_records(
-        files, path, lambda text: ends_in_quotes(text, separator), begins_with_photo(separator)
+        files, path, lambda text: ends_in_quotes(text, separator), begins_with_photo(separator), separator
     )
     for record in records:
         if isinstance(record, Problem):
@@ -446,6 +479,10 @@ def csv_rows(files: Files, path: str, separator: str = ",") -> Iterator[tuple[st
             yield malformed(place, cause(error))
             continue
         if header is None:
+            if len(fields) > MAX_COLUMNS:
+                expected = f"expected at most {MAX_COLUMNS:,} columns, found {len(fields):,}"
+                yield malformed(path, expected, "file")
+                return
             header = _distinct([name.strip() for name in fields])
             is_neutralised = is_own(header)
         elif len(fields) != len(header):
@@ -458,8 +495,12 @@ def csv_rows(files: Files, path: str, separator: str = ",") -> Iterator[tuple[st
 
 def _distinct(names: list[str]) -> list[str]:
     """Names of columns; one that comes again gets a number, so that no column hides another."""
-    again = [names[:place].count(name) for place, name in enumerate(names)]
-    return [f"{name}_{count + 1}" if count else name for name, count in zip(names, again, strict=True)]
+    counts: Counter[str] = Counter()
+    distinct: list[str] = []
+    for name in names:
+        counts[name] += 1
+        distinct.append(f"{name}_{counts[name]}" if counts[name] > 1 else name)
+    return distinct
 
 
 def _csv_lines(text: str) -> list[str]:

@@ -31,6 +31,9 @@ MOST_UNREAD = 100  # columns of texts that are told of one by one
 MAX_LINE_CHARACTERS = 2**20
 LINE_END = re.compile(r"\r\n?|\n")
 MAX_TEXT_BYTES = 16 * 2**20  # of a text beside a photograph
+MAX_MALFORMED = 1_000  # entries of a file, before it is given up where most are malformed
+MAX_CAPTIONS = 10_000  # of one photograph; a list of more is none of captions
+MAX_UNCLOSED = 1_000  # quotes of a file; from then on no quoted field goes on in the next line
 MAX_RECORD_LINES = 64  # a quoted field that is not closed by then was not meant as one
 
 
@@ -84,6 +87,26 @@ def entries_of(
     if event is not None:
         yield event
     yield Entry(photo, captions, split, name=name)
+
+
+def until_useless(path: str, items: Iterator[Item]) -> Iterator[Item]:
+    """The items of one file; where most of very many are malformed, one problem in place of the rest.
+
+    A file of another kind, or one made to fill the memory, would else give a reject for every few bytes.
+    """
+    malformed_items = others = 0
+    for item in items:
+        yield item
+        if isinstance(item, Problem) and item.reason == "malformed":
+            malformed_items += 1
+        else:
+            others += 1
+        if malformed_items > MAX_MALFORMED and malformed_items > others:
+            detail = (
+                f"{malformed_items:,} entries of it are malformed, {others:,} are not; the rest is not read"
+            )
+            yield malformed(path, detail, "file")
+            return
 
 
 def malformed(place: str, detail: str, kind: str = "caption") -> Problem:
@@ -157,25 +180,31 @@ def read_lines(files: Files, path: str) -> Iterator[tuple[int, str] | Problem]:
 
 
 def read_records(
-    files: Files, path: str, is_open: Callable[[str], bool], starts: Callable[[str], bool]
+    files: Files,
+    path: str,
+    is_open: Callable[[str], bool],
+    starts: Callable[[str], bool],
+    separator: str,
 ) -> Iterator[tuple[int, str] | Problem]:
     """Lines, and several as one where a quoted field goes on over the end of a line.
 
-    `is_open` tells that the text so far ends inside quotes, `starts` that a line begins a record of
-    its own. A quote that is never closed costs nothing but itself: its line stands alone.
+    `is_open` tells that a line ends inside quotes, `starts` that a line begins a record of its own;
+    `separator` stands between the fields that may follow the quoted one. A quote that is never closed
+    costs nothing but itself: its line stands alone.
     """
     lines = read_lines(files, path)
     waiting: deque[tuple[int, str] | Problem] = deque()
+    unclosed = 0
     while True:
         line = waiting.popleft() if waiting else next(lines, None)
         if line is None:
             return
-        if isinstance(line, Problem) or not is_open(line[1]):
+        if isinstance(line, Problem) or unclosed > MAX_UNCLOSED or not is_open(line[1]):
             yield line
             continue
-        text, last = line[1], line[0]
+        text, last, is_inside = line[1], line[0], True
         ahead: list[tuple[int, str] | Problem] = []
-        while is_open(text) and len(ahead) < MAX_RECORD_LINES and len(text) < MAX_LINE_CHARACTERS:
+        while is_inside and len(ahead) < MAX_RECORD_LINES and len(text) < MAX_LINE_CHARACTERS:
             following = waiting.popleft() if waiting else next(lines, None)
             if following is None:
                 break
@@ -184,7 +213,9 @@ def read_records(
                 break
             text += "\n" * (following[0] - last) + following[1]
             last = following[0]
-        if is_open(text) or (ahead and isinstance(ahead[-1], Problem)):
+            is_inside = ends_in_quotes('"' + following[1], separator)
+        if is_inside or (ahead and isinstance(ahead[-1], Problem)):
+            unclosed += 1
             waiting.extendleft(reversed(ahead))
             text = line[1]
         yield line[0], text
@@ -227,6 +258,9 @@ def captions_at(place: str, value: Any) -> tuple[list[tuple[str, str]], list[Pro
     captions: list[tuple[str, str]] = []
     problems: list[Problem] = []
     values = value if isinstance(value, list) else [value]
+    if len(values) > MAX_CAPTIONS:
+        found = f"expected at most {MAX_CAPTIONS:,} captions of one photograph, found {len(values):,}"
+        return [], [malformed(place, found)]
     if any(_speaker(one) for one in values):
         values = next(([text] for one in values if _speaker(one) in _MODELS and (text := _said(one))), [])
     for index, one in enumerate(values):
@@ -260,7 +294,9 @@ def _said(turn: dict[str, Any]) -> str | None:
 
 
 def caption_lines(place: str, text: str) -> list[tuple[str, str]]:
-    """A caption a line; a text of blanks is one caption, an empty one."""
+    """A caption a line; a text of blanks is one caption, an empty one, one of too many lines is whole."""
+    if sum(text.count(end) for end in "\r\n") > 2 * MAX_CAPTIONS:
+        return [(place, text)]  # too long for a caption, which is said where captions are checked
     lines = [
         (f"{place}:{number}", line) for number, line in enumerate(LINE_END.split(text), 1) if line.strip()
     ]

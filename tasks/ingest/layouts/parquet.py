@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cutline.tasks.ingest.columns import caption_columns, is_own, may_hold_captions, name_column
-from cutline.tasks.ingest.files import Files, Photo, Problem, cause, decode, ending_of
+from cutline.tasks.ingest.files import Files, Photo, Problem, cause, ending_of
 from cutline.tasks.ingest.layouts.base import (
     CAPTION_NAME,
     Entry,
@@ -18,8 +19,10 @@ from cutline.tasks.ingest.layouts.base import (
     malformed,
     split_of_file,
     told_split,
+    until_useless,
 )
 from cutline.tasks.ingest.packing import Pack, packed
+from cutline.tasks.ingest.parquet_pages import BoundedParquet, plain
 from cutline.tasks.runtime.unicode import is_valid, printable
 
 if TYPE_CHECKING:
@@ -129,12 +132,11 @@ def columns_found(files: Files, path: str) -> tuple[list[str], bool] | None:
 def has_photos(files: Files, path: str) -> bool | None:
     """Whether a Parquet file has photographs or captions with their names; None where it is damaged."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
         with files.look_into(path) as file:
-            columns = _columns_of(pq.read_schema(file))
-    except (pa.ArrowException, OSError):
+            columns = _columns_of(BoundedParquet(file).schema_arrow)
+    except (pa.ArrowException, OSError, ValueError, LookupError):
         return None
     # Many a table has names and is no data set; one that is meant by itself is.
     return bool(columns.bytes or (columns.name and (columns.captions or path in files.selection.paths)))
@@ -142,27 +144,30 @@ def has_photos(files: Files, path: str) -> bool | None:
 
 def read_parquet(source: Source) -> Iterator[Item]:
     """Rows with a photograph's bytes or its name, and captions; a text column or a list of texts."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     for path in source.markers:
-        try:
-            with source.files.open(path) as file:
-                parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
-                columns = _columns_of(parquet.schema_arrow)
-                yield from _repeated_columns(path, parquet.schema_arrow)
-                for name in columns.unread:
-                    source.note_unread(name, path)
-                pack = _pack(source, path, parquet, columns.bytes) if columns.bytes else None
-                yield from _read_groups(source, path, parquet, columns, pack)
-        except (pa.ArrowException, OSError) as error:
-            yield malformed(path, f"not readable as Parquet: {cause(error)}", "file")
+        yield from until_useless(path, _read_file(source, path))
+
+
+def _read_file(source: Source, path: str) -> Iterator[Item]:
+    import pyarrow as pa
+
+    try:
+        with source.files.open(path) as file:
+            parquet = BoundedParquet(file)
+            columns = _columns_of(parquet.schema_arrow)
+            yield from _repeated_columns(path, parquet.schema_arrow)
+            for name in columns.unread:
+                source.note_unread(name, path)
+            pack = _pack(source, path, parquet, columns.bytes) if columns.bytes else None
+            yield from _read_groups(source, path, parquet, columns, pack)
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        yield malformed(path, f"not readable as Parquet: {cause(error)}", "file")
 
 
 def _repeated_columns(path: str, schema: pa.Schema) -> Iterator[Problem]:
-    for name in sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        if CAPTION_NAME.fullmatch(name):
-            many = f"{schema.names.count(name)} columns are called '{printable(name)}'"
+    for name, count in sorted(Counter(schema.names).items()):
+        if count > 1 and CAPTION_NAME.fullmatch(name):
+            many = f"{count} columns are called '{printable(name)}'"
             yield malformed(path, f"{many}, so none of them is read; rename them", "file")
 
 
@@ -177,11 +182,10 @@ def _read_groups(
 
     first = 0
     reader = _RowReader(source, path, columns, pack)
-    for group in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(group).num_rows
+    for group, rows in enumerate(parquet.rows):
         done = 0
         try:
-            for batch in parquet.iter_batches(4096, row_groups=[group], columns=columns.slim):
+            for batch in parquet.batches(group, columns.slim):
                 values = {name: _values(batch, name) for name in columns.slim}
                 for i in range(batch.num_rows):
                     row = {name: column[i] for name, column in values.items()}
@@ -189,34 +193,21 @@ def _read_groups(
                 done += batch.num_rows
             for i in range(done, rows if not columns.slim else done):
                 yield from reader.items(first + i, {})
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError, LookupError) as error:
             detail = f"rows {first + done:,} to {first + rows - 1:,} cannot be read: {cause(error)}"
             yield malformed(f"{path}/row-{first + done}", detail, "file")
         first += rows
 
 
 def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
-    """A column as texts, lists of texts or None; texts that are not UTF-8 hold lone surrogates."""
-    import pyarrow as pa
+    """A column, or a field of a struct, as texts, lists of texts or None."""
     import pyarrow.types as pt
 
     outer, _, inner = name.partition(".")
     column = batch.column(batch.schema.names.index(outer if outer in batch.schema.names else name))
     if inner and pt.is_struct(column.type):
         column = column.field(inner)
-    if pt.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    # Arrow does not check that a text is UTF-8, and fails on the whole column when it is not.
-    if _is_text(column.type) or _is_bytes(column.type):
-        return [
-            None if value is None else decode(value) for value in column.cast(pa.large_binary()).to_pylist()
-        ]
-    if pt.is_list(column.type) and (
-        pt.is_string(column.type.value_type) or pt.is_large_string(column.type.value_type)
-    ):
-        lists = column.cast(pa.list_(pa.large_binary())).to_pylist()
-        return [value and [None if one is None else decode(one) for one in value] for value in lists]
-    values: list[Any] = column.to_pylist()
+    values = plain(column)
     if pt.is_integer(column.type) or pt.is_floating(column.type):
         return [None if value is None or value != value else str(value) for value in values]
     return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,9 +32,53 @@ from cutline.tasks.ingest.layouts.base import (
     captions_at,
     malformed,
     split_in,
+    until_useless,
 )
 from cutline.tasks.ingest.names import fold
 from cutline.tasks.runtime.unicode import is_valid, printable
+
+
+class _TarInfo(tarfile.TarInfo):
+    """Refuses extended headers that tarfile would take long or much memory for."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        """Called for each header, once its first block is read; tarfile documents it as the place to extend."""
+        if self.type in _PAX_TYPES or self.type in _LONG_NAME_TYPES:
+            if not 0 <= self.size <= MAX_EXTENDED_HEADER:
+                most = f"expected an extended header of at most {MAX_EXTENDED_HEADER:,} bytes"
+                raise tarfile.ReadError(f"{most}, found {self.size:,}")
+            if self.type in _PAX_TYPES:
+                at = tar.fileobj.tell()
+                _check_pax(tar.fileobj.read(self.size))
+                tar.fileobj.seek(at)
+        return super()._proc_member(tar)
+
+
+def _check_pax(records: bytes) -> None:
+    """Raise ReadError unless `records` are "LENGTH NAME=VALUE<newline>", one after the other.
+
+    tarfile reads others too, by patterns that take a time which grows with the square of the length
+    (CVE-2024-6232).
+    """
+    at = 0
+    while at < len(records) and records[at]:
+        length = _PAX_LENGTH.match(records, at)
+        end = at + int(length[1]) if length else 0
+        record = records[length.end() : end] if length else b""
+        if not record.endswith(b"\n") or b"=" not in record:
+            raise tarfile.ReadError(f"byte {at:,} of a pax header begins no record")
+        at = end
+    if _LONG_NUMBER.search(records):
+        raise tarfile.ReadError("a pax header holds a number of over 100 digits")
+
+
+MAX_EXTENDED_HEADER = 2**20  # bytes of a pax header or of a long name
+MAX_TEXTS_BYTES = 128 * 2**20  # of all texts in a tar, which are held until its end is read
+_PAX_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_LONG_NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}
+_PAX_LENGTH = re.compile(rb"(\d{1,7}) ")
+_LONG_NUMBER = re.compile(rb"\d{101}")
 
 
 @dataclass
@@ -52,7 +97,7 @@ def read_webdataset(source: Source) -> Iterator[Item]:
         samples: dict[str, _Sample] = {}
         try:
             with source.files.open(path) as file:
-                yield from _read_members(source, path, file, samples)
+                yield from until_useless(path, _read_members(source, path, file, samples))
         except OSError as error:
             yield Problem("file", path, reason_of(error), cause(error))
         own = split_in(posixpath.splitext(posixpath.basename(path))[0])
@@ -64,6 +109,7 @@ def read_webdataset(source: Source) -> Iterator[Item]:
 def _read_members(source: Source, path: str, file: BinaryIO, samples: dict[str, _Sample]) -> Iterator[Item]:
     """Photographs and problems of a tar; `samples` is filled with what belongs together."""
     seen: set[str] = set()
+    texts_bytes = 0
     end = os.fstat(file.fileno()).st_size
     for member in _members(path, file):
         if isinstance(member, Problem):
@@ -96,7 +142,13 @@ def _read_members(source: Source, path: str, file: BinaryIO, samples: dict[str, 
         elif rest.lower() in sample.texts:
             detail = f"the sample has two texts whose names end in '.{rest.lower()}'; the first is taken"
             yield malformed(f"{path}/{name}", detail)
+        elif texts_bytes + member.size > MAX_TEXTS_BYTES:
+            detail = (
+                f"the texts of the tar before it have {texts_bytes:,} of at most {MAX_TEXTS_BYTES:,} bytes"
+            )
+            yield Problem(kind, printable(f"{path}/{name}"), "too_many_bytes", detail)
         else:
+            texts_bytes += member.size
             sample.texts[rest.lower()] = decode(os.pread(file.fileno(), member.size, member.offset_data))
 
 
@@ -111,7 +163,7 @@ def _members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo | Problem]:
     """The members of a tar, in order, and where it is damaged a problem at the end."""
     at = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_TarInfo, **_NAMES) as tar:
             while member := tar.next():
                 if tar.offset <= at:  # a negative size leads back: the same members for ever
                     raise tarfile.ReadError("its members overlap")
@@ -123,7 +175,7 @@ def _members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo | Problem]:
         os.lseek(file.fileno(), at, os.SEEK_SET)
         if os.read(file.fileno(), tarfile.BLOCKSIZE).strip(b"\0"):
             raise tarfile.ReadError("a header is damaged; what follows it is lost")
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+    except (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError) as error:
         advice = "" if at else " (a compressed tar has to be unpacked first: its members cannot be addressed)"
         yield malformed(path, f"the tar breaks off near byte {at:,}: {cause(error)}{advice}", "file")
 

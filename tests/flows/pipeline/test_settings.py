@@ -10,6 +10,7 @@ from cutline.flows.pipeline.settings import read_settings, settings_with
 from cutline.schemas.errors import UsageError
 from cutline.schemas.settings import Settings, expanded
 from cutline.tasks.bundles.bundle import PRETRAINED, load_bundle
+from tests.support.limits import within_limits
 
 
 def test_without_anything_the_defaults_hold() -> None:
@@ -65,13 +66,18 @@ def test_a_stage_that_does_not_exist_is_told_from_one_that_the_bundle_has_settle
         ("predictions.beam=many", "predictions.beam"),
         ("predictions.beam=0", "greater than or equal to 1"),
         ("predictions.beam=true", "predictions.beam: .*expected a number, found True"),
-        ("fusion.dropout=no", "fusion.dropout: .*expected a number, found False"),
+        ("fusion.dropout=false", "fusion.dropout: .*expected a number, found False"),
+        ("fusion.dropout=no", "fusion.dropout: .*number.*, found 'no'"),
+        ("ingest.max_pixels=12:30", "ingest.max_pixels: .*integer.*, found '12:30'"),
+        ("images.side_px=0o1", "greater than or equal to 32, found 1"),
+        ("images.side_px=!!python/name:os.system", "tag:yaml.org,2002:python/name:os.system"),
+        ("images.side_px={a: 1, a: 2}", "'a' comes twice"),
+        ("images.side_px={[1]: 2}", "a name before the colon"),
         ("predictions.alternatives=65", "less than or equal to 64"),
         ("fusion.seed=-1", "greater than or equal to 0"),
         ("fusion.learning_rate=.inf", "finite"),
         ("crop=pad", "expected STAGE.KEY=VALUE"),
         ("images.crop", "expected STAGE.KEY=VALUE"),
-        ("tokens.stopwords=2024-13-45", "month must be in"),
         (f"ingest.max_pixels={'9' * 5000}", "digits"),
         (f"images.crop={'[' * 2000}", "recursion"),
     ],
@@ -79,6 +85,77 @@ def test_a_stage_that_does_not_exist_is_told_from_one_that_the_bundle_has_settle
 def test_a_mistake_is_named_with_what_was_expected(assignment: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_settings(None, [assignment])
+
+
+def test_scalars_are_those_of_yaml_1_2() -> None:
+    """YAML 1.1 has octal, sexagesimal and binary numbers, dates, and yes and no for true and false."""
+    settings = read_settings(None, ["images.side_px=0224", "fusion.seed=0x1F", "tokens.stopwords=2024-13-45"])
+    assert settings.images.side_px == 224
+    assert settings.fusion.seed == 31
+    assert settings.tokens.stopwords == "2024-13-45"
+    assert read_settings(None, ["fusion.learning_rate=1e-4"]).fusion.learning_rate == 1e-4
+    assert read_settings(None, ["tokens.stopwords=no"]).captions.stopwords == "no"
+
+
+def test_a_merge_takes_what_is_not_said_beside_it(tmp_path: Path) -> None:
+    config = tmp_path / "cutline.yaml"
+    config.write_text(
+        "caption: {beam: 5, max_tokens: 9, alternatives: 2}\n"
+        "fusion: {<<: {epochs: 2, heads: 8}, heads: 2}\n"
+        "language_model:\n  <<: [{epochs: 7}, {epochs: 8, patience: 3}]\n"
+    )
+    settings = read_settings(config, [])
+    assert (settings.predictions.beam, settings.predictions.max_tokens) == (5, 9)
+    assert (settings.fusion.epochs, settings.fusion.heads) == (2, 2)
+    assert (settings.language_model.epochs, settings.language_model.patience) == (7, 3)
+
+
+def refusal(config: str) -> str:
+    """What is wrong with a file of settings; run in a child."""
+    try:
+        read_settings(Path(config), [])
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def laughs(levels: int, link: str) -> str:
+    """Each level holds ten times the one before it: `link` is how an alias is held."""
+    lines = ["a0: &a0 {lol: 1}"]
+    for level in range(1, levels):
+        aliases = ", ".join([f"*a{level - 1}"] * 10)
+        lines.append(f"a{level}: &a{level} {link.format(aliases)}")
+    return "\n".join(lines)
+
+
+HOSTILE = {
+    "billion laughs": laughs(9, "[{}]"),
+    "billion laughs as merges": laughs(9, "{{<<: [{}]}}"),
+    "30,000 keys": "images:\n" + "".join(f"  k{i}: 1\n" for i in range(30_000)),
+    "900 keys": "images:\n" + "".join(f"  k{i}: 1\n" for i in range(900)),
+    "900 stages": "".join(f"k{i}: {{}}\n" for i in range(900)),
+    "a list that holds itself": "images: &a [*a]",
+    "a mapping that holds itself": "images: &a {crop: *a}",
+    "a merge of itself": "images: &a {<<: *a}",
+    "60,000 brackets": "[" * 60_000,
+    "60,000 braces": "{" * 60_000,
+    "60,000 question marks": "? " * 30_000,
+    "60,000 hyphens": "- " * 30_000,
+    "a long name": "images: {" + "k" * 50_000 + ": 1}",
+    "a long value": "images: {crop: " + "k" * 50_000 + "}",
+    "a long number": "images: {side_px: " + "9" * 50_000 + "}",
+    "many anchors": "images: [" + ", ".join(f"&a{i} 1" for i in range(8_000)) + "]",
+    "a megabyte": "images: {crop: pad}\n" + "#" * 2**20,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_settings_cost_little_and_are_refused_in_a_few_words(tmp_path: Path, kind: str) -> None:
+    config = tmp_path / "cutline.yaml"
+    config.write_text(HOSTILE[kind])
+    cost = within_limits("tests.flows.pipeline.test_settings", "refusal", str(config))
+    assert 0 < len(cost.result) < 5_000
+    assert cost.memory_bytes < 200 * 2**20
 
 
 def test_a_switch_is_still_one_and_a_whole_number_is_a_share() -> None:

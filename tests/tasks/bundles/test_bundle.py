@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cutline.schemas.errors import StaleModel, UsageError
+from cutline.schemas.errors import CutlineError, StaleModel, UsageError
 from cutline.schemas.settings import ImageFeaturesSettings, ImagesSettings, PredictionsSettings, Settings
 from cutline.tasks.bundles.bundle import PRETRAINED, FeatureOrigin, load_bundle, write_bundle
 from cutline.tasks.decoding.captioner import Captioner, ModelFiles
@@ -23,6 +23,7 @@ from cutline.tasks.models.language_model import build_language_model
 from cutline.tasks.models.weights import save_weights
 from cutline.tasks.storage.tables import write_table
 from cutline.tasks.storage.workspace import Workspace, digest_of_file
+from tests.support.limits import within_limits
 from tests.support.toys import (
     CHANNELS,
     FUSION_SETTINGS,
@@ -170,6 +171,70 @@ def test_settings_of_another_size_than_the_weights_are_refused(bundle: Path) -> 
     (bundle / "bundle.json").write_text(json.dumps(description))
     with pytest.raises(StaleModel, match="expected size"):
         load_bundle(bundle).captioner()
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("language_model", {"state_size": 100_000}),
+        ("language_model", {"embedding_size": 10**9}),
+        ("fusion", {"hidden_size": 10**8, "heads": 10**6}),
+        ("features", {"channels": 65_536}),
+    ],
+)
+def test_settings_of_gigabytes_are_refused_before_a_model_is_built(
+    bundle: Path, part: str, changes: dict[str, int]
+) -> None:
+    description = json.loads((bundle / "bundle.json").read_bytes())
+    description[part] |= changes
+    (bundle / "bundle.json").write_text(json.dumps(description))
+    cost = within_limits("tests.tasks.bundles.test_bundle", "outcome", str(bundle))
+    assert cost.result.startswith("StaleModel"), cost.result
+
+
+def outcome(folder: str) -> str:
+    """What loading a bundle comes to; run in a child."""
+    try:
+        load_bundle(Path(folder)).captioner()
+    except CutlineError as error:
+        return f"{type(error).__name__}: {error}"
+    return "loaded"
+
+
+def mutants(folder: str, name: str, count: int) -> dict[str, int]:
+    """Outcomes of loading bundles with a mutated file and its right digest; run in a child."""
+    path, told = Path(folder) / name, Path(folder) / "bundle.json"
+    data, description = path.read_bytes(), json.loads(told.read_bytes())
+    rng, found = np.random.default_rng(7), {"StaleModel": 0, "loaded": 0}
+    for number in range(count):
+        mutant = bytearray(data)
+        # Headers, which the first kilobytes hold, break more than numbers do.
+        for at in rng.integers(0, len(data) if number % 2 else min(len(data), 2_000), rng.integers(1, 4)):
+            mutant[at] = rng.integers(0, 256)
+        path.write_bytes(mutant)
+        description["digests"][name] = digest_of_file(path)
+        told.write_text(json.dumps(description))
+        found[outcome(folder).partition(":")[0]] += 1
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "language_model.weights.h5",
+            "fusion.weights.h5",
+            "content_embedding.npz",
+            "joint_embedding.npz",
+            "content_neighbours.npz",
+        ),
+        *("reference_photos.parquet", "vocabulary.parquet"),
+    ],
+)
+def test_mutated_files_with_a_right_digest_are_stale_or_loaded(bundle: Path, name: str) -> None:
+    cost = within_limits("tests.tasks.bundles.test_bundle", "mutants", str(bundle), name, 12)
+    assert sum(cost.result.values()) == 12
+    assert cost.result["StaleModel"] > 0
 
 
 def test_a_bundle_that_was_replaced_in_its_place_is_loaded_again(
