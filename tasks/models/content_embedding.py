@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 
 from cutline.tasks.models.novelty import FEWEST, unit_pooled
-from cutline.tasks.runtime.npz import read_npz, stale
-from cutline.tasks.training.content_embedding import EXPECTED
+from cutline.tasks.runtime.npz import Expected, read_npz, stale
 
 CONTENT_EMBEDDING = "content_embedding.npz"
 LONGEST = 4  # n-grams of one to four tokens count, as in CIDEr
@@ -107,3 +106,11 @@ def landmarks_of(reference_photos: pl.DataFrame) -> np.ndarray:
     """
     found = unit_pooled(reference_photos)
     return found if len(found) >= FEWEST else found[:0]
+
+
+EXPECTED = {
+    "grams": Expected("iu", 2),
+    **{name: Expected("f", 1) for name in ("idf", "mean", "offset", "length_weight")},
+    **{name: Expected("f", 2) for name in ("directions", "weights", "noise")},
+    **{name: Expected("f", 0) for name in ("bandwidth", "unknown_idf")},
+}

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 CONTENT_NEIGHBOURS = "content_neighbours.npz"
-MOST = 8_192  # described photographs that are kept
 HALF_TRUSTED = 2_000  # described photographs, whose word counts half as much as that of very many
 # What a cosine of vectors, and one of content vectors, adds to the logarithm of how likely a neighbour is.
 SHARPNESS = 16.0, 8.0

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from cutline.tasks.runtime.npz import read_npz, stale
-from cutline.tasks.training.joint_embedding import EXPECTED, _texts
+from cutline.tasks.runtime.npz import Expected, read_npz, stale
 
 JOINT_EMBEDDING = "joint_embedding.npz"
 ARRAYS = ("photo", "photo_bias", "state", "word", "text_bias")
@@ -121,3 +120,17 @@ def bags_of(content_tokens: pl.Series, words: Sequence[str], weights: np.ndarray
     starts = np.searchsorted(counts["text"].to_numpy(), np.arange(texts.height + 1))
     values = counts["value"].cast(pl.Float32).to_numpy()
     return Bags(counts["word"].to_numpy(), values, starts.astype(np.int64), len(words))
+
+
+EXPECTED = {
+    **{name: Expected("f", 1 if "bias" in name else 2) for name in ARRAYS},
+    "weights": Expected("f", 1),
+    **{name: Expected("U", 1) for name in ("words", "stopwords")},
+}
+
+
+def _texts(values: np.ndarray) -> tuple[str, ...]:
+    """The texts of an array. Raises ValueError where one is not valid Unicode."""
+    texts = tuple(map(str, values))
+    "".join(texts).encode()
+    return texts

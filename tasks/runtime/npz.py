@@ -8,7 +8,6 @@ the size of the file first. Nothing is unpickled.
 from __future__ import annotations
 
 import math
-import os
 import struct
 import tokenize
 import zipfile
@@ -85,7 +84,7 @@ def _arrays(path: Path, expected: Mapping[str, Expected] | None) -> Iterator[tup
     try:
         with zipfile.ZipFile(path) as archive:
             members = _members(archive, expected)
-            check_expansion(sum(member.file_size for member in members.values()), os.stat(path).st_size)
+            check_expansion(sum(member.file_size for member in members.values()), path.stat().st_size)
             for name, member in members.items():
                 with archive.open(member) as file:
                     yield name, _array(file, name, member.file_size, expected and expected[name])

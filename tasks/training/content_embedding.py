@@ -28,7 +28,6 @@ from cutline.tasks.models.content_embedding import (
     landmarks_of,
 )
 from cutline.tasks.models.novelty import FEWEST, unit_pooled
-from cutline.tasks.runtime.npz import Expected
 from cutline.tasks.storage.tables import read_table, tensor_column
 from cutline.tasks.text.encoding import Ragged, encode
 from cutline.tasks.text.vocabulary import PAD, UNK
@@ -46,12 +45,6 @@ LEAST_RIDGE = 1e-12  # where nothing varies
 MOST_LEVERAGE = 0.999  # so that what is divided by is not nothing
 BANDWIDTH = 0.35  # of the median squared distance between photographs
 MIN_BANDWIDTH = 1e-4  # a squared distance that is more than what float16 does to features
-EXPECTED = {
-    "grams": Expected("iu", 2),
-    **{name: Expected("f", 1) for name in ("idf", "mean", "offset", "length_weight")},
-    **{name: Expected("f", 2) for name in ("directions", "weights", "noise")},
-    **{name: Expected("f", 0) for name in ("bandwidth", "unknown_idf")},
-}
 
 
 def train_content_embedding(

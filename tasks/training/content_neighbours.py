@@ -7,10 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 
-from cutline.tasks.models.content_neighbours import MOST, ContentNeighbours
+from cutline.tasks.models.content_neighbours import ContentNeighbours
 from cutline.tasks.models.joint_embedding import unit
 from cutline.tasks.storage.tables import tensor
 from cutline.tasks.training.caption_groups import Subjects
+
+MOST = 8_192  # described photographs that are kept
 
 CAPTIONS_PER_BATCH = 4_096  # their states take some 40 MB
 

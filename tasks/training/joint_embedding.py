@@ -29,7 +29,6 @@ from cutline.tasks.models.joint_embedding import (
     photo_input,
     unit,
 )
-from cutline.tasks.runtime.npz import Expected
 from cutline.tasks.storage.tables import tensor
 from cutline.tasks.training.common import make_repeatable
 from cutline.tasks.training.scratch import ScratchRows
@@ -43,11 +42,6 @@ STRENGTHS = (1.0, 0.3, 3.0, 0.1)  # the first where there is no dev split
 MOST_GAIN = 1e4  # of a projection; where photographs or texts do not vary it would be without bounds
 HOLD_TO_START = 1e-4  # of squared distance to the start, in the loss of the epochs after it
 AVERAGING = 0.98  # the weights kept are a running mean over the last 50 steps or so
-EXPECTED = {
-    **{name: Expected("f", 1 if "bias" in name else 2) for name in ARRAYS},
-    "weights": Expected("f", 1),
-    **{name: Expected("U", 1) for name in ("words", "stopwords")},
-}
 
 
 class Texts(NamedTuple):
@@ -55,13 +49,6 @@ class Texts(NamedTuple):
 
     states: np.ndarray
     bags: np.ndarray
-
-
-def _texts(values: np.ndarray) -> tuple[str, ...]:
-    """The texts of an array. Raises ValueError where one is not valid Unicode."""
-    texts = tuple(map(str, values))
-    "".join(texts).encode()
-    return texts
 
 
 def inverse_document_frequencies(content_tokens: pl.Series, most: int) -> tuple[tuple[str, ...], np.ndarray]:

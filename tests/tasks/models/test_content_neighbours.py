@@ -13,11 +13,11 @@ import pytest
 from cutline.schemas.errors import StaleModel
 from cutline.schemas.settings import PredictionsSettings
 from cutline.tasks.decoding.captioner import Captioner
-from cutline.tasks.models import content_neighbours
 from cutline.tasks.models.content_neighbours import CONTENT_NEIGHBOURS, ContentNeighbours
 from cutline.tasks.models.joint_embedding import unit
 from cutline.tasks.storage.tables import tensor, tensor_column
 from cutline.tasks.text.encoding import encode
+from cutline.tasks.training import content_neighbours
 from cutline.tasks.training.caption_groups import TrainedContent
 from cutline.tasks.training.content_embedding import _weigh
 from cutline.tasks.training.content_neighbours import find_content_neighbours
@@ -177,12 +177,12 @@ def test_captions_agree_by_three_quarters_with_what_six_thousand_neighbours_say(
     beside = some_content_neighbours(len(joint_embedding.text_bias), content_embedding.size, 6_000)
     captioner = replace(gist_captioner, joint_embedding=silent, content_neighbours=beside, _searches={})
     photos = toy_image_features(UNSEEN)
-    settings = PredictionsSettings(beam=6, alternatives=6, max_tokens=9, content_neighbours=1)
+    settings = PredictionsSettings(beam=6, alternatives=6, max_tokens=9, neighbour_weight=1)
     content_vectors = content_embedding.of_photos(photos)
     told = beside.told(joint_embedding.photo_vectors(tensor(photos["pooled"])), content_vectors).numpy()
     found = captioner.caption_photos(photos, settings, lambda _: None)
     alone = captioner.caption_photos(
-        photos, settings.model_copy(update={"content_neighbours": 0}), lambda _: None
+        photos, settings.model_copy(update={"neighbour_weight": 0}), lambda _: None
     )
     without = replace(captioner, content_neighbours=None, _searches={}).caption_photos(
         photos, settings, lambda _: None
