@@ -14,10 +14,9 @@ import polars as pl
 from cutline.schemas.settings import FusionSettings, LanguageModelSettings
 from cutline.tasks.models.content_embedding import ContentEmbedding
 from cutline.tasks.models.language_model import LanguageModel
-from cutline.tasks.models.weights import initial_seeds, load_weights
+from cutline.tasks.models.weights import check_weights, initial_seeds, load_weights
 from cutline.tasks.runtime.memory import by_reference
 from cutline.tasks.storage.tables import tensor
-from cutline.tasks.training.common import check_weights
 
 if TYPE_CHECKING:
     import keras

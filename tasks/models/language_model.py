@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cutline.schemas.settings import LanguageModelSettings
-from cutline.tasks.models.weights import initial_seeds, load_weights
-from cutline.tasks.training.common import check_weights
+from cutline.tasks.models.weights import check_weights, initial_seeds, load_weights
 
 if TYPE_CHECKING:
     import keras

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from cutline.schemas.errors import StaleModel
 from cutline.schemas.tables import dtypes_of
 from cutline.tasks.runtime.npz import read_all_npz
 
 if TYPE_CHECKING:
-    import h5py
     import keras
     import tensorflow as tf
 
@@ -142,77 +140,6 @@ def curve_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
         ],
         schema=dtypes_of("curve"),
     )
-
-
-# What h5py and Keras raise for a damaged file.
-_NO_WEIGHTS = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    AttributeError,
-    MemoryError,
-    SystemError,
-    UserWarning,
-)
-
-
-def _stale(path: Path, name: str, error: BaseException) -> StaleModel:
-    detail = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return StaleModel(
-        f"'{path}' does not hold the weights of a {name} of the expected size: {detail}; train it again or "
-        "give the settings it was trained with"
-    )
-
-
-def check_weights(path: Path, numbers: int, name: str) -> None:
-    """Raise StaleModel unless the arrays in an HDF5 file are stored as they are and `numbers` in all.
-
-    Keras would allocate what a dataset states, expand what is compressed and follow links to other files.
-    """
-    import h5py
-
-    try:
-        least = 2 * numbers  # bytes, as float16
-        if path.stat().st_size < least:
-            raise ValueError(f"expected at least {least:,} bytes, found {path.stat().st_size:,}")
-        with h5py.File(path) as file:
-            found = sum(_sizes(file))
-    except _NO_WEIGHTS as error:
-        raise _stale(path, name, error) from None
-    if found != numbers:
-        raise _stale(path, name, ValueError(f"expected {numbers:,} numbers, found {found:,}"))
-
-
-def _sizes(group: h5py.Group, depth: int = 0) -> Iterator[int]:
-    """How many numbers each array below `group` has. Raises ValueError for what is no plain array.
-
-    h5py's own walk answers an error in its visitor with SystemError.
-    """
-    import h5py
-
-    if depth > MAX_GROUPS or len(group) > MAX_LAYERS:
-        raise ValueError(f"expected at most {MAX_GROUPS} groups within each other, {MAX_LAYERS:,} in each")
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"expected arrays in the file itself, found a link '{name[:80]}'")
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            yield from _sizes(item, depth + 1)
-            continue
-        if (
-            item.compression
-            or item.chunks
-            or item.external
-            or item.is_virtual
-            or item.dtype.kind not in "fiu"
-        ):
-            raise ValueError(f"expected plain arrays of numbers, found another, '{name[:80]}'")
-        yield int(item.size or 0)
-
-
-MAX_GROUPS, MAX_LAYERS = 10, 200
 
 
 def dropout(values: tf.Tensor, rate: float, seed: tf.Tensor, shape: Any) -> tf.Tensor:

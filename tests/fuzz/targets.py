@@ -17,8 +17,8 @@ from cutline.tasks.images.decode import decode
 from cutline.tasks.images.headers import read_header
 from cutline.tasks.ingest.files import scan
 from cutline.tasks.ingest.layouts.registry import detect, read_layout
+from cutline.tasks.models.weights import check_weights
 from cutline.tasks.runtime.npz import read_all_npz
-from cutline.tasks.training.common import check_weights
 
 MAX_PIXELS = 4_000_000
 MAX_FILE_BYTES = 2**24
