@@ -18,7 +18,6 @@ from cutline.schemas.errors import BadPhoto
 _MAX_CHUNKS = 2_000_000
 
 _EXIF_ORIENTATION = 274
-_TIFF_PHOTOMETRIC = 262
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def read_header(data: bytes, max_pixels: int) -> Header:
         raise BadPhoto("empty_file", "the file holds no bytes")
     format_ = _format_of(data)
     if format_ is None:
-        raise BadPhoto("not_an_image", f"expected {', '.join(FORMATS)}; the bytes begin with {data[:8]!r}")
+        raise BadPhoto("not_an_image", f"expected {', '.join(FORMATS)}; {_what_else(data)}")
     try:
         width, height, orientation, complete = FORMATS[format_](data)
     except (struct.error, OverflowError):  # a field lies behind the last byte
@@ -91,6 +90,54 @@ def _format_of(data: bytes) -> str | None:
     if data[:2] == b"BM" and data[15:18] == b"\0\0\0" and data[14] in (12, 40, 52, 56, 64, 108, 124):
         return "bmp"
     return None
+
+
+def _what_else(data: bytes) -> str:
+    """What a file is whose format is not read, and what to do about it."""
+    start = data[:512]
+    if start[4:8] == b"ftyp":  # ISO base media: the brands say what for
+        brands = start[8 : max(16, min(64, int.from_bytes(start[:4], "big")))]
+        names = (name for brand, name in _BRANDS.items() if brand in brands)
+        name = next(names, "a video or another ISO media file")
+    else:
+        names = (name for magic, name in _OTHER_FORMATS.items() if start.startswith(magic))
+        name = next(names, "SVG" if b"<svg" in start else "")
+    if not name:
+        return f"the bytes begin with {data[:8]!r}"
+    return f"found {name}, which is not read: convert it to JPEG or PNG, or drop the file"
+
+
+_BRANDS = {
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+    b"crx ": "CR3, a camera's raw file",
+    b"hei": "HEIC (HEIF)",
+    b"hev": "HEIC (HEIF)",
+    b"mif1": "HEIF",
+    b"msf1": "HEIF",
+}
+_OTHER_FORMATS = {
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"8BPS": "PSD (Photoshop)",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"\0\0\1\0": "ICO",
+    b"v/1\1": "OpenEXR",
+    b"#?RADIANCE": "Radiance HDR",
+    b"DDS ": "DDS",
+    b"qoif": "QOI",
+    b"gimp xcf": "XCF (GIMP)",
+    b"II\xbc\1": "JPEG XR",
+    b"FUJIFILM": "RAF, a camera's raw file",
+    b"IIRO": "ORF, a camera's raw file",
+    b"IIU\0": "RW2, a camera's raw file",
+    b"P4": "PNM",
+    b"P5": "PNM",
+    b"P6": "PNM",
+}
 
 
 def _refuse(detail: str) -> BadPhoto:
@@ -166,8 +213,9 @@ def _read_gif(data: bytes) -> _Outline:
                 width, height = max(width, left + frame_width), max(height, top + frame_height)
             at += 11 + _gif_colours(data[at + 9])
             has_frame = in_data = True
-        else:  # the trailer; or, behind a whole frame, something that nobody needs
-            return _Outline(width, height, 1, complete=block == b"\x3b" or (has_frame and block != b""))
+        else:  # the trailer, which may be missing; or, behind a whole frame, something that nobody needs
+            ends_whole = block != b"" or (at == len(data) and not in_data)
+            return _Outline(width, height, 1, complete=block == b"\x3b" or (has_frame and ends_whole))
     raise _refuse(f"the gif has over {_MAX_CHUNKS:,} blocks")
 
 
@@ -222,11 +270,6 @@ def _read_tiff(data: bytes) -> _Outline:
     offsets, counts = tags.get(273) or tags.get(324) or [], tags.get(279) or tags.get(325) or []
     ends = [offset + count for offset, count in zip(offsets, counts, strict=False)]
     return _Outline(width, height, _valid_orientation(tags), complete=max(ends, default=0) <= len(data))
-
-
-def is_cmyk_tiff(data: bytes) -> bool:
-    """Whether the four samples of a TIFF are inks (PhotometricInterpretation 5), not RGB and alpha."""
-    return _tiff_tags(data, {_TIFF_PHOTOMETRIC}).get(_TIFF_PHOTOMETRIC) == [5]
 
 
 def _exif_orientation(exif: bytes) -> int:

@@ -234,7 +234,7 @@ def test_an_orientation_that_exif_does_not_know_is_none(orientation: int) -> Non
 def test_a_file_cut_anywhere_is_refused(way: str) -> None:
     data = encode(noise(23, 19), way)
     # libtiff ends its files with the values of the last tags, which say nothing of size or pixels.
-    whole_from = len(data) - 32 if way == "lzw tiff" else len(data)
+    whole_from = len(data) - {"lzw tiff": 32, "gif": 1}.get(way, 0)  # browsers show a GIF without its trailer
     assert reason_of(b"") == "empty_file"
     for length in range(1, whole_from):  # the first few bytes may not tell the format yet
         assert reason_of(data[:length]) in ({"truncated", "not_an_image"} if length < 18 else {"truncated"})
@@ -260,7 +260,7 @@ def test_the_frames_of_an_animation_share_one_size(way: str) -> None:
     data = encode(noise(23, 19), way, save_all=True, append_images=[noise(23, 19).rotate(90)] * 3)
     header = read_header(data, MAX_PIXELS)
     assert (header.width, header.height) == (23, 19)
-    assert reason_of(data[:-1]) == "truncated"
+    assert reason_of(data[:-1]) == (None if way == "gif" else "truncated")
 
 
 @pytest.mark.parametrize(
