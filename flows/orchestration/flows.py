@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from httpx import TransportError
+import cutline.flows.orchestration.own_server  # noqa: F401  (before Prefect reads its settings)
+
+# isort: split
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
