@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import REPOSITORY
+
 CPU_S = 20
 MEMORY_BYTES = 2**30  # resident, above what the imports took
 ADDRESS_SPACE_BYTES = 8 * 2**30  # Arrow and threads reserve much that they never use
@@ -57,7 +59,7 @@ def within_limits(module: str, function: str, *arguments: Any) -> Cost:
         [sys.executable, "-c", _CHILD, told],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=REPOSITORY,
         check=False,
     )
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]

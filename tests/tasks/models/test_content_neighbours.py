@@ -133,7 +133,7 @@ def test_a_file_that_holds_none_is_refused(tmp_path: Path, damage: str) -> None:
         path.write_bytes(b"neighbours")
     elif damage == "not finite":
         with np.load(path) as file:
-            np.savez(path, **dict(file) | {"said step": np.full(3, np.nan, np.float32)})
+            np.savez(path, **dict(file) | {"content_targets step": np.full(3, np.nan, np.float32)})
     with pytest.raises(StaleModel, match=r"neighbours\.npz.*train again"):
         ContentNeighbours.load(
             path, 7 if damage == "other vectors" else 6, 4 if damage == "other content vectors" else 3
