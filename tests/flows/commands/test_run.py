@@ -24,7 +24,8 @@ from tests.flows.conftest import EMBEDDED, Ran, cutline, draw, make_dataset, run
 
 STAGES = [
     "ingest", "images", "image_features", "tokens", "vocabulary", "language_model", "text_features",
-    "content_embedding", "fusion", "joint_embedding", "content_neighbours", "index", "caption_index", "retrieval", "leaks", "predictions",
+    "content_embedding", "fusion", "joint_embedding", "content_neighbours", "index",
+    "caption_index", "retrieval", "leaks", "predictions",
     "evaluate", "bundle", "report",
 ]  # fmt: skip
 

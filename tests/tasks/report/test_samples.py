@@ -36,7 +36,10 @@ def run(photos: pl.DataFrame, tmp_path: Path) -> tuple[Written, RunRecord]:
             said = predictions_of(
                 {id_: (f"of {path}", -0.5) for id_, path in rows["photo_id", "path"].rows()}
             )
-            for stage, tables in (("images", {"images": squares(rows)}), ("predictions", {"predictions": said})):
+            for stage, tables in (
+                ("images", {"images": squares(rows)}),
+                ("predictions", {"predictions": said}),
+            ):
                 key = f"{len(shards[stage]):032x}"
                 shards[stage].append(written.shard(stage, key, tables, partition=one.partition))
     written.run(RUN, shards)

@@ -28,8 +28,8 @@ def made(tmp_path: Path) -> tuple[Workspace, Record]:
         (folder / "images.parquet").write_bytes(b"0123456789")
         outputs = workspace.publish(folder, "shards/images/k.")
     record = Record(
-        stage="images", key="k", partition="train/", inputs={}, settings={}, code="", lineage="", outputs=outputs,
-        rows_in=1, rows_out=1, rejected=0, took_s=0.0, made_at="", versions={},
+        stage="images", key="k", partition="train/", inputs={}, settings={}, code="", lineage="",
+        outputs=outputs, rows_in=1, rows_out=1, rejected=0, took_s=0.0, made_at="", versions={},
     )  # fmt: skip
     workspace.write_record(record)
     return workspace, record
