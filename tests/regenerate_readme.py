@@ -1,6 +1,6 @@
-"""Writes the README's tables of settings and columns anew: `python -m tests.regenerate_readme`.
+"""Writes the generated tables of schemas/README.md: `python -m tests.regenerate_readme`.
 
-Run it on purpose after a change to the settings or schemas; a test compares.
+Run it after a change to the settings, table schemas, reject reasons or layouts; a test compares.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import re
 import typing
 
 from cutline.schemas.settings import Settings
-from cutline.schemas.tables import TABLES, dtypes_of
+from cutline.schemas.tables import NOTICES, REASONS, TABLES, TRANSIENT, dtypes_of
 from tests import REPOSITORY
 
-README = REPOSITORY / "README.md"
+README = REPOSITORY / "schemas" / "README.md"
 DEFAULTS = Settings()
 SIZES = {
     "side_px": DEFAULTS.images.side_px,
@@ -44,19 +44,29 @@ def columns_table() -> str:
     return "\n".join(lines)
 
 
+def reasons_table() -> str:
+    """Every reject reason with its meaning and kind."""
+    lines = ["| reason | meaning | kind |", "| --- | --- | --- |"]
+    for reason, meaning in REASONS.items():
+        kind = "notice" if reason in NOTICES else "transient" if reason in TRANSIENT else ""
+        lines.append(f"| `{reason}` | {meaning} | {kind} |")
+    return "\n".join(lines)
+
+
 def _type(dtype: object) -> str:
     text = str(dtype).replace("shape=", "").replace("Struct({", "{").replace("})", "}")
     return text.replace("'", "").lower()
 
 
 def renewed(text: str) -> str:
-    """The README with its generated tables as they should be."""
-    for name, table in (("settings", settings_table()), ("columns", columns_table())):
+    """The text of schemas/README.md with its generated tables brought up to date."""
+    tables = {"settings": settings_table(), "columns": columns_table(), "reasons": reasons_table()}
+    for name, table in tables.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text, count = re.subn(
             pattern, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.S
         )
-        assert count == 1, f"README.md has {count} places for the table of {name}"
+        assert count == 1, f"{README.name} has {count} places for the table of {name}"
     return text
 
 

@@ -1,4 +1,4 @@
-"""A toy third modality, added as the README's development part says: a table, a stage, a fusion input."""
+"""A toy third modality, added as tasks/README.md describes: a table, a stage, a fusion input."""
 
 from __future__ import annotations
 

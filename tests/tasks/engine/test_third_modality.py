@@ -1,4 +1,4 @@
-"""The README's recipe for a third modality, followed with sound: no existing stage is touched."""
+"""The recipe of tasks/README.md for a third modality, followed with sound: no existing stage is touched."""
 
 from __future__ import annotations
 
