@@ -174,12 +174,14 @@ def test_another_setting_remakes_its_stage_and_what_follows(
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the code, free to be edited."""
+    """A copy of the package, free to be edited; it is imported where the folder above it comes first."""
+    package = tmp_path / "cutline"
     for folder in ("flows", "tasks", "schemas"):
-        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "pretrained").symlink_to(REPOSITORY / "data" / "pretrained")
-    return tmp_path
+        shutil.copytree(REPOSITORY / folder, package / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "flows" / "api" / "__init__.py", package)
+    (package / "data").mkdir()
+    (package / "data" / "pretrained").symlink_to(REPOSITORY / "data" / "pretrained")
+    return package
 
 
 def status_of(checkout: Path, ran: Ran) -> dict[str, str]:
@@ -194,26 +196,26 @@ def status_of(checkout: Path, ran: Ran) -> dict[str, str]:
         str(ran.workspace),
     ]
     done = subprocess.run(
-        [*command, "--json", *small()], cwd=checkout, capture_output=True, text=True, check=True
+        [*command, "--json", *small()], cwd=checkout.parent, capture_output=True, text=True, check=True
     )
     return {stage["name"]: stage["why"] for stage in json.loads(done.stdout)["stages"] if stage["made"]}
 
 
 def test_a_comment_in_a_stages_code_remakes_nothing(ran: Ran, checkout: Path) -> None:
-    file = checkout / "tasks" / "images.py"
+    file = checkout / "tasks" / "images" / "crop.py"
     file.write_text("# A remark.\n" + file.read_text().replace("\n\n\ndef ", "\n\n\n# Another.\ndef "))
     assert status_of(checkout, ran) == {}
 
 
 def test_a_changed_line_remakes_that_stage_and_what_follows(ran: Ran, checkout: Path) -> None:
-    file = checkout / "tasks" / "images.py"
+    file = checkout / "tasks" / "images" / "crop.py"
     text = file.read_text()
     assert "def crop_to_square" in text
     body = text.index(":\n", text.index(") -> np.ndarray", text.index("def crop_to_square"))) + 2
     docstring_end = text.index('"""', text.index('"""', body) + 3) + 3
     file.write_text(text[:docstring_end] + "\n    image_rgb = image_rgb[::-1]" + text[docstring_end:])
     why = status_of(checkout, ran)
-    assert why["images"].startswith("code: tasks/images/decode.py crop_to_square")
+    assert why["images"].startswith("code: crop_to_square")
     of_text = {"ingest", "tokens", "vocabulary", "language_model", "text_features"}
     assert set(why) == set(STAGES) - of_text
 

@@ -147,9 +147,10 @@ def test_a_workspace_begins_with_the_database_that_prefect_itself_would_make(
     ours, theirs = (tables_of(folder / "prefect.db") for folder in (home, tmp_path / "theirs"))
     assert ours == theirs
     assert len(ours) > 50
-    (home / "prefect.db").write_bytes(b"at work")
+    with closing(sqlite3.connect(home / "prefect.db")) as connection:
+        connection.execute("CREATE TABLE history (run TEXT)")
     home_with_database(tmp_path / "workspace")
-    assert (home / "prefect.db").read_bytes() == b"at work"
+    assert len(tables_of(home / "prefect.db")) == len(ours) + 1, "a database with history is kept"
 
 
 def tables_of(database: Path) -> list[tuple[str, ...]]:
