@@ -57,7 +57,7 @@ def within_limits(module: str, function: str, *arguments: Any) -> Cost:
         [sys.executable, "-c", _CHILD, told],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         check=False,
     )
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
