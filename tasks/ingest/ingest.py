@@ -103,7 +103,7 @@ def ingest(
     heard = _hear(files, detected, packs, settings)
     if not (heard.paths or heard.texts or heard.rejects):
         raise UnknownDataset(
-            f"'{dataset}' has the files of the layout '{detected.layout}' "
+            f"'{dataset}' has the files of the layout '{detected.layout.name}' "
             f"({', '.join(map(printable, detected.markers[:3]))}), but they hold no photograph and no caption"
         )
     photos = _look_at(heard.photos(), files.root, packs, known, settings, advance)
@@ -115,7 +115,7 @@ def ingest(
         captions=_captions(heard.captions(), photos, copies, told),
         files=photos.select(*_STAT, *_SEEN).rename({"source": "container", "file_size": "size"}).sort("path"),
         rejects=_rejects_frame(rejects),
-        layout=detected.layout,
+        layout=detected.layout.name,
         listing=listing_digest(files),
     )
 
