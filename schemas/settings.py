@@ -115,7 +115,7 @@ class ContentEmbeddingSettings(StageSettings):
     penalty: float = Field(
         0.25,
         gt=0,
-        description="of the regression from features to content vectors: more makes content vectors more alike",
+        description="L2 penalty of the regression from features to content vectors",
     )
 
 
@@ -135,7 +135,7 @@ class FusionSettings(StageSettings):
     text_epochs: int = Field(
         2,
         ge=0,
-        description="epochs before these on all training captions, with content vectors predicted from text for them",
+        description="epochs before these on all training captions, their content vectors predicted from text",
     )
     epochs: int = Field(4, ge=1, description="on captions with their photographs; the last is kept")
     dev_beam: int = Field(3, ge=1, le=64, description="beam for the dev split's captions after each epoch")

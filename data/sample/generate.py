@@ -246,7 +246,7 @@ def describe(scene: Scene, rng: Random) -> list[str]:
 
 
 def one_caption(scene: Scene, rng: Random) -> str:
-    place = PLACES[scene.partition]
+    place = PLACES[scene.place]
     patterns: tuple[str, ...]
     where, extra = rng.choice(place.phrases), rng.choice(place.extras)
     if scene.relation is None:
@@ -263,7 +263,7 @@ def one_caption(scene: Scene, rng: Random) -> str:
     first, second = scene.groups
     a, b = name_group(first, rng), name_group(second, rng)
     if scene.relation == "above":
-        hangs = verb(place if scene.partition == "night" else PLACES["sky"], first, rng)
+        hangs = verb(place if scene.place == "night" else PLACES["sky"], first, rng)
         patterns = (
             *(f"{a} {hangs} {rng.choice(ABOVE)} {b} {where}",) * 2,
             f"{b} {verb(place, second, rng)} {rng.choice(BELOW)} {a} {where}",
@@ -307,10 +307,10 @@ def plural(singular: str) -> str:
 def draw(scene: Scene, rng: Random) -> np.ndarray:
     """The scene as BGR, uint8 (height, width, 3)."""
     width, height = rng.choice(SIZES_PX)
-    canvas = BACKGROUNDS[scene.partition](width * FINER, height * FINER, rng)
+    canvas = BACKGROUNDS[scene.place](width * FINER, height * FINER, rng)
     for group, centre, radius in arrange(scene, canvas.shape[1], canvas.shape[0], rng):
         in_the_air = scene.relation == "above" and group is scene.groups[0]
-        draw_shape(canvas, group, centre, radius, PLACES[scene.partition].solid and not in_the_air, rng)
+        draw_shape(canvas, group, centre, radius, PLACES[scene.place].solid and not in_the_air, rng)
     return cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
 
 
@@ -326,7 +326,7 @@ def arrange(
 ) -> list[tuple[Group, tuple[float, float], float]]:
     """Each thing with its centre and radius, all within the square that the centre crop keeps."""
     side = min(width, height)
-    level = PLACES[scene.partition].level
+    level = PLACES[scene.place].level
     things: list[tuple[Group, float, float, float]] = []  # group, x, y, radius as shares of the square
     if scene.relation is None:
         (group,) = scene.groups

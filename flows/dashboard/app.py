@@ -1,7 +1,8 @@
 """The dashboard's server: which address shows what, and what no request may do.
 
-It answers GET from this machine only, to its own names and pages only (`cutline.flows.orchestration.guard`), runs no script, and
-takes ids and numbers, never a path. It asks for no password: every user of this machine can read it.
+It answers GET from this machine only, to its own names and pages only
+(`cutline.flows.orchestration.guard`), runs no script, and takes ids and numbers, never a path. It asks for
+no password: every user of this machine can read it.
 """
 
 from __future__ import annotations

@@ -407,7 +407,8 @@ class Views:
         return Part.of(count)
 
     def _leaks(self, run: RunRecord) -> dict[str, Any]:
-        """Pairs that look the same and are in two splits, the most similar first, with the ids of photographs."""
+        """Pairs that look the same and are in two splits, the most similar first, with the ids of
+        photographs."""
         leaks = self.history.table(run, "leaks", "leaks").sort("similarity", descending=True)
         page = gallery.page_of(leaks, 1, LEAKS_SHOWN)
         with reading():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from httpx import TransportError
+
 import cutline.flows.orchestration.own_server  # noqa: F401  (before Prefect reads its settings)
 
 # isort: split

@@ -1,7 +1,8 @@
 """Imported before Prefect: a server that Prefect itself starts gets a password too.
 
 A flow that is called from Python, with no server configured, has Prefect start one for as long as it runs.
-`cutline` starts its own (`cutline.flows.orchestration.server.start_embedded`), and has then set an address already.
+`cutline` starts its own (`cutline.flows.orchestration.server.start_embedded`), and has then set an address
+already.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A run uses the server that answers, else Prefect's embedded one. Prefect reads its settings when it
 is imported, so this comes first.
 
-Who can send requests to a server can have it run programs, so each one has a password (`cutline.flows.orchestration.password`)
-and a guard (`cutline.flows.orchestration.guard`).
+Who can send requests to a server can have it run programs, so each one has a password
+(`cutline.flows.orchestration.password`) and a guard (`cutline.flows.orchestration.guard`).
 """
 
 from __future__ import annotations

@@ -39,10 +39,10 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, _too_many(), self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode | None:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
-        for key, _ in node.value if node is not None else ():
+        for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 problem = "expected a name before the colon, found a list or a mapping"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)

@@ -131,8 +131,8 @@ def _wide_enough(settings: Settings, tree: Mapping[str, Mapping[str, Any]]) -> S
     caption = settings.predictions
     if {"beam", "alternatives"} <= tree.get("predictions", {}).keys() and caption.alternatives > caption.beam:
         raise UsageError(
-            f"predictions.alternatives={caption.alternatives}: expected at most the beam, which was asked to be "
-            f"{caption.beam}; widen predictions.beam, or ask for fewer"
+            f"predictions.alternatives={caption.alternatives}: expected at most the beam, which was asked "
+            f"to be {caption.beam}; widen predictions.beam, or ask for fewer"
         )
     return settings
 

@@ -169,12 +169,12 @@ class BeamSearch:
     """Searches the captions of `batch_size` photographs at a time; beam 1 is greedy.
 
     Partial captions are compared by their log-probability a token and `agreement` times the CIDEr to be
-    expected of them, less `word penalty` for each token, ended ones beside those still growing. No special token
-    is written; a caption has at least one word; where there is another way it ends in none of NEEDS_MORE,
-    repeats no word at once and no pair of words, unless both are of NEEDS_MORE. With agreement, those found
-    are put in the order of the CIDEr to be expected, with what CIDEr-D and `word penalty` take off for their
-    length, and of how well they fit the photograph (`fit`), if that counts. What is expected is by a `share`,
-    as far as they are trusted, what the captions of the photograph's `neighbours` say.
+    expected of them, less `word penalty` for each token, ended ones beside those still growing. No special
+    token is written; a caption has at least one word; where there is another way it ends in none of
+    NEEDS_MORE, repeats no word at once and no pair of words, unless both are of NEEDS_MORE. With agreement,
+    those found are put in the order of the CIDEr to be expected, with what CIDEr-D and `word penalty` take
+    off for their length, and of how well they fit the photograph (`fit`), if that counts. What is expected
+    is by a `share`, as far as they are trusted, what the captions of the photograph's `neighbours` say.
 
     Of a batch that begins together one caption is nearly always still growing at the last step, so each
     photograph has a slot, and another takes it once all its captions have ended. There are as many slots at
@@ -263,7 +263,8 @@ class BeamSearch:
         }
 
     def _told_by_neighbours(self, content_vectors: tf.Tensor, vectors: tf.Tensor | None) -> tf.Tensor:
-        """The content vectors (N, K) of photographs with these vectors (N, size), after their neighbours had a say."""
+        """The content vectors (N, K) of photographs with these vectors (N, size), after their neighbours
+        had a say."""
         if vectors is None or not self.content_neighbours:
             return content_vectors
         share = self.share * self.content_neighbours.trust

@@ -96,8 +96,8 @@ class Captioner:
         shape = len(joint_embedding.photo), len(joint_embedding.state)
         if shape != (channels, lm_settings.state_size):
             raise StaleModel(
-                f"'{files.joint_embedding}' is for features of {shape[0]:,} channels and states of {shape[1]:,} numbers, "
-                f"expected {channels:,} and {lm_settings.state_size:,}; train again"
+                f"'{files.joint_embedding}' is for features of {shape[0]:,} channels and states of "
+                f"{shape[1]:,} numbers, expected {channels:,} and {lm_settings.state_size:,}; train again"
             )
         content_neighbours = ContentNeighbours.load(
             files.content_neighbours, len(joint_embedding.text_bias), content_embedding.size

@@ -1,4 +1,5 @@
-"""How well captions agree with what the content embedding of a photograph predicts of them, while they still grow.
+"""How well captions agree with what the content embedding of a photograph predicts of them, while they
+still grow.
 
 The CIDEr to be expected of a caption is the mean of four cosines, one for each length of n-grams: between
 what it holds and what people's captions of the photograph are expected to hold. Each token that is written
@@ -47,8 +48,8 @@ class NGrams(NamedTuple):
 class ExpectedCider:
     """A content embedding's n-grams, laid out to be found from the one before and the token that follows it.
 
-    They are numbered as in the content embedding; those that it does not know share the number G. Whoever holds an n-gram
-    holds the one without its last token, so that all known ones are found in this way.
+    They are numbered as in the content embedding; those that it does not know share the number G. Whoever
+    holds an n-gram holds the one without its last token, so that all known ones are found in this way.
     """
 
     single: np.ndarray  # (V,) int32, the number of each token alone
@@ -71,8 +72,8 @@ class ExpectedCider:
             and not 0 <= content_embedding.grams.min() <= content_embedding.grams.max() < vocabulary_size
         ):
             raise StaleModel(
-                f"the content embedding's n-grams hold tokens from {content_embedding.grams.min()} to {content_embedding.grams.max()}, the "
-                f"vocabulary has {vocabulary_size:,}; train again"
+                f"the content embedding's n-grams hold tokens from {content_embedding.grams.min()} to "
+                f"{content_embedding.grams.max()}, the vocabulary has {vocabulary_size:,}; train again"
             )
         numbers = {
             tuple(i for i in gram if i != PAD): n for n, gram in enumerate(content_embedding.grams.tolist())
@@ -96,7 +97,8 @@ class ExpectedCider:
         )
 
     def predicted(self, content_vectors: tf.Tensor) -> tf.Tensor:
-        """What captions of photographs of these content vectors are expected to hold: (N, K) -> (N, G + 1) float32."""
+        """What captions of photographs of these content vectors are expected to hold: (N, K) -> (N, G + 1)
+        float32."""
         import tensorflow as tf
 
         return self.mean + tf.matmul(content_vectors, by_reference(self.directions))

@@ -146,7 +146,7 @@ class Sampler:
         is_written: np.ndarray,
         sampling: Sampling,
     ) -> Iterator[Line]:
-        """The lines of the numbers `rows`; there are always LINES_A_PASS, the rest ended at once."""
+        """The lines of the numbers `rows`; there are always LINES_PER_PASS, the rest ended at once."""
         logits, state, cell = read
         is_end = np.arange(len(is_written)) == END
         uniforms = _uniforms(rows, sampling)
@@ -215,7 +215,7 @@ class Sampler:
 
 
 def _uniforms(rows: range, sampling: Sampling) -> np.ndarray:
-    """(LINES_A_PASS, max_tokens) of [0, 1): those of a line follow from the seed and its number."""
+    """(LINES_PER_PASS, max_tokens) of [0, 1): those of a line follow from the seed and its number."""
     uniforms = np.zeros((LINES_PER_PASS, sampling.max_tokens))
     for place, row in enumerate(rows):
         uniforms[place] = np.random.default_rng((sampling.seed, row)).random(sampling.max_tokens)

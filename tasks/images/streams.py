@@ -1,8 +1,8 @@
 """What a decoder is given of a photograph: one frame without metadata, and what it will cost.
 
-The checks walk the file's structure, as `cutline.tasks.images.headers` does, and decode nothing. They exist because the
-decoders' own limits do not suffice: OpenCV returns uninitialised memory for a damaged animated PNG,
-libpng inflates every text chunk, libjpeg visits every block of the picture once per scan, and a few
+The checks walk the file's structure, as `cutline.tasks.images.headers` does, and decode nothing. They exist
+because the decoders' own limits do not suffice: OpenCV returns uninitialised memory for a damaged animated
+PNG, libpng inflates every text chunk, libjpeg visits every block of the picture once per scan, and a few
 bytes can declare samples of a gigabyte.
 """
 
@@ -44,8 +44,8 @@ class Stream(NamedTuple):
 def stream_of(data: bytes, header: Header, reduction: int) -> Stream:
     """Check a photograph's structure and take out of it what its pixels need.
 
-    `reduction` is the divisor (1, 2, 4 or 8) of a JPEG's sides. Not for TIFF, which `cutline.tasks.images.tiff` reads.
-    Raises BadPhoto: truncated, undecodable, too_many_bytes.
+    `reduction` is the divisor (1, 2, 4 or 8) of a JPEG's sides. Not for TIFF, which
+    `cutline.tasks.images.tiff` reads. Raises BadPhoto: truncated, undecodable, too_many_bytes.
     """
     try:
         stream = _STREAMS[header.format](data, header, reduction)

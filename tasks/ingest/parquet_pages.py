@@ -1,8 +1,8 @@
 """Parquet files that may be hostile: what their pages state is checked before Arrow reads them.
 
 A footer says nothing of what a dictionary expands to, and may state any size. The header of each page, in
-Thrift's compact protocol (https://github.com/apache/parquet-format), has the size that Arrow allocates and the
-number of values. Texts and bytes are read as dictionaries, so a value that comes often is in memory once.
+Thrift's compact protocol (https://github.com/apache/parquet-format), has the size that Arrow allocates and
+the number of values. Texts and bytes are read as dictionaries, so a value that comes often is in memory once.
 """
 
 from __future__ import annotations
@@ -227,7 +227,8 @@ def _page(file: BinaryIO, at: int) -> _Page:
 
 
 class _Thrift:
-    """Reads structs of Thrift's compact protocol; raises IndexError at the end, ValueError for what is none."""
+    """Reads structs of Thrift's compact protocol; raises IndexError at the end, ValueError for what is
+    none."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -53,7 +53,8 @@ class ContentEmbedding:
         return len(self.offset) if len(self.kernel.landmarks) else 0
 
     def of_photos(self, features: pl.DataFrame) -> np.ndarray:
-        """The content vectors of the photographs in an `image_features` or `familiar` table, (n, K) float32."""
+        """The content vectors of the photographs in an `image_features` or `familiar` table, (n, K)
+        float32."""
         return (self.kernel.of(unit_pooled(features)) @ self.weights + self.offset).astype(np.float32)
 
     def save(self, path: Path) -> None:

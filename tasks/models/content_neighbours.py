@@ -2,8 +2,8 @@
 
 Most captions that are learned from may be of photographs that are missing. Texts and photographs lie in one
 space (joint_embedding), so these captions can be asked all the same: what they say, weighed by how near
-they lie to a photograph (kernel regression: Nadaraya 1964, Watson 1964), is a second opinion of its content embedding,
-beside the regression from the photographs that are there (tasks/training/content_embedding.py).
+they lie to a photograph (kernel regression: Nadaraya 1964, Watson 1964), is a second opinion of its content
+embedding, beside the regression from the photographs that are there (tasks/training/content_embedding.py).
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class ContentNeighbours:
 
     @staticmethod
     def load(path: Path, size: int, gist_size: int) -> ContentNeighbours:
-        """What `save` wrote. Raises StaleModel where the file is damaged or for vectors or content vectors of another
-        size; where there is no neighbour, it fits any."""
+        """What `save` wrote. Raises StaleModel where the file is damaged or for vectors or content vectors
+        of another size; where there is no neighbour, it fits any."""
         try:
             found = read_npz(path, EXPECTED)
             levels = [found[name] for name in ARRAYS]

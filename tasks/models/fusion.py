@@ -61,7 +61,8 @@ class Fusion:
     content_embedding: ContentEmbedding | None  # None where there was too little to learn from
 
     def encode(self, photos: Any, drop: Drop = keep_all, content_vectors: Any = None) -> Memory:
-        """What is computed once a photograph, laid out as it is multiplied; its content embedding (B, K) where known.
+        """What is computed once a photograph, laid out as it is multiplied; its content embedding (B, K)
+        where known.
 
         (B, R, C) -> keys (B, heads, size, R), values (B, heads, R, size), about (B, 1, hidden). `concat` has
         no use for keys and sees a photograph as one region, its pooled features; its values: (B, 1, hidden).
@@ -71,7 +72,8 @@ class Fusion:
         return _encode(self.layers, self.settings, photos, content_vectors, drop)
 
     def content_vectors(self, photos: Any) -> Any:
-        """As `Content embedding.of_photos`, within the graph: (B, R, C) -> (B, K), or None without a content embedding."""
+        """As `Content embedding.of_photos`, within the graph: (B, R, C) -> (B, K), or None without a
+        content embedding."""
         return _gists(self.content_embedding, photos) if self.content_embedding else None
 
     def imagine(self, content_vectors: Any) -> Memory:

@@ -46,8 +46,8 @@ class Expected(NamedTuple):
 def read_npz(path: Path, expected: Mapping[str, Expected]) -> dict[str, np.ndarray]:
     """The arrays that `expected` names, read-only.
 
-    Raises ValueError where the file is missing, damaged, encrypted, compressed by an unknown method, larger than its
-    size on the disk allows, or where an array is missing or not as expected.
+    Raises ValueError where the file is missing, damaged, encrypted, compressed by an unknown method, larger
+    than its size on the disk allows, or where an array is missing or not as expected.
     """
     return dict(_arrays(path, expected))
 
@@ -87,7 +87,7 @@ def _arrays(path: Path, expected: Mapping[str, Expected] | None) -> Iterator[tup
             check_expansion(sum(member.file_size for member in members.values()), path.stat().st_size)
             for name, member in members.items():
                 with archive.open(member) as file:
-                    yield name, _array(file, name, member.file_size, expected and expected[name])
+                    yield name, _array(file, name, member.file_size, expected[name] if expected else None)
     except _DAMAGED as error:
         raise ValueError(_message(error)) from None
 

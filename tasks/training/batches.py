@@ -144,7 +144,8 @@ class Pairs:
 class TextBatch(NamedTuple):
     """Captions with no photograph shown; missing rows and positions have the target <pad>.
 
-    inputs and targets (B, T) int32, what is read and what each token is to predict; content vectors (B, K) float32.
+    inputs and targets (B, T) int32, what is read and what each token is to predict; content vectors (B, K)
+    float32.
     """
 
     inputs: np.ndarray
@@ -154,7 +155,8 @@ class TextBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Texts:
-    """Training captions, each with the content embedding that a photograph of it would be expected to have."""
+    """Training captions, each with the content embedding that a photograph of it would be expected to
+    have."""
 
     captions: Ragged
     content_vectors: np.ndarray  # (captions, K) float16

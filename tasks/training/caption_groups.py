@@ -15,12 +15,13 @@ MOST_OF_ONE = 1_000  # captions of a missing photograph; a name of more stands f
 
 
 class TrainedContent(NamedTuple):
-    """What the training captions and their photographs teach: `content vectors`, `predicted from text` and `said` are tables.
+    """What the training captions and their photographs teach: `content vectors`, `predicted from text` and
+    `said` are tables.
 
-    `content vectors` has the content vectors of the training photographs, each predicted as if it were unknown; `predicted from text` the
-    content embedding to be expected of a photograph with this caption, whether it has one or not. These scatter by
-    `Content embedding.noise`. `said` has what the captions of each photograph say, be it there or missing, with all that
-    no photograph tells.
+    `content vectors` has the content vectors of the training photographs, each predicted as if it were
+    unknown; `predicted from text` the content embedding to be expected of a photograph with this caption,
+    whether it has one or not. These scatter by `Content embedding.noise`. `said` has what the captions of
+    each photograph say, be it there or missing, with all that no photograph tells.
     """
 
     content_embedding: ContentEmbedding

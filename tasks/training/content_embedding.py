@@ -317,7 +317,8 @@ class _Sums:
 
 
 def _whitening(content_vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean of `content vectors` (n, K) and the matrices to and from content vectors that vary alike in all directions."""
+    """The mean of `content vectors` (n, K) and the matrices to and from content vectors that vary alike in
+    all directions."""
     size = content_vectors.shape[1]
     if len(content_vectors) < FEWEST or not size:
         return np.zeros(size), np.eye(size), np.eye(size)
@@ -330,13 +331,14 @@ def _whitening(content_vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 def _predict_from_text(
     places: np.ndarray, means: np.ndarray, subjects: Subjects, predicted: np.ndarray, whiten: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The content embedding to be expected of each caption's photograph (captions, K), and how such content vectors scatter (K, K).
+    """The content embedding to be expected of each caption's photograph (captions, K), and how such content
+    vectors scatter (K, K).
 
     What a regression predicts is uncorrelated with what it misses, so the mean place of a photograph's
-    captions varies together with what is predicted of it as that varies by itself. So all that has to be known
-    is how such means vary (of which there are many), by how many captions they are of, and how what is
-    predicted does. Fitted to the captions that have a photograph instead, this link remembers which photograph
-    each belongs to, and says nothing of new ones.
+    captions varies together with what is predicted of it as that varies by itself. So all that has to be
+    known is how such means vary (of which there are many), by how many captions they are of, and how what is
+    predicted does. Fitted to the captions that have a photograph instead, this link remembers which
+    photograph each belongs to, and says nothing of new ones.
     """
     size = predicted.shape[1]
     content_from_text, scatter = np.zeros(places.shape, np.float16), np.zeros((size, size))

@@ -62,10 +62,10 @@ def train_fusion(
 ) -> pl.DataFrame:
     """Train on the features in Parquet alone; write `fusion.weights.h5` to `out`, return the `curve` table.
 
-    `pairs` has a row a caption: caption_id, photo_id, split, tokens. With a content embedding (`learned`), it begins with
-    the training captions among `texts` (caption_id, tokens), photographed or not, and the content vectors predicted from text for
-    them (Nukrai et al. 2022, "Text-only training for image captioning using noise-injected CLIP"); then come
-    the `pairs`.
+    `pairs` has a row a caption: caption_id, photo_id, split, tokens. With a content embedding (`learned`),
+    it begins with the training captions among `texts` (caption_id, tokens), photographed or not, and the
+    content vectors predicted from text for them (Nukrai et al. 2022, "Text-only training for image
+    captioning using noise-injected CLIP"); then come the `pairs`.
     After each epoch the dev split's photographs, where there are any, are captioned and `score`d against
     `references` (by photo_id) for the curve. The last epoch is kept: from few photographs neither the dev
     loss, which stands still while captions still get better, nor the CIDEr of one epoch says more.

@@ -153,7 +153,7 @@ def tables(workspace: Path) -> dict[str, str]:
             record = json.loads((workspace / "shards" / stage / f"{key}.json").read_text())
             for output in record["outputs"]:
                 if output["name"] not in ("report.html", "files.parquet"):
-                    place = record["place"] if "/" not in record["place"][:1] else ""
+                    place = record["partition"] if "/" not in record["partition"][:1] else ""
                     found[f"{stage} {place} {output['name']}"] = output["digest"]
     return found
 

@@ -1,4 +1,5 @@
-"""Write the corpus from generated inputs: `python -m tests.fuzz.make_corpus`. Findings are kept beside them."""
+"""Write the corpus from generated inputs: `python -m tests.fuzz.make_corpus`. Findings are kept beside
+them."""
 
 from __future__ import annotations
 

@@ -211,7 +211,8 @@ def test_the_message_counts_by_check_and_shows_at_most_ten_rows() -> None:
 
 def test_checks_cannot_be_switched_off_from_outside() -> None:
     program = (
-        "import polars as pl\nfrom schemas.tables import check\nfrom schemas.errors import SchemaMismatch\n"
+        "import polars as pl\nfrom cutline.schemas.tables import check\n"
+        "from cutline.schemas.errors import SchemaMismatch\n"
         "try:\n    check(pl.DataFrame({'split': ['x'], 'metric': ['m'], 'value': [1.0]}), 'scores')\n"
         "except SchemaMismatch:\n    print('refused')"
     )

@@ -32,7 +32,7 @@ class Written:
         self.workspace.mark()
 
     def shard(
-        self, stage: str, key: str, tables: Mapping[str, pl.DataFrame], place: str = "", rejected: int = 0
+        self, stage: str, key: str, tables: Mapping[str, pl.DataFrame], partition: str = "", rejected: int = 0
     ) -> str:
         """Publish the tables of one shard, and its record; returns its key."""
         with self.workspace.scratch() as out:
@@ -46,7 +46,7 @@ class Written:
             outputs = self.workspace.publish(out, prefix)
         self.workspace.write_record(
             Record(
-                stage=stage, key=key, partition=place, inputs={}, settings={}, code="0", lineage="",
+                stage=stage, key=key, partition=partition, inputs={}, settings={}, code="0", lineage="",
                 outputs=outputs, rows_in=1, rows_out=1, rejected=rejected, took_s=1.0,
                 made_at="2026-01-01T00:00:00+00:00", versions={},
             )
@@ -143,7 +143,7 @@ def small_history(root: Path, dataset: Path) -> Written:
             ("ingest", "photo", "photo1.jpg", "leak", "also in another split"),
             ("ingest", "photo", "../secret.jpg", "outside_dataset", "the path leaves the folder"),
             ("ingest", "photo", "<img src=x onerror=alert(3)>.jpg", "truncated", "cut off"),
-            ("captions", "caption", "tokens.txt:3", "empty_caption", "no words"),
+            ("tokens", "caption", "tokens.txt:3", "empty_caption", "no words"),
         ],
         schema=empty_table("rejects").schema,
         orient="row",
@@ -166,12 +166,12 @@ def small_history(root: Path, dataset: Path) -> Written:
     for number, (name, predictions, cider) in enumerate([(RUN, before, 0.3), (LATER, after, 0.9)]):
         scores = pl.DataFrame({"split": ["test"], "metric": ["CIDEr"], "value": [cider]})
         own = {
-            "caption": [written.shard("caption", an_id(40 + number), {"predictions": predictions})],
+            "predictions": [written.shard("predictions", an_id(40 + number), {"predictions": predictions})],
             "evaluate": [written.shard("evaluate", an_id(50 + number), {"scores": scores})],
         }
         rows = {"captions": captioned(photos, predictions), "rejects": rejects}
         own["report"] = [written.shard("report", an_id(60 + number), rows)]
-        settings = Settings.model_validate({"caption": {"beam": 3 + number}})
+        settings = Settings.model_validate({"predictions": {"beam": 3 + number}})
         written.run(name, shards | own, settings=settings, scores={"CIDEr": cider}, why=f"reason {number}")
     return written
 

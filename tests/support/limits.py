@@ -10,8 +10,9 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from tests import REPOSITORY
 
 CPU_S = 20
 MEMORY_BYTES = 2**30  # resident, above what the imports took
@@ -57,7 +58,7 @@ def within_limits(module: str, function: str, *arguments: Any) -> Cost:
         [sys.executable, "-c", _CHILD, told],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=REPOSITORY,
         check=False,
     )
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]

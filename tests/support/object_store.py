@@ -1,4 +1,4 @@
-"""Starting and asking the S3 server of `tests.s3_server`."""
+"""Starting and asking the S3 server of `tests.support.s3_server`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class S3:
 def s3_server() -> Iterator[S3]:
     """A server in a process of its own, gone afterwards."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.s3_server", str(port)]
+    command = [sys.executable, "-m", "tests.support.s3_server", str(port)]
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,

@@ -1,6 +1,6 @@
 """A real S3 server (moto's) on loopback in a process of its own, which fails when it is told to.
 
-`python -m tests.s3_server PORT` serves until it is killed. `/-/faults?…` sets what goes wrong,
+`python -m tests.support.s3_server PORT` serves until it is killed. `/-/faults?…` sets what goes wrong,
 `/-/requests` tells what was asked since then, a line each.
 """
 

@@ -34,7 +34,7 @@ class SlowCaptioner:
         photo: np.ndarray,
         beam: int,
         max_tokens: int,
-        expected_cider: float = 0.0,
+        cider_weight: float = 0.0,
         word_penalty: float = 0.0,
     ) -> list[tuple[list[str], float]]:
         """The best captions of one photograph, (R, C), as (tokens, score), best first."""
@@ -57,23 +57,23 @@ class SlowCaptioner:
                 else:
                     longer = self._grown(one, regions, about, step, max_tokens)
                     grown += sorted(longer, key=lambda b: -b[0])[:beam]
-            if expected_cider and content_embedding is not None:
+            if cider_weight and content_embedding is not None:
                 grown = [
-                    (self._rank(one, content_embedding, expected_cider, word_penalty), *one[1:])
+                    (self._rank(one, content_embedding, cider_weight, word_penalty), *one[1:])
                     for one in grown
                 ]
             beams = sorted(grown, key=lambda b: -b[0])[:beam]
-        if expected_cider and content_embedding is not None:
+        if cider_weight and content_embedding is not None:
             beams = sorted(beams, key=lambda b: (b[1], -self._worth(b[3], content_embedding, word_penalty)))
         return [(_words(said), total / (len(said) - 1)) for _, _, total, said, _, _ in beams]
 
     def _rank(
-        self, one: Any, content_embedding: np.ndarray, expected_cider: float, word_penalty: float
+        self, one: Any, content_embedding: np.ndarray, cider_weight: float, word_penalty: float
     ) -> float:
         _, broken, total, said, _, _ = one
         tokens = len(said) - 1  # <end> counts, <start> does not
         expected = self._expected_cider(said, content_embedding) - word_penalty * tokens
-        return total / tokens - 1000 * broken + expected_cider * expected
+        return total / tokens - 1000 * broken + cider_weight * expected
 
     def _worth(self, said: list[str], content_embedding: np.ndarray, word_penalty: float) -> float:
         assert self.content_embedding
@@ -139,8 +139,8 @@ class SlowCaptioner:
         if not self.content_embedding:
             return None
         pooled = photo.mean(0) / np.linalg.norm(photo.mean(0))
-        distances = ((pooled - self.content_embedding.similarity.landmarks) ** 2).sum(1)
-        alike = np.exp(-distances / self.content_embedding.similarity.bandwidth)
+        distances = ((pooled - self.content_embedding.kernel.landmarks) ** 2).sum(1)
+        alike = np.exp(-distances / self.content_embedding.kernel.bandwidth)
         return np.asarray(alike @ self.content_embedding.weights + self.content_embedding.offset)
 
     def _log_probabilities(self, regions: np.ndarray, about: np.ndarray, state: np.ndarray) -> np.ndarray:

@@ -279,7 +279,8 @@ def expected_cider(
 
 
 def toy_captioner(features: Path, folder: Path, settings: FusionSettings) -> Captioner:
-    """Of the fusion, the `familiar` table and the content embedding in `folder`; it does not ask whether captions fit."""
+    """Of the fusion, the `familiar` table and the content embedding in `folder`; it does not ask whether
+    captions fit."""
     known = read_table(folder / "reference_photos.parquet", "reference_photos", channels=CHANNELS)
     content_embedding = ContentEmbedding.load(folder / "content_embedding.npz", known)
     tokens = toy_vocabulary().sort("id")["token"].to_list()

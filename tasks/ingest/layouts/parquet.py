@@ -70,7 +70,7 @@ def _columns_of(schema: pa.Schema) -> _Columns:
     import pyarrow.types as pt
 
     image = bytes_ = path = None
-    once = {name.lower(): name for name in schema.names if schema.names.count(name) == 1}
+    once = {name.lower(): name for name, count in Counter(schema.names).items() if count == 1}
     for name in (once[name] for name in IMAGE_NAMES if name in once):
         type_ = schema.field(name).type
         fields = (
@@ -125,7 +125,7 @@ def columns_found(files: Files, path: str) -> tuple[list[str], bool] | None:
     try:
         with files.look_into(path) as file:
             schema = pq.read_schema(file)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         return None
     return [f"{field_.name} {field_.type}" for field_ in schema], is_own(schema.names)
 

@@ -44,7 +44,8 @@ class _TarInfo(tarfile.TarInfo):
     """Refuses extended headers that tarfile would take long or much memory for."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        """Called for each header, once its first block is read; tarfile documents it for extensions."""
+        """Called for each header, once its first block is read; tarfile documents it as the place to
+        extend."""
         if self.type in _PAX_TYPES or self.type in _LONG_NAME_TYPES:
             if not 0 <= self.size <= MAX_EXTENDED_HEADER:
                 most = f"expected an extended header of at most {MAX_EXTENDED_HEADER:,} bytes"
@@ -53,7 +54,7 @@ class _TarInfo(tarfile.TarInfo):
                 at = tar.fileobj.tell()
                 _check_pax(tar.fileobj.read(self.size))
                 tar.fileobj.seek(at)
-        return super()._proc_member(tar)
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 def _check_pax(records: bytes) -> None:
@@ -165,7 +166,7 @@ def _members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo | Problem]:
     """The members of a tar, in order, and where it is damaged a problem at the end."""
     at = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:", tarinfo=_TarInfo, **_NAMES) as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_TarInfo, **_NAMES) as tar:  # type: ignore[call-overload]
             while member := tar.next():
                 if tar.offset <= at:  # a negative size leads back: the same members for ever
                     raise tarfile.ReadError("its members overlap")

@@ -94,7 +94,8 @@ def test_error_messages_hold_no_raw_name(hostile: Hostile, arguments: list[str])
 
 
 def test_a_traceback_holds_no_raw_name() -> None:
-    program = "import sys; from cutline.flows.cli.main import main, _show_traceback; sys.excepthook = _show_traceback\n"
+    program = "import sys; from cutline.flows.cli.main import main, _show_traceback\n"
+    program += "sys.excepthook = _show_traceback\n"
     program += "raise RuntimeError('name\\x1b[2J\\u202e')"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60

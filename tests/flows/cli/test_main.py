@@ -208,7 +208,7 @@ def test_every_file_of_a_folder_is_captioned_copies_too(captioned: tuple[Path, d
     assert frame["photo_id"].n_unique() == 3
     assert record["captions"] == str(out / "captions.parquet")
     assert [stage["name"] for stage in record["stages"]] == [
-        "ingest", "images", "image_features", "caption", "index", "caption_index"
+        "ingest", "images", "image_features", "predictions", "index", "caption_index"
     ]  # fmt: skip
 
 
@@ -262,7 +262,7 @@ def test_captions_are_as_short_and_as_many_as_asked_with_where_the_model_looked(
             "--attention", out / "attention.parquet", "--set", "predictions.cider_weight=0",
         ).stdout
     )  # fmt: skip
-    assert ran.made(record)["caption"] >= 1
+    assert ran.made(record)["predictions"] >= 1
     frame = pl.read_parquet(out / "few.parquet")
     assert frame["caption"].str.split(" ").list.len().max() <= 2
     assert frame["alternatives"].list.len().to_list() == [4] * 4

@@ -37,7 +37,7 @@ def captioned_with(model: dict[str, str], where: str) -> RunRecord:
 
 def run_of_shard(written: Written, key: str) -> None:
     """A run that ended a moment ago, and refers to one shard of captions."""
-    written.run("20260103-000000-000003", {"caption": [key]})
+    written.run("20260103-000000-000003", {"predictions": [key]})
 
 
 def test_the_copies_of_a_model_that_a_store_keeps_stay_while_a_run_refers_to_them(tmp_path: Path) -> None:
@@ -110,10 +110,10 @@ def test_a_run_that_begins_while_files_are_removed_waits_until_they_are(
 def test_a_shard_that_a_run_has_taken_up_in_the_meantime_stays(written: Written) -> None:
     forgotten = an_id(40)  # the captions of the first run
     unused = find_unused(written.workspace.root, keep=1)
-    assert {STRAY, f"runs/{RUN}.json", f"shards/caption/{forgotten}.json"} <= set(unused.sizes)
+    assert {STRAY, f"runs/{RUN}.json", f"shards/predictions/{forgotten}.json"} <= set(unused.sizes)
     run_of_shard(written, forgotten)
     removed = remove(unused)
     assert {STRAY, f"runs/{RUN}.json"} <= set(removed.sizes)
-    assert not any(path.startswith(f"shards/caption/{forgotten}") for path in removed.sizes)
-    assert written.workspace.lookup("caption", forgotten)[0] is not None
+    assert not any(path.startswith(f"shards/predictions/{forgotten}") for path in removed.sizes)
+    assert written.workspace.lookup("predictions", forgotten)[0] is not None
     assert written.workspace.has(f"runs/{LATER}.json")

@@ -24,7 +24,7 @@ CHANGES = [
     "--set",
     "predictions.max_tokens=4",
 ]
-REMADE = {"caption", "evaluate", "bundle", "report"}
+REMADE = {"predictions", "evaluate", "bundle", "report"}
 
 
 def test_a_dry_run_says_what_why_and_how_long_with_the_last_settings_and_makes_nothing(ran: Ran) -> None:
@@ -32,7 +32,7 @@ def test_a_dry_run_says_what_why_and_how_long_with_the_last_settings_and_makes_n
     done = cutline("reprocess", ran.dataset, "--workspace", ran.workspace, "--dry-run", "--json", *CHANGES)
     stages = {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
     assert {name for name, stage in stages.items() if stage["made"]} == REMADE
-    assert stages["caption"]["why"].startswith(
+    assert stages["predictions"]["why"].startswith(
         "setting predictions.alternatives: 3 → 1; setting predictions.beam: 20 → 1"
     )
     took = {stage["name"]: stage["took_s"] for stage in ran.record["stages"]}
@@ -83,7 +83,7 @@ def test_what_depends_on_a_change_is_made_and_laid_side_by_side_with_the_run_bef
         for artifact in ask(server, "artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}}, limit=200)
     }
     plan = {row["stage"]: row for row in json.loads(artifacts["plan"]["data"])}
-    assert "setting predictions.beam: 20 → 1" in plan["caption"]["why"]
+    assert "setting predictions.beam: 20 → 1" in plan["predictions"]["why"]
     assert {name for name, row in plan.items() if row["to make"]} == REMADE
     page = artifacts["comparison"]["data"]
     assert "`predictions.beam`: 20 → 1" in page

@@ -23,8 +23,9 @@ from tests import REPOSITORY
 from tests.flows.conftest import EMBEDDED, Ran, cutline, draw, make_dataset, run_json, small, tables
 
 STAGES = [
-    "ingest", "images", "image_features", "captions", "vocabulary", "language_model", "text_features",
-    "content_embedding", "fusion", "joint_embedding", "content_neighbours", "index", "caption_index", "retrieval", "leaks", "caption",
+    "ingest", "images", "image_features", "tokens", "vocabulary", "language_model", "text_features",
+    "content_embedding", "fusion", "joint_embedding", "content_neighbours", "index",
+    "caption_index", "retrieval", "leaks", "predictions",
     "evaluate", "bundle", "report",
 ]  # fmt: skip
 
@@ -90,7 +91,7 @@ def test_one_photograph_more_makes_one_shard_a_stage_and_keeps_all_other_vectors
     assert images["why"] == "rows: 1 new ('images/another.png'), 0 gone"
     record = copy.run()
     made = copy.made(record)
-    once = ("ingest", "images", "image_features", "index", "leaks", "caption", "report")
+    once = ("ingest", "images", "image_features", "index", "leaks", "predictions", "report")
     assert made == dict.fromkeys(once, 1)
     after = features(record, copy.workspace)
     assert len(after) == len(before) + 1
@@ -148,12 +149,12 @@ def test_captions_are_held_against_every_caption_that_was_learned_from(ran: Ran)
 @pytest.mark.parametrize(
     ("assignment", "kept"),
     [
-        ("images.crop=pad", {"ingest", "captions", "vocabulary", "language_model", "text_features"}),
-        ("predictions.beam=1", set(STAGES) - {"caption", "evaluate", "bundle", "report"}),
-        ("fusion.kind=concat", set(STAGES) - {"fusion", "caption", "evaluate", "bundle", "report"}),
+        ("images.crop=pad", {"ingest", "tokens", "vocabulary", "language_model", "text_features"}),
+        ("predictions.beam=1", set(STAGES) - {"predictions", "evaluate", "bundle", "report"}),
+        ("fusion.kind=concat", set(STAGES) - {"fusion", "predictions", "evaluate", "bundle", "report"}),
         (
             "language_model.epochs=3",
-            {"ingest", "images", "image_features", "captions", "vocabulary", "content_embedding"},
+            {"ingest", "images", "image_features", "tokens", "vocabulary", "content_embedding"},
         ),
         ("report.gallery=2", set(STAGES) - {"report"}),
     ],
@@ -213,7 +214,7 @@ def test_a_changed_line_remakes_that_stage_and_what_follows(ran: Ran, checkout: 
     file.write_text(text[:docstring_end] + "\n    image_rgb = image_rgb[::-1]" + text[docstring_end:])
     why = status_of(checkout, ran)
     assert why["images"].startswith("code: tasks/images/decode.py crop_to_square")
-    of_text = {"ingest", "captions", "vocabulary", "language_model", "text_features"}
+    of_text = {"ingest", "tokens", "vocabulary", "language_model", "text_features"}
     assert set(why) == set(STAGES) - of_text
 
 
@@ -221,16 +222,16 @@ def test_an_output_deleted_or_damaged_by_hand_is_made_again_the_same(ran: Ran, t
     copy = ran.copy(tmp_path)
     before = tables(copy.workspace)
     features_file = next((copy.workspace / "shards" / "image_features").glob("*.parquet"))
-    tokens_file = next((copy.workspace / "shards" / "captions").glob("*.tokens.parquet"))
+    tokens_file = next((copy.workspace / "shards" / "tokens").glob("*.tokens.parquet"))
     features_file.unlink()
     damaged = bytearray(tokens_file.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     tokens_file.write_bytes(damaged)
     record = copy.run()
-    assert copy.made(record) == {"ingest": 1, "image_features": 1, "captions": 1}  # its paths are others
+    assert copy.made(record) == {"ingest": 1, "image_features": 1, "tokens": 1}  # its paths are others
     reasons = {stage["name"]: stage["why"] for stage in record["stages"]}
     assert reasons["image_features"].startswith("output missing: shards/image_features/")
-    assert reasons["captions"].startswith("output damaged: shards/captions/")
+    assert reasons["tokens"].startswith("output damaged: shards/tokens/")
     assert tables(copy.workspace) == before
 
 
@@ -286,11 +287,11 @@ def test_ctrl_c_ends_a_run_in_seconds_and_the_same_command_goes_on_from_there(
     copy = ran.copy(tmp_path)
     change = "predictions.beam=3"
     # A terminal tells every process that runs in it.
-    code, told = ended_at(copy, "caption", change, lambda process: os.killpg(process.pid, signal.SIGINT))
+    code, told = ended_at(copy, "predictions", change, lambda process: os.killpg(process.pid, signal.SIGINT))
     assert told.splitlines()[-1] == STOPPED
     assert code == 1
     record = copy.run("--set", change, **EMBEDDED)
-    caption = next(stage for stage in record["stages"] if stage["name"] == "caption")
+    caption = next(stage for stage in record["stages"] if stage["name"] == "predictions")
     assert caption["reused"] > 0
     assert caption["made"] > 0
     assert record["scores"]

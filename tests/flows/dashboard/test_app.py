@@ -217,10 +217,10 @@ def test_an_empty_workspace_says_what_to_do_on_every_page(tmp_path: Path) -> Non
 
 
 def test_a_workspace_of_captions_alone_has_nothing_that_could_be_stale_and_says_why(tmp_path: Path) -> None:
-    root = small_history(tmp_path / "workspace", tmp_path / "dataset").workspace.root
-    for record in (root / "runs").glob("*.json"):
-        record.write_text(json.dumps({**json.loads(record.read_text()), "command": "caption"}))
-    text = seen(browse(root).get("/stale")).text
+    workspace = small_history(tmp_path / "workspace", tmp_path / "dataset").workspace
+    for run in list(workspace.runs()):
+        workspace.write_run(run.model_copy(update={"command": "caption"}))
+    text = seen(browse(workspace.root).get("/stale")).text
     assert "captioned photographs with a model" in text
     assert "holds no run yet" not in text
 
@@ -331,7 +331,7 @@ def captioned(tmp_path: Path) -> TestClient:
     leaks += [("caption", "test", "A dog", "train", "a dog", 1.0)]
     table = pl.DataFrame(leaks, schema=empty_table("leaks").schema, orient="row")
     found = [written.shard("leaks", an_id(71), {"leaks": table})]
-    shards = {"ingest": [an_id(10)], "caption": [an_id(40)], "index": index}
+    shards = {"ingest": [an_id(10)], "predictions": [an_id(40)], "index": index}
     curves = {"fusion": [an_id(31)], "language_model": [an_id(30)]}
     written.run("20260102-000000-00000a", shards | curves | {"leaks": found})
     written.run(CAPTIONED, shards)

@@ -99,7 +99,7 @@ def kill_while_at_work(client: Client, name: str, when: Callable[[], bool]) -> i
     return pid
 
 
-MADE_BY_WORKERS = ("images", "image_features", "captions", "text_features", "caption")
+MADE_BY_WORKERS = ("images", "image_features", "tokens", "text_features", "predictions")
 MADE_HERE = ("evaluate", "bundle")
 
 

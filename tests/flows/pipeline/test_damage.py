@@ -48,7 +48,7 @@ KINDS = {
     "table of photographs": "shards/ingest/*.photos.parquet",
     "squares": "shards/images/*.images.parquet",
     "features": "shards/image_features/*.parquet",
-    "tokens": "shards/captions/*.parquet",
+    "tokens": "shards/tokens/*.parquet",
     "record": "shards/images/*.json",
     "record of ingest": "shards/ingest/*.json",
     "weights": "shards/language_model/*.h5",

@@ -81,7 +81,7 @@ def test_photographs_in_parquet_are_cropped_also_in_a_workspace_that_was_moved(
     for path in (two.root / "shards/images").iterdir():
         path.unlink()
     again = look(two, dataset)
-    assert made(again) == {"ingest": 0, "images": len(first.stages[1].shards), "captions": 0}
+    assert made(again) == {"ingest": 0, "images": len(first.stages[1].shards), "tokens": 0}
     assert [record.outputs[0].digest for record in again.stages[1].present] == [
         record.outputs[0].digest for record in first.stages[1].present
     ]
@@ -223,7 +223,7 @@ def test_a_workspace_inside_the_data_set_is_no_part_of_it(dataset: Path) -> None
         first = look(store, dataset)
         again = look(store, dataset)
     draw(store.root / "shards/drawn.png", 9)
-    assert made(again) == made(look(store, dataset, made=False)) == {"ingest": 0, "images": 0, "captions": 0}
+    assert made(again) == made(look(store, dataset, made=False)) == {"ingest": 0, "images": 0, "tokens": 0}
     photos = pl.read_parquet(store.root / first.stages[0].present[0].output("photos.parquet").path)
     assert photos.height == 5
 

@@ -39,20 +39,20 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
 def test_the_beam_is_wide_enough_for_the_alternatives_unless_its_width_was_said(
     asked: dict[str, int], beam: int
 ) -> None:
-    assert settings_with(load_bundle(PRETRAINED), {"caption": asked}).caption.beam == beam
+    assert settings_with(load_bundle(PRETRAINED), {"predictions": asked}).predictions.beam == beam
 
 
 def test_more_alternatives_than_the_beam_that_was_asked_for_are_refused() -> None:
     with pytest.raises(UsageError, match="alternatives=5: expected at most the beam"):
-        settings_with(load_bundle(PRETRAINED), {"caption": {"beam": 2, "alternatives": 5}})
+        settings_with(load_bundle(PRETRAINED), {"predictions": {"beam": 2, "alternatives": 5}})
     with pytest.raises(UsageError, match="alternatives=5: expected at most the beam"):
         read_settings(None, ["predictions.beam=2", "predictions.alternatives=5"])
 
 
 def test_a_stage_that_does_not_exist_is_told_from_one_that_the_bundle_has_settled() -> None:
     bundle = load_bundle(PRETRAINED)
-    with pytest.raises(UsageError, match="captoin does not exist; did you mean caption"):
-        settings_with(bundle, {"captoin": {"beam": 3}})
+    with pytest.raises(UsageError, match="predictoins does not exist; did you mean predictions"):
+        settings_with(bundle, {"predictoins": {"beam": 3}})
     with pytest.raises(UsageError, match="setting images: the bundle was trained with its own"):
         settings_with(bundle, {"images": {"crop": "pad"}})
 
@@ -94,13 +94,13 @@ def test_scalars_are_those_of_yaml_1_2() -> None:
     assert settings.fusion.seed == 31
     assert settings.tokens.stopwords == "2024-13-45"
     assert read_settings(None, ["fusion.learning_rate=1e-4"]).fusion.learning_rate == 1e-4
-    assert read_settings(None, ["tokens.stopwords=no"]).captions.stopwords == "no"
+    assert read_settings(None, ["tokens.stopwords=no"]).tokens.stopwords == "no"
 
 
 def test_a_merge_takes_what_is_not_said_beside_it(tmp_path: Path) -> None:
     config = tmp_path / "cutline.yaml"
     config.write_text(
-        "caption: {beam: 5, max_tokens: 9, alternatives: 2}\n"
+        "predictions: {beam: 5, max_tokens: 9, alternatives: 2}\n"
         "fusion: {<<: {epochs: 2, heads: 8}, heads: 2}\n"
         "language_model:\n  <<: [{epochs: 7}, {epochs: 8, patience: 3}]\n"
     )

@@ -353,7 +353,7 @@ def test_perplexity_is_that_of_the_training_curve(sampler: Sampler, monkeypatch:
     assert perplexity_of(sampler.language_model, VOCABULARY, lines).perplexity == pytest.approx(
         expected, rel=1e-5
     )
-    monkeypatch.setattr("cutline.tasks.decoding.perplexity.LINES_A_LOT", 40)
+    monkeypatch.setattr("cutline.tasks.decoding.perplexity.LINES_PER_BATCH", 40)
     in_lots = perplexity_of(sampler.language_model, VOCABULARY, lines)
     assert in_lots.perplexity == pytest.approx(expected, rel=1e-5)
     assert in_lots.captions == 151

@@ -20,8 +20,9 @@ FUSION = Stage("fusion", "cutline.tasks.training.stage:make_fusion")
 def record(stage: str, key: str, rows: int, took_s: float, reused: int = 0, **settings: int) -> Record:
     output = Output(name="x", path="x", size=0, mtime_ns=0, digest="")
     return Record(
-        stage=stage, key=key, partition="", inputs={}, settings=settings, code="", lineage="", outputs=[output],
-        rows_in=rows, rows_out=rows, rejected=0, reused_rows=reused, took_s=took_s, made_at="", versions={},
+        stage=stage, key=key, partition="", inputs={}, settings=settings, code="", lineage="",
+        outputs=[output], rows_in=rows, rows_out=rows, rejected=0, reused_rows=reused, took_s=took_s,
+        made_at="", versions={},
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def by_hand(similarity: np.ndarray, photo_of: np.ndarray) -> tuple[list[int], li
 
 @pytest.mark.parametrize("block", [1, 7, 256])
 def test_ranks_are_those_of_sorting_whatever_the_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval_metrics, "ROWS_A_BLOCK", block)
+    monkeypatch.setattr(retrieval_metrics, "ROWS_PER_BLOCK", block)
     rng = np.random.default_rng(2)
     photos, captions = rng.normal(size=(20, 6)), rng.normal(size=(95, 6))
     photo_of = np.repeat(np.arange(19), 5)  # the last photograph has no caption

@@ -61,8 +61,8 @@ def captions_of(*rows: tuple[str, str]) -> pl.DataFrame:
 
 
 def test_the_nearer_a_neighbour_the_more_it_says_by_hand() -> None:
-    """Cosines of vectors 1, 0.9 and 0, of content vectors 0, 0.6 and 0: the third is forgotten, and of the others
-    the second is the likelier, by exp(16 × -0.1 + 8 × 0.6)."""
+    """Cosines of vectors 1, 0.9 and 0, of content vectors 0, 0.6 and 0: the third is forgotten, and of the
+    others the second is the likelier, by exp(16 × -0.1 + 8 × 0.6)."""
     vectors = np.array([[1, 0], [0.9, np.sqrt(0.19)], [0, 1]], np.float32)
     content_vectors = np.array([[0, 1], [0.6, 0.8], [0, -1]], np.float32)
     content_targets = np.array([[1, 0], [0, 1], [9, 9]], np.float32)
@@ -133,7 +133,7 @@ def test_a_file_that_holds_none_is_refused(tmp_path: Path, damage: str) -> None:
         path.write_bytes(b"neighbours")
     elif damage == "not finite":
         with np.load(path) as file:
-            np.savez(path, **dict(file) | {"said step": np.full(3, np.nan, np.float32)})
+            np.savez(path, **dict(file) | {"content_targets step": np.full(3, np.nan, np.float32)})
     with pytest.raises(StaleModel, match=r"neighbours\.npz.*train again"):
         ContentNeighbours.load(
             path, 7 if damage == "other vectors" else 6, 4 if damage == "other content vectors" else 3
@@ -143,7 +143,8 @@ def test_a_file_that_holds_none_is_refused(tmp_path: Path, damage: str) -> None:
 def test_the_captions_of_a_photograph_say_what_their_mean_holds_along_the_directions(
     learned: TrainedContent,
 ) -> None:
-    """What the content embedding that is said leaves of the mean caption is at right angles to all directions."""
+    """What the content embedding that is said leaves of the mean caption is at right angles to all
+    directions."""
     tokens = toy_captions()[5 * DEV_PHOTOS :].sort("caption_id")
     grams, _, held = _weigh(encode(tokens["tokens"], toy_vocabulary()), GIST_SETTINGS.min_count)
     content_embedding, pairs = (

@@ -27,7 +27,7 @@ def photos() -> pl.DataFrame:
 def run(photos: pl.DataFrame, tmp_path: Path) -> tuple[Written, RunRecord]:
     """A run over twelve photographs, in shards of two at most."""
     written = Written(tmp_path / "workspace", tmp_path / "dataset")
-    shards: dict[str, list[str]] = {"images": [], "caption": []}
+    shards: dict[str, list[str]] = {"images": [], "predictions": []}
     tables = {"photos": photos, "captions": empty_table("captions")}
     shards["ingest"] = [written.shard("ingest", "a" * 32, tables)]
     for (split,), part in photos.group_by("split", maintain_order=True):
@@ -36,7 +36,10 @@ def run(photos: pl.DataFrame, tmp_path: Path) -> tuple[Written, RunRecord]:
             said = predictions_of(
                 {id_: (f"of {path}", -0.5) for id_, path in rows["photo_id", "path"].rows()}
             )
-            for stage, tables in (("images", {"images": squares(rows)}), ("caption", {"predictions": said})):
+            for stage, tables in (
+                ("images", {"images": squares(rows)}),
+                ("predictions", {"predictions": said}),
+            ):
                 key = f"{len(shards[stage]):032x}"
                 shards[stage].append(written.shard(stage, key, tables, partition=one.partition))
     written.run(RUN, shards)
@@ -70,6 +73,6 @@ def test_a_shard_that_is_gone_is_told_and_its_photographs_are_not_left_out_in_si
     run: tuple[Written, RunRecord],
 ) -> None:
     written, record = run
-    written.workspace.remove([f"shards/caption/{record.shards['caption'][0]}.json"])
+    written.workspace.remove([f"shards/predictions/{record.shards['predictions'][0]}.json"])
     with pytest.raises(DamagedFile, match="caption"):
         samples(written.workspace, record, 10)

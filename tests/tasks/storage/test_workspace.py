@@ -28,8 +28,8 @@ def made(tmp_path: Path) -> tuple[Workspace, Record]:
         (folder / "images.parquet").write_bytes(b"0123456789")
         outputs = workspace.publish(folder, "shards/images/k.")
     record = Record(
-        stage="images", key="k", partition="train/", inputs={}, settings={}, code="", lineage="", outputs=outputs,
-        rows_in=1, rows_out=1, rejected=0, took_s=0.0, made_at="", versions={},
+        stage="images", key="k", partition="train/", inputs={}, settings={}, code="", lineage="",
+        outputs=outputs, rows_in=1, rows_out=1, rejected=0, took_s=0.0, made_at="", versions={},
     )  # fmt: skip
     workspace.write_record(record)
     return workspace, record
@@ -81,12 +81,12 @@ def test_a_damaged_record_counts_as_not_made(made: tuple[Workspace, Record], tex
     assert workspace.lookup("images", "k") == (None, "its record is damaged")
 
 
-@pytest.mark.parametrize(("passing", "told"), [(1, "1 row"), (2, "2 rows")])
+@pytest.mark.parametrize(("transient", "told"), [(1, "1 row"), (2, "2 rows")])
 def test_a_shard_with_rows_that_may_be_back_is_tried_again(
     made: tuple[Workspace, Record], transient: int, told: str
 ) -> None:
     workspace, record = made
-    workspace.write_record(record.model_copy(update={"passing": transient, "rejected": 2}))
+    workspace.write_record(record.model_copy(update={"transient": transient, "rejected": 2}))
     assert workspace.lookup("images", "k") == (None, f"{told} could not be read last time")
 
 

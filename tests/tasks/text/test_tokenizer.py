@@ -251,7 +251,7 @@ def test_stop_words_are_loaded_without_nltk() -> None:
         "import sys; from cutline.tasks.text.stopwords import load_stopwords; load_stopwords('english'); "
         "assert 'nltk' not in sys.modules and 'tensorflow' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
 @pytest.mark.real_data

@@ -1,4 +1,5 @@
-"""Content vectors: expected CIDEr by its definition, photographs predicted honestly, a fusion that learns from text."""
+"""Content vectors: expected CIDEr by its definition, photographs predicted honestly, a fusion that learns
+from text."""
 
 from __future__ import annotations
 
@@ -172,7 +173,8 @@ def test_what_is_foretold_of_a_photograph_does_not_depend_on_its_own_captions(
 def test_captions_of_a_photograph_that_is_missing_or_could_not_be_read_belong_together(
     toy_features: Path,
 ) -> None:
-    """It has no features and so no content embedding; but what its captions have in common is what it showed."""
+    """It has no features and so no content embedding; but what its captions have in common is what it
+    showed."""
     captions = toy_captions()[5 * DEV_PHOTOS :].select("caption_id", "tokens")
     train = toy_pairs().filter(pl.col("split") == "train").select("caption_id", "photo_id")
     missing = train[:60].with_columns(photo_id=pl.lit("missing ") + pl.col("photo_id"))
