@@ -24,9 +24,9 @@ class StageSettings(BaseModel):
 
 
 class IngestSettings(StageSettings):
-    layout: Literal[
-        "auto", "flickr8k", "kaggle", "karpathy", "coco", "imagefolder", "webdataset", "parquet", "folder"
-    ] = Field("auto", description="how the data set is laid out; `auto` finds out from its files")
+    layout: str = Field(  # its values are those of the registry in tasks/ingest/layouts, which checks them
+        "auto", description="how the data set is laid out; `auto` finds out from its files"
+    )
     dev_share: float = Field(
         0.1, ge=0, lt=0.5, description="share of photographs for dev, where the data set has no splits"
     )

@@ -10,10 +10,12 @@ import typing
 
 from cutline.schemas.settings import Settings
 from cutline.schemas.tables import NOTICES, REASONS, TABLES, TRANSIENT, dtypes_of
+from cutline.tasks.ingest.layouts.registry import layout_names
 from tests import REPOSITORY
 
 README = REPOSITORY / "schemas" / "README.md"
 DEFAULTS = Settings()
+CHOICES = {"ingest.layout": layout_names()}  # of settings whose values a registry has
 SIZES = {
     "side_px": DEFAULTS.images.side_px,
     "regions": 49,
@@ -28,7 +30,9 @@ def settings_table() -> str:
     lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
     for stage, field in Settings.model_fields.items():
         for name, setting in typing.cast(typing.Any, field.annotation).model_fields.items():
-            choices = typing.get_args(setting.annotation) if isinstance(setting.default, str) else ()
+            choices = CHOICES.get(f"{stage}.{name}") or (
+                typing.get_args(setting.annotation) if isinstance(setting.default, str) else ()
+            )
             listed = " (" + ", ".join(f"`{choice}`" for choice in choices) + ")" if choices else ""
             meaning = (setting.description or "").replace("<", "&lt;")
             lines.append(f"| `{stage}.{name}` | `{setting.default}` | {meaning}{listed} |")

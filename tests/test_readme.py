@@ -10,7 +10,7 @@ import click
 import pytest
 
 from cutline.flows.cli.main import main
-from cutline.tasks.ingest.layouts.registry import READERS
+from cutline.tasks.ingest.layouts.registry import LAYOUTS
 from tests import REPOSITORY
 from tests.regenerate_readme import README as GENERATED
 from tests.regenerate_readme import renewed
@@ -85,7 +85,7 @@ def test_the_names_that_the_python_example_imports_exist() -> None:
 
 def test_the_layouts_listed_are_those_that_are_read() -> None:
     table = MAIN.partition("| layout | recognised by |")[2].partition("\n\n")[0]
-    assert set(re.findall(r"^\| `(\w+)`", table, flags=re.M)) == set(READERS)
+    assert set(re.findall(r"^\| `(\w+)`", table, flags=re.M)) == {layout.name for layout in LAYOUTS}
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(REPOSITORY)))

@@ -16,6 +16,7 @@ from cutline.schemas.records import RunRecord
 from cutline.schemas.settings import Settings
 from cutline.tasks.bundles.bundle import Bundle, FeatureOrigin
 from cutline.tasks.features.cnn import weights_digest
+from cutline.tasks.ingest.layouts.registry import check_layout
 from cutline.tasks.runtime.formatting import clip
 
 Tree = dict[str, dict[str, Any]]
@@ -70,13 +71,15 @@ def merge(base: Mapping[str, Mapping[str, Any]], over: Mapping[str, Mapping[str,
 def make_settings(tree: Mapping[str, Mapping[str, Any]]) -> Settings:
     """The settings of a tree; UsageError names what is wrong, and what was perhaps meant."""
     try:
-        return Settings.model_validate(tree)
+        settings = Settings.model_validate(tree)
     except ValidationError as error:
         problems = error.errors()
         lines = [_explain(problem) for problem in problems[:MOST_EXPLAINED]]
         if len(problems) > MOST_EXPLAINED:
             lines.append(f"and {len(problems) - MOST_EXPLAINED:,} more such")
         raise UsageError("\n".join(lines)) from None
+    check_layout(settings.ingest.layout)
+    return settings
 
 
 def settings_of_run(run: RunRecord) -> Settings:

@@ -19,14 +19,10 @@ import polars as pl
 
 from cutline.schemas.errors import UsageError
 from cutline.tasks.ingest.files import Files, Problem, decode
-from cutline.tasks.ingest.layouts.annotations import (
-    csv_rows,
-    flickr8k_captions,
-    jsonl_rows,
-    kaggle_captions,
-    kaggle_form,
-)
 from cutline.tasks.ingest.layouts.base import CAPTION_NAME, FILE_NAMES, LINE_END, captions_at
+from cutline.tasks.ingest.layouts.flickr8k import flickr8k_captions
+from cutline.tasks.ingest.layouts.kaggle import kaggle_captions, kaggle_form
+from cutline.tasks.ingest.layouts.table_rows import csv_rows, jsonl_rows
 from cutline.tasks.runtime.unicode import is_valid, printable
 
 

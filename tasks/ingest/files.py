@@ -11,7 +11,6 @@ import errno
 import os
 import posixpath
 import stat
-import unicodedata
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -314,68 +313,3 @@ def cause(error: Exception) -> str:
     """What an error says, in valid Unicode of at most 200 characters; of an OSError without the path."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return printable(text)
-
-
-# ---- names to photographs ----
-
-
-class _Claim(NamedTuple):
-    """That a name means a file which it does not name exactly; the more parts agree, the closer it is."""
-
-    name: str
-    closeness: int
-
-
-class Claims:
-    """Which name each file is meant by, so that no file is taken for two photographs.
-
-    Of several names the one that names the file exactly is right, else the closest one; where several
-    are as close, none is.
-    """
-
-    def __init__(self, files: int) -> None:
-        self.exact = bytearray(files)  # by row: whether a name names the file exactly
-        self.loose: dict[int, _Claim] = {}
-        self.contested: set[int] = set()
-        self.revised = False  # whether a name was believed that turned out to be wrong
-
-    def take(self, row: int, path: str, claim: _Claim) -> bool:
-        """Whether the name of `claim` may mean the file, by the names so far."""
-        if claim.name == path:
-            held = self.loose.get(row)
-            self.revised |= held is not None and not self.exact[row]
-            self.exact[row] = True
-            return True
-        if self.exact[row] and claim.name != composed(path):
-            return False
-        held = self.loose.setdefault(row, claim)
-        if claim.name != held.name and claim.closeness > held.closeness:
-            self.loose[row], self.revised = claim, True
-            self.contested.discard(row)
-        elif claim.name != held.name and claim.closeness == held.closeness:
-            self.contested.add(row)
-            self.revised = True
-        return self.holds(row, path, claim)
-
-    def holds(self, row: int, path: str, claim: _Claim) -> bool:
-        """Whether the name of `claim` means the file, by all names."""
-        if claim.name == path or (self.exact[row] and claim.name == composed(path)):
-            return True
-        return not self.exact[row] and row not in self.contested and self.loose[row].name == claim.name
-
-
-class _Wanted(NamedTuple):
-    """A name in its normal form: `own` relative to `base`, or the end of a path of another machine."""
-
-    own: str
-    base: str
-    is_foreign: bool = False
-
-    @property
-    def inside(self) -> str:
-        return f"{self.base}/{self.own}" if self.base else self.own
-
-
-def composed(name: str) -> str:
-    """A name in composed characters (NFC)."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)

@@ -8,20 +8,24 @@ import posixpath
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
-from cutline.tasks.ingest.files import (
-    PHOTO_ENDINGS,
-    Claims,
-    Files,
-    Photo,
-    Problem,
-    _Claim,
-    _Wanted,
-    composed,
-    ending_of,
-)
-from cutline.tasks.ingest.names import PathIndex
+from cutline.tasks.ingest.claims import Claim, Claims
+from cutline.tasks.ingest.files import PHOTO_ENDINGS, Files, Photo, Problem, ending_of
+from cutline.tasks.ingest.names import PathIndex, composed
 from cutline.tasks.runtime.unicode import is_valid, printable
+
+
+class _Wanted(NamedTuple):
+    """A name in its normal form: `own` relative to `base`, or the end of a path of another machine."""
+
+    own: str
+    base: str
+    is_foreign: bool = False
+
+    @property
+    def inside(self) -> str:
+        return f"{self.base}/{self.own}" if self.base else self.own
 
 
 @dataclass
@@ -118,7 +122,7 @@ class Finder:
         exact = None if wanted.is_foreign else self.files.rows.get(wanted.inside)
         if exact is not None:
             if claims:
-                self.claims.take(exact, wanted.inside, _Claim(wanted.inside, 0))
+                self.claims.take(exact, wanted.inside, Claim(wanted.inside, 0))
             return exact
         found = self._index.candidates(wanted.own, wanted.base)
         if not found.rows:
@@ -129,7 +133,7 @@ class Finder:
             return "ambiguous_name", f"{len(found.rows):,} files have this name ({places}); tell the folder"
         if not claims:
             return row
-        path, claim = self.files.paths[row], _Claim(composed(wanted.inside), found.parts)
+        path, claim = self.files.paths[row], Claim(composed(wanted.inside), found.parts)
         means = self.claims.holds if self.settled else self.claims.take
         return row if means(row, path, claim) else None
 

@@ -81,6 +81,11 @@ class PathIndex:
         return list(self._rows[start : min(stop, start + MOST_CANDIDATES)])
 
 
+def composed(name: str) -> str:
+    """A name in composed characters (NFC)."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
 def fold(text: str) -> str:
     """`text` composed (NFC) and without regard to case: a Mac decomposes names, other systems lose case."""
     return text.lower() if text.isascii() else unicodedata.normalize("NFC", text).casefold()

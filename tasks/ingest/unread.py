@@ -17,9 +17,9 @@ from cutline.tasks.ingest.files import (
     ending_of,
     looks_like_text,
 )
-from cutline.tasks.ingest.layouts.annotations import is_own_file
 from cutline.tasks.ingest.layouts.base import LINE_END, Source
 from cutline.tasks.ingest.layouts.parquet import IMAGE_NAMES, columns_found
+from cutline.tasks.ingest.layouts.table_rows import is_own_file
 from cutline.tasks.runtime.unicode import printable
 
 ARCHIVES = frozenset({".gz", ".tgz", ".zip", ".bz2", ".tbz", ".xz", ".txz", ".zst", ".7z", ".rar"})
@@ -53,6 +53,8 @@ def unread_endings(files: Files) -> Iterator[Problem]:
     for path in files.paths:
         ending = ending_of(path)
         if ending in _KNOWN or _DOCUMENTS.fullmatch(posixpath.basename(path)) or files.is_photo(path):
+            continue
+        if path in files.read:
             continue
         by_ending.setdefault(ending, []).append(path)
     for ending, paths in by_ending.items():

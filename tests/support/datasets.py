@@ -69,7 +69,7 @@ def read(root: Path, layout: str = "auto", only: Sequence[str] = ()) -> Read:
     if finder.claims.revised:
         again = Finder(files, finder.claims)
         items = list(read_layout(files, detected, root.parent / "packs", MAX_BYTES, again))
-    found = Read(detected.layout)
+    found = Read(detected.layout.name)
     for item in items:
         if isinstance(item, Photo):
             found.photos[item.path] = item

@@ -75,6 +75,25 @@ class Source:
         self.unread.setdefault(column, set()).add(path)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """One way in which data sets are laid out; the registry has all of them.
+
+    `matches` tells whether a file belongs to the layout: True, False, or None where the file is damaged,
+    so that only its ending speaks for the layout. `read` yields what the files of the layout say.
+    """
+
+    name: str  # the value of the setting ingest.layout
+    looked_for: str  # for messages: the files that the layout is recognised by
+    matches: Callable[[Files, str], bool | None]
+    read: Callable[[Source], Iterator[Item]]
+
+
+def basename(path: str) -> str:
+    """The last part of a path in lower case."""
+    return path[path.rfind("/") + 1 :].lower()
+
+
 def entries_of(
     source: Source,
     name: str,

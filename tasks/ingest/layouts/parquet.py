@@ -14,6 +14,7 @@ from cutline.tasks.ingest.layouts.base import (
     CAPTION_NAME,
     Entry,
     Item,
+    Layout,
     Source,
     captions_at,
     malformed,
@@ -131,6 +132,8 @@ def columns_found(files: Files, path: str) -> tuple[list[str], bool] | None:
 
 def has_photos(files: Files, path: str) -> bool | None:
     """Whether a Parquet file has photographs or captions with their names; None where it is damaged."""
+    if ending_of(path) != ".parquet":
+        return False
     import pyarrow as pa
 
     try:
@@ -292,3 +295,8 @@ def _shown(name: str | None) -> str:
         return ""
     path = posixpath.normpath(name).lstrip("/") if name else ""
     return "" if path in ("", ".", "..") or path.startswith("../") else path
+
+
+PARQUET = Layout(
+    "parquet", "*.parquet with a column of photographs or of their names", has_photos, read_parquet
+)

@@ -15,6 +15,7 @@ from cutline.tasks.ingest.columns import caption_columns
 from cutline.tasks.ingest.files import (
     PHOTO_ENDINGS,
     SIDECAR_ENDINGS,
+    Files,
     Problem,
     cause,
     decode,
@@ -27,6 +28,7 @@ from cutline.tasks.ingest.layouts.base import (
     MAX_TEXT_BYTES,
     Entry,
     Item,
+    Layout,
     Source,
     caption_lines,
     captions_at,
@@ -259,3 +261,10 @@ def _captions_in_json(at: str, text: str) -> tuple[list[tuple[str, str]], list[P
     names = [*known, *caption_columns(name for name, value in data.items() if value is not None)]
     found = next((data[name] for name in names if data.get(name) is not None), None)
     return captions_at(at, found)
+
+
+def _matches(files: Files, path: str) -> bool:
+    return ending_of(path) == ".tar"
+
+
+WEBDATASET = Layout("webdataset", "*.tar", _matches, read_webdataset)

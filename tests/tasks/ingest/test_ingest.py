@@ -29,15 +29,10 @@ from cutline.schemas.errors import BadCaption, BadPhoto, UnknownDataset
 from cutline.schemas.settings import IngestSettings
 from cutline.schemas.tables import REASONS, check
 from cutline.tasks.images.files import read_bytes, read_file
+from cutline.tasks.ingest.collector import clean_caption
 from cutline.tasks.ingest.files import scan
-from cutline.tasks.ingest.ingest import (
-    Ingested,
-    caption_id,
-    clean_caption,
-    draw_split,
-    ingest,
-    listing_digest,
-)
+from cutline.tasks.ingest.ingest import Ingested, caption_id, ingest, listing_digest
+from cutline.tasks.ingest.splits import draw_split
 from cutline.tasks.report.caption_export import captioned
 from tests.support.datasets import an_id, photo, put
 
@@ -429,7 +424,7 @@ def test_a_file_that_is_gone_or_changed_between_listing_and_reading_costs_one_re
             (root / path).write_bytes(photo(1) + b"more")
         return read_bytes(dataset, path, *where)
 
-    monkeypatch.setattr("cutline.tasks.ingest.ingest.read_bytes", read_later)
+    monkeypatch.setattr("cutline.tasks.ingest.inspection.read_bytes", read_later)
     found = run(root)
     assert sorted(splits(found)) == ["c.jpg"]
     assert reasons(found) == [("a.jpg", "vanished"), ("b.jpg", "changed")]
@@ -557,7 +552,7 @@ def test_only_new_files_are_opened(root: Path, monkeypatch: pytest.MonkeyPatch) 
         opened.append(path)
         return read_bytes(dataset, path, *where)
 
-    monkeypatch.setattr("cutline.tasks.ingest.ingest.read_bytes", read_counted)
+    monkeypatch.setattr("cutline.tasks.ingest.inspection.read_bytes", read_counted)
     for layout, inside in (("webdataset", "0.tar/t.jpg"), ("parquet", "p.parquet/row-0")):
         opened.clear()
         known = run(root, layout=layout).files
@@ -583,7 +578,7 @@ def test_what_may_have_passed_is_tried_again_and_settings_are_heeded(
         return read_bytes(dataset, path, *where)
 
     with monkeypatch.context() as patched:
-        patched.setattr("cutline.tasks.ingest.ingest.read_bytes", unread)
+        patched.setattr("cutline.tasks.ingest.inspection.read_bytes", unread)
         first = run(root)
     assert reasons(first) == [("a.jpg", "unreadable")]
     second = run(root, known=first.files)

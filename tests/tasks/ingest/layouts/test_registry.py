@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cutline.schemas.errors import UnknownDataset
-from cutline.tasks.ingest.files import scan
+from cutline.flows.pipeline.settings import make_settings
+from cutline.schemas.errors import UnknownDataset, UsageError
+from cutline.tasks.ingest.files import Files, scan
+from cutline.tasks.ingest.layouts import registry
+from cutline.tasks.ingest.layouts.base import Item, Layout, Source, entries_of
 from tests.support.datasets import photo, put, read
 
 
@@ -112,3 +116,43 @@ def test_texts_that_nothing_was_read_from_are_told_by_folder_and_ending(root: Pa
     found = read(root)
     assert found.reasons == [("labels/*.txt", "not_read"), ("list.csv", "not_read")]
     assert "3 such files; the data set is read as coco" in found.problems[0].detail
+
+
+def _matches_toy(files: Files, path: str) -> bool:
+    return path.endswith(".toy")
+
+
+def _read_toy(source: Source) -> Iterator[Item]:
+    """`name = caption` per line."""
+    for path in source.markers:
+        for line in source.files.read_text(path).splitlines():
+            name, _, caption = line.partition(" = ")
+            yield from entries_of(source, name, [(path, caption)], "test")
+
+
+TOY = Layout("toy", "*.toy", _matches_toy, _read_toy)
+
+
+def test_a_new_layout_is_one_object_in_the_registry(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "LAYOUTS", (TOY, *registry.LAYOUTS))
+    put(root, **{"a.jpg": photo(), "notes.toy": "a.jpg = A dog\ngone.jpg = A cat\n"})
+    found = read(root)
+    assert found.layout == "toy"
+    assert found.captions == {"a.jpg": ["A dog"], None: ["A cat"]}
+    assert found.splits == {"a.jpg": {"test"}, None: {"test"}}
+    assert found.reasons == [("gone.jpg", "missing_photo")]
+    assert read(root, "toy").captions == found.captions
+    assert read(root, "folder").captions == {"a.jpg": []}  # where the setting says another one
+    assert make_settings({"ingest": {"layout": "toy"}}).ingest.layout == "toy"
+    (root / "notes.toy").unlink()
+    with pytest.raises(UnknownDataset, match=r"ingest\.layout=toy; looked for:\n  toy: \*\.toy"):
+        read(root, "toy")
+
+
+def test_a_layout_that_does_not_exist_is_refused_with_those_that_do(root: Path) -> None:
+    put(root, **{"a.jpg": photo()})
+    expected = r"ingest\.layout: expected one of auto, flickr8k, .*, folder; found 'cocoa'"
+    with pytest.raises(UsageError, match=expected):
+        read(root, "cocoa")
+    with pytest.raises(UsageError, match=expected):
+        make_settings({"ingest": {"layout": "cocoa"}})
