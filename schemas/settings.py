@@ -68,10 +68,13 @@ class VocabularySettings(StageSettings):
 
 
 class ImageFeaturesSettings(StageSettings):
-    network: str = Field("VGG16", description="a network of keras.applications by its name")
+    network: str = Field(
+        "VGG16", description="`VGG16`, `EfficientNetLite2`, or another network of keras.applications"
+    )
     weights: str = Field(
         "bundled",
-        description="`bundled` (VGG16 only), `imagenet` (downloaded to data/workspace/keras), or a path",
+        description="`bundled` (VGG16, EfficientNetLite2), `imagenet` (downloaded to data/workspace/keras), "
+        "or a path",
     )
     precision: Literal["auto", "float32", "int8"] = Field(
         "auto",

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -19,6 +20,7 @@ import numpy as np
 
 from cutline.schemas.errors import MissingWeights, UsageError
 from cutline.schemas.settings import ImageFeaturesSettings, expanded
+from cutline.tasks.features import efficientnet_lite2
 from cutline.tasks.features.vgg16_int8 import float_weights, last_maps
 from cutline.tasks.runtime.cpu import INT8_INSTRUCTIONS, has_int8
 
@@ -73,18 +75,40 @@ IMAGENET_HASHES: dict[str, str | None] = {
     "Xception": "b0042744bf5b25fce3cb969f33bebb97",
 }
 
-BUNDLED_NETWORK = "VGG16"
-BUNDLED = Path(__file__).resolve().parents[2] / "data" / "pretrained" / "vgg16_int8.npz"
-BUNDLED_BYTES = 11_934_962
-BUNDLED_SHA256 = "4acbd7c1f8566a6f122266d8a21b121c48062bab3f8dc05b195d6e805ac22ece"
+
+@dataclass(frozen=True)
+class Bundled:
+    """A file of weights that ships with Cutline: its name in data/pretrained, size in bytes, SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        return PRETRAINED / self.name
+
+
+PRETRAINED = Path(__file__).resolve().parents[2] / "data" / "pretrained"
+BUNDLED = {
+    "VGG16": Bundled(
+        "vgg16_int8.npz", 11_934_962, "4acbd7c1f8566a6f122266d8a21b121c48062bab3f8dc05b195d6e805ac22ece"
+    ),
+    efficientnet_lite2.NAME: Bundled(
+        "efficientnet_lite2.npz",
+        8_940_983,
+        "ef86994d18e7d7eac798ed8be60f78d066dbfddaf7e3937ed93d7a9b496fb294",
+    ),
+}
+WITH_INT8 = "VGG16"  # the bundled network that also computes on 8-bit integers
 
 # The largest float16. VGG-16's features stay far below (a few hundred); other networks and other
 # weights need not, and a clipped value is of more use than an infinite one.
 LARGEST_FEATURE = float(np.finfo(np.float16).max)
 
 _CHOICES = (
-    "choose image_features.weights=bundled (VGG16, no download), imagenet (downloaded by Keras) "
-    "or the path of an .h5 file"
+    "choose image_features.weights=bundled (VGG16 or EfficientNetLite2, no download), imagenet (downloaded by "
+    "Keras) or the path of an .h5 file"
 )
 _loading = threading.Lock()
 
@@ -160,13 +184,18 @@ def weights_digest(settings: ImageFeaturesSettings) -> str:
     """
     _check_name(settings.network)
     if settings.weights == "bundled":
-        if settings.network != BUNDLED_NETWORK:
+        if settings.network not in BUNDLED:
             raise UsageError(
-                f"image_features.weights=bundled: the bundled weights are for {BUNDLED_NETWORK}, found "
+                f"image_features.weights=bundled: the bundled weights are for {' and '.join(BUNDLED)}, found "
                 f"image_features.network={settings.network}; choose imagenet or the path of an .h5 file"
             )
-        _check_bundled_size()
-        return BUNDLED_SHA256
+        _check_bundled_size(BUNDLED[settings.network])
+        return BUNDLED[settings.network].sha256
+    if settings.network not in IMAGENET_HASHES:
+        raise UsageError(
+            f"image_features.network={settings.network}: expected weights=bundled, as Keras does not know this "
+            f"network; found weights={settings.weights}"
+        )
     if settings.weights == "imagenet":
         published = IMAGENET_HASHES[settings.network]
         if published is None:
@@ -185,12 +214,12 @@ def resolved_precision(settings: ImageFeaturesSettings) -> Literal["float32", "i
     It depends on the processor where `settings` say auto, and it changes the features by a little, so it
     belongs into a key. Raises UsageError where int8 is asked for and cannot be had.
     """
-    is_bundled = settings.network == BUNDLED_NETWORK and settings.weights == "bundled"
+    is_bundled = settings.network == WITH_INT8 and settings.weights == "bundled"
     if settings.precision == "auto":
         return "int8" if is_bundled and has_int8() else "float32"
     if settings.precision == "int8" and not is_bundled:
         raise UsageError(
-            f"image_features.precision=int8: expected network={BUNDLED_NETWORK} with weights=bundled, found "
+            f"image_features.precision=int8: expected network={WITH_INT8} with weights=bundled, found "
             f"network={settings.network} with weights={settings.weights}; choose image_features.precision="
             "auto or float32, or the bundled weights"
         )
@@ -208,10 +237,12 @@ def _load(settings: ImageFeaturesSettings, side_px: int, digest: str) -> Network
     """`digest` is part of the key: a weights file that was replaced is loaded again."""
     name, batch_size = settings.network, settings.batch_size
     if resolved_precision(settings) == "int8":
-        return Network(last_maps(_read_bundled(), side_px), name, batch_size, side_px)
+        return Network(last_maps(_read_bundled(name), side_px), name, batch_size, side_px)
+    if name == efficientnet_lite2.NAME:
+        return Network(efficientnet_lite2.last_maps(_read_bundled(name)), name, batch_size, side_px)
     model = _build(settings.network, side_px)
     if settings.weights == "bundled":
-        weights = float_weights(_read_bundled())
+        weights = float_weights(_read_bundled(name))
         for layer in model.layers:
             if layer.weights:
                 layer.set_weights(weights[layer.name])
@@ -223,13 +254,14 @@ def _load(settings: ImageFeaturesSettings, side_px: int, digest: str) -> Network
 
 
 def _check_name(network: str) -> None:
-    if network in IMAGENET_HASHES:
+    known = [*BUNDLED, *(name for name in IMAGENET_HASHES if name not in BUNDLED)]
+    if network in known:
         return
-    by_lower = {name.lower(): name for name in IMAGENET_HASHES}
+    by_lower = {name.lower(): name for name in known}
     near = [by_lower[name] for name in difflib.get_close_matches(network.lower(), by_lower, n=5)]
     raise UsageError(
-        f"image_features.network={network}: no network of keras.applications has this name; "
-        + (f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(IMAGENET_HASHES)}")
+        f"image_features.network={network}: there is no network of this name; "
+        + (f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(known)}")
     )
 
 
@@ -285,22 +317,23 @@ def _compile(maps: Maps, shape: tuple[int, int, int, int]) -> tf.types.experimen
     return one_pass.get_concrete_function()
 
 
-def _check_bundled_size() -> None:
-    found = BUNDLED.stat().st_size if BUNDLED.is_file() else None
-    if found != BUNDLED_BYTES:
+def _check_bundled_size(bundled: Bundled) -> None:
+    found = bundled.path.stat().st_size if bundled.path.is_file() else None
+    if found != bundled.size:
         raise MissingWeights(
-            f"bundled weights '{BUNDLED.name}': expected {BUNDLED_BYTES:,} bytes at {BUNDLED}, found "
+            f"bundled weights '{bundled.name}': expected {bundled.size:,} bytes at {bundled.path}, found "
             f"{'no such file' if found is None else f'{found:,} bytes'}; restore the file from the "
             f"repository, or {_CHOICES}"
         )
 
 
-def _read_bundled() -> dict[str, np.ndarray]:
-    data = BUNDLED.read_bytes()
+def _read_bundled(network: str) -> dict[str, np.ndarray]:
+    bundled = BUNDLED[network]
+    data = bundled.path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
-    if found != BUNDLED_SHA256:
+    if found != bundled.sha256:
         raise MissingWeights(
-            f"bundled weights '{BUNDLED}': expected SHA-256 {BUNDLED_SHA256}, found {found}; restore the "
+            f"bundled weights '{bundled.path}': expected SHA-256 {bundled.sha256}, found {found}; restore the "
             f"file from the repository, or {_CHOICES}"
         )
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:

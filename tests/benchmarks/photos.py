@@ -143,7 +143,7 @@ def vgg16() -> keras.Model:
     from cutline.tasks.features.vgg16_int8 import float_weights
 
     model = keras.applications.VGG16(include_top=False, weights=None, input_shape=(224, 224, 3))
-    with np.load(BUNDLED, allow_pickle=False) as arrays:
+    with np.load(BUNDLED["VGG16"].path, allow_pickle=False) as arrays:
         weights = float_weights(dict(arrays))
     for layer in model.layers:
         if layer.weights:

@@ -29,6 +29,7 @@ from tests.conftest import Once
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor has no fast 8-bit instructions")
 PRECISIONS = ["float32", pytest.param("int8", marks=needs_int8)]
 MEAN_BGR = np.array([103.939, 116.779, 123.68])
+VGG16 = cnn.BUNDLED["VGG16"].path
 SIDE_PX = 64  # small, so that these tests are quick; real photographs are tested at 224
 
 
@@ -73,7 +74,7 @@ def test_every_network_of_keras_has_its_name_and_published_hash_here() -> None:
 def test_a_mistyped_network_is_answered_with_the_near_names() -> None:
     with pytest.raises(UsageError, match=r"network=vgg-16: .* did you mean VGG16"):
         load_network(settings(network="vgg-16"), SIDE_PX)
-    with pytest.raises(UsageError, match=r"choose one of ConvNeXtBase, .*Xception"):
+    with pytest.raises(UsageError, match=r"choose one of VGG16, EfficientNetLite2, ConvNeXtBase, .*Xception"):
         weights_digest(settings(network="?"))
 
 
@@ -82,9 +83,16 @@ def test_squares_too_small_for_a_network_are_wrong_usage() -> None:
         load_network(settings(network="Xception", weights="imagenet"), SIDE_PX)
 
 
-def test_bundled_weights_are_for_vgg16_only() -> None:
+def test_bundled_weights_are_for_two_networks_only() -> None:
     with pytest.raises(UsageError, match="ResNet50; choose imagenet or the path"):
         load_network(settings(network="ResNet50"), SIDE_PX)
+
+
+def test_a_network_that_keras_does_not_have_is_there_with_its_bundled_weights_only() -> None:
+    with pytest.raises(
+        UsageError, match=r"EfficientNetLite2: expected weights=bundled, .*found weights=imagenet"
+    ):
+        load_network(settings(network="EfficientNetLite2", weights="imagenet"), SIDE_PX)
 
 
 def test_a_download_that_nobody_could_check_is_refused() -> None:
@@ -120,10 +128,10 @@ def test_a_weights_path_must_be_an_h5_file(tmp_path: Path, kind: str) -> None:
 def test_a_damaged_bundled_file_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: slice
 ) -> None:
-    data = bytearray(cnn.BUNDLED.read_bytes())
+    data = bytearray(VGG16.read_bytes())
     data[damage] = b"" if damage.stop is None else bytes([data[100] ^ 1])
-    (tmp_path / "vgg16.npz").write_bytes(data)
-    monkeypatch.setattr(cnn, "BUNDLED", tmp_path / "vgg16.npz")
+    (tmp_path / VGG16.name).write_bytes(data)
+    monkeypatch.setattr(cnn, "PRETRAINED", tmp_path)
     monkeypatch.setattr(cnn, "_load", cnn._load.__wrapped__)  # not the one loaded before
     with pytest.raises(MissingWeights, match=r"expected (SHA-256 4acbd7|11,934,962 bytes).*found .*restore"):
         load_network(settings(), 32)
@@ -138,7 +146,7 @@ def test_digests_and_precision_need_no_tensorflow() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == [
-        cnn.BUNDLED_SHA256,
+        cnn.BUNDLED["VGG16"].sha256,
         "imagenet-6d6bbae143d832006294945121d1f1fc",
         "int8" if has_int8() else "float32",
     ]
@@ -213,7 +221,7 @@ def test_int8_that_cannot_be_had_is_wrong_usage_and_names_the_choices(
 @needs_int8
 def test_int8_features_are_those_of_the_same_network_computed_step_by_step() -> None:
     """Against NumPy's arithmetic on whole numbers: products of levels, their sums, limits, pooling."""
-    with np.load(cnn.BUNDLED, allow_pickle=False) as arrays:
+    with np.load(VGG16, allow_pickle=False) as arrays:
         parts = dict(arrays)
     square = some_squares(2, 32)[1:]
     expected = int8_by_hand(square[0], parts)
@@ -254,7 +262,7 @@ def int8_by_hand(square_rgb: np.ndarray, parts: dict[str, np.ndarray]) -> np.nda
 
 def test_the_bundled_weights_are_vgg16s() -> None:
     """Against the published facts: 14,714,688 parameters, the first biases, the last bias's moments."""
-    with np.load(cnn.BUNDLED, allow_pickle=False) as arrays:
+    with np.load(VGG16, allow_pickle=False) as arrays:
         parts = {name: arrays[name] for name in arrays.files}
     kernels = {name: part for name, part in parts.items() if name.endswith(".kernel")}
     assert len(kernels) == 13
@@ -273,7 +281,7 @@ def test_features_are_those_of_keras_own_vgg16_with_its_preprocessing() -> None:
 
     model = keras.applications.VGG16(include_top=False, weights=None, input_shape=(SIDE_PX, SIDE_PX, 3))
     before = np.ones(3)  # what the channels that come in were divided by
-    with np.load(cnn.BUNDLED, allow_pickle=False) as arrays:
+    with np.load(VGG16, allow_pickle=False) as arrays:
         for layer in (layer for layer in model.layers if layer.weights):
             kernel, scale, stretch, bias = (
                 arrays[f"{layer.name}.{part}"] for part in ("kernel", "scale", "stretch", "bias")
