@@ -91,6 +91,7 @@ NEEDS_MORE = frozenset(
 )
 RULE_BROKEN = 1_000.0  # nats: more than any caption's probability can make up for
 IMPOSSIBLE = -1e30
+MOST_REPEATS = 2  # times that a caption holds a word, if there is another way; for words not of NEEDS_MORE
 BLOCK = 64  # tokens, of which the largest is found at once
 MOST = 512  # photographs of one search, which keeps some 240 kB of each
 ENCODED = 24  # photographs that are encoded at once (tasks/models/lstm.py tells why as many)
@@ -171,7 +172,8 @@ class BeamSearch:
     Partial captions are compared by their log-probability a token and `agreement` times the CIDEr to be
     expected of them, less `word penalty` for each token, ended ones beside those still growing. No special
     token is written; a caption has at least one word; where there is another way it ends in none of
-    NEEDS_MORE, repeats no word at once and no pair of words, unless both are of NEEDS_MORE. With agreement,
+    NEEDS_MORE, repeats no word at once, no pair of words unless both are of NEEDS_MORE, and holds no other
+    word more than MOST_REPEATS times. With agreement,
     those found are put in the order of the CIDEr to be expected, with what CIDEr-D and `word penalty` take
     off for their length, and of how well they fit the photograph (`fit`), if that counts. What is expected
     is by a `share`, as far as they are trusted, what the captions of the photograph's `neighbours` say.
@@ -373,7 +375,8 @@ class BeamSearch:
         # The few tokens that break another rule are taken down where they stand: a table of all
         # tokens for each rule would cost as much as the output layer.
         ranked = logits + tf.gather(forbidden - RULE_BROKEN * at_the_end, step)[:, None]
-        repeating = self._places(self._repeating(slots.tokens, slots.last))
+        repeated = [self._repeating(slots.tokens, slots.last, slots.step), self._overused(slots.tokens)]
+        repeating = self._places(tf.concat(repeated, -1))
         ranked = tf.tensor_scatter_nd_update(ranked, repeating, tf.gather_nd(ranked, repeating) - RULE_BROKEN)
         dangling = tf.where(tf.gather(tf.constant(self.words.needs_more), slots.last), END, PAD)
         # The same word again, or an <end> too early.
@@ -394,14 +397,26 @@ class BeamSearch:
         at_the_end = self.words.needs_more & (step == self.max_tokens - 1)
         return np.where(allowed, 0.0, IMPOSSIBLE).astype(np.float32), at_the_end.astype(np.float32)
 
-    def _repeating(self, tokens: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
-        """The tokens that have followed `last` before and are not to again, (B, K, T); else <pad>."""
+    def _repeating(self, tokens: tf.Tensor, last: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """The tokens that followed `last` before and must not follow it again, (B, K, T - 1), else <pad>.
+
+        A pair of words of NEEDS_MORE, such as "in the", may come again, but not at once ("in the in the").
+        """
         import tensorflow as tf
 
         needs_more = tf.constant(self.words.needs_more)
         before, after = tokens[:, :, :-1], tokens[:, :, 1:]
-        counts = (before == last[..., None]) & ~(tf.gather(needs_more, before) & tf.gather(needs_more, after))
-        return tf.where(counts, after, PAD)
+        at_once = tf.range(tokens.shape[-1] - 1) >= step[:, None] - 3
+        may_repeat = tf.gather(needs_more, before) & tf.gather(needs_more, after) & ~at_once[:, None]
+        return tf.where((before == last[..., None]) & ~may_repeat, after, PAD)
+
+    def _overused(self, tokens: tf.Tensor) -> tf.Tensor:
+        """The words that a caption holds MOST_REPEATS times, none of NEEDS_MORE, (B, K, T); else <pad>."""
+        import tensorflow as tf
+
+        times = tf.math.count_nonzero(tokens[..., None] == tokens[:, :, None], -1, dtype=tf.int32)
+        may_repeat = tf.gather(tf.constant(self.words.needs_more), tokens)
+        return tf.where((times >= MOST_REPEATS) & ~may_repeat, tokens, PAD)
 
     def _said_before(self, following: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
         """How often the captions `tokens`, (B, K, T), hold each token of `following`, (B, K, N); of words

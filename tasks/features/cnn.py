@@ -107,8 +107,8 @@ WITH_INT8 = "VGG16"  # the bundled network that also computes on 8-bit integers
 LARGEST_FEATURE = float(np.finfo(np.float16).max)
 
 _CHOICES = (
-    "choose image_features.weights=bundled (VGG16 or EfficientNetLite2, no download), imagenet (downloaded by "
-    "Keras) or the path of an .h5 file"
+    "choose image_features.weights=bundled (VGG16 or EfficientNetLite2, no download), imagenet (downloaded "
+    "by Keras) or the path of an .h5 file"
 )
 _loading = threading.Lock()
 
@@ -193,8 +193,8 @@ def weights_digest(settings: ImageFeaturesSettings) -> str:
         return BUNDLED[settings.network].sha256
     if settings.network not in IMAGENET_HASHES:
         raise UsageError(
-            f"image_features.network={settings.network}: expected weights=bundled, as Keras does not know this "
-            f"network; found weights={settings.weights}"
+            f"image_features.network={settings.network}: expected weights=bundled, as Keras does not know "
+            f"this network; found weights={settings.weights}"
         )
     if settings.weights == "imagenet":
         published = IMAGENET_HASHES[settings.network]
@@ -333,8 +333,8 @@ def _read_bundled(network: str) -> dict[str, np.ndarray]:
     found = hashlib.sha256(data).hexdigest()
     if found != bundled.sha256:
         raise MissingWeights(
-            f"bundled weights '{bundled.path}': expected SHA-256 {bundled.sha256}, found {found}; restore the "
-            f"file from the repository, or {_CHOICES}"
+            f"bundled weights '{bundled.path}': expected SHA-256 {bundled.sha256}, found {found}; restore "
+            f"the file from the repository, or {_CHOICES}"
         )
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return dict(arrays)

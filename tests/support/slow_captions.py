@@ -117,7 +117,9 @@ class SlowCaptioner:
             if (token == "<end>" and step == 0) or (token != "<end>" and step == max_tokens):
                 continue
             faults = int(token == said[-1])
-            faults += (said[-1], token) in pairs and not (said[-1] in NEEDS_MORE and token in NEEDS_MORE)
+            may_repeat = said[-1] in NEEDS_MORE and token in NEEDS_MORE and said[-3:-1] != [said[-1], token]
+            overused = token not in NEEDS_MORE and said.count(token) >= 2
+            faults += ((said[-1], token) in pairs and not may_repeat) or overused
             faults += token == "<end>" and said[-1] in NEEDS_MORE
             faults += token in NEEDS_MORE and step == max_tokens - 1
             longer, whole, faulty = [*said, token], total + gain, broken + faults
