@@ -48,12 +48,17 @@ class _Reader(pickle.Unpickler):
         return self.storages.setdefault(key, _Storage(dtype, count))
 
 
-def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], *_: Any) -> tuple[_Storage, int, tuple]:
-    return storage, offset, shape
+def _tensor(
+    storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> tuple[_Storage, int, tuple[int, ...], tuple[int, ...]]:
+    return storage, offset, shape, stride
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file in PyTorch's format before 1.6: name → array."""
+    """The tensors of a file in PyTorch's format before 1.6: name → array.
+
+    Strides count: the convolutions were converted from TensorFlow and lie in the file in its order of axes.
+    """
     with path.open("rb") as file:
         for _ in range(3):  # a magic number, the version of the format, the machine's byte order
             _Reader(file).load()
@@ -66,9 +71,18 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError(f"expected {storage.values.size} numbers, found {count}")
             file.readinto(storage.values.data)
     return {
-        name: storage.values[offset : offset + int(np.prod(shape))].reshape(shape)
-        for name, (storage, offset, shape) in state.items()
+        name: _laid_out(storage.values[offset:], shape, stride)
+        for name, (storage, offset, shape, stride) in state.items()
     }
+
+
+def _laid_out(values: np.ndarray, shape: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
+    """The array of a `shape` whose neighbours along each axis lie `stride` numbers apart in `values`."""
+    last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if min(shape, default=1) < 1 or min(stride, default=1) < 0 or last >= len(values):
+        raise ValueError(f"expected at least {last + 1} numbers, found {len(values)}")
+    steps = [step * values.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False).copy()
 
 
 def folded(state: dict[str, np.ndarray], kernel: str, norm: str) -> tuple[np.ndarray, np.ndarray]:

@@ -96,8 +96,8 @@ BUNDLED = {
     ),
     efficientnet_lite2.NAME: Bundled(
         "efficientnet_lite2.npz",
-        8_940_983,
-        "ef86994d18e7d7eac798ed8be60f78d066dbfddaf7e3937ed93d7a9b496fb294",
+        8_935_560,
+        "258d368c53f1a5842d24c5fdd537a894a502026bbaca1557c72685d150237708",
     ),
 }
 WITH_INT8 = "VGG16"  # the bundled network that also computes on 8-bit integers

@@ -42,6 +42,23 @@ def test_features_are_those_of_the_network_computed_step_by_step(
     assert cosines(pooled, expected.mean(axis=0)[None])[0] > 0.9999
 
 
+def test_features_are_those_of_the_original_file() -> None:
+    """Computed once in float64 from the `.pth`, each batch normalisation by itself.
+
+    With the classifier, which is not bundled, the same computation calls scikit-image's cat an Egyptian cat
+    (.95) and its cup of coffee an espresso (.99): so the arrays were read in the right order.
+    """
+    rows, columns = np.mgrid[:96, :96]
+    ramps = np.stack([rows * 255 // 95, columns * 255 // 95, (rows + columns) * 255 // 190], axis=-1)
+    network = load_network(ImageFeaturesSettings(network="EfficientNetLite2"), 96)
+    pooled = network.features(ramps[None].astype(np.uint8))[1][0].astype(np.float64)
+    assert pooled.mean() == pytest.approx(0.24325, abs=0.002)
+    assert pooled.std() == pytest.approx(0.65997, abs=0.005)
+    assert pooled[:8] == pytest.approx([0, 1.4479, 2.1663, 0, 0, 2.2076, 0, 0], abs=0.03)
+    largest = {966: 5.9713, 104: 5.2899, 302: 4.8635, 833: 4.4662, 579: 4.4137, 1206: 4.3628}
+    assert pooled[list(largest)] == pytest.approx(list(largest.values()), abs=0.03)
+
+
 def test_a_photographs_features_do_not_depend_on_its_neighbours(network: Network) -> None:
     squares = some_squares(3, SIDE_PX)
     together, alone = network.features(squares)[0], network.features(squares[1:2])[0]
