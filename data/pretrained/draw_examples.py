@@ -29,7 +29,7 @@ def caption(folder: Path) -> pl.DataFrame:
     """The captions of the photographs in `folder`, by the command that the README shows."""
     out = folder / "captions.parquet"
     command = ("caption", folder, "--out", out, "--workspace", folder / "workspace")
-    flows = [sys.executable, "-m", "flows", *map(str, command)]
+    flows = [sys.executable, "-m", "cutline.flows", *map(str, command)]
     subprocess.run(flows, cwd=HERE.parents[1], check=True)  # noqa: S603 - our own command, our own paths
     return pl.read_parquet(out)
 

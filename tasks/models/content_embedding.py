@@ -13,8 +13,9 @@ from cutline.tasks.runtime.npz import Expected, read_npz, stale
 
 CONTENT_EMBEDDING = "content_embedding.npz"
 LONGEST = 4  # n-grams of one to four tokens count, as in CIDEr
+SAME = 1 - 1e-4  # kernel value from which two photographs are the same one
 LONGEST_CAPTION = 60  # tokens; a longer one counts as one of so many where lengths are compared
-HALVED = ("idf", "mean", "directions", "weights", "offset", "noise")  # float16 in the file
+HALVED = ("idf", "mean", "directions", "weights", "corrections", "offset", "noise")  # float16 in the file
 ARRAYS = ("grams", *HALVED, "length_weight", "bandwidth", "unknown_idf")
 
 
@@ -42,6 +43,7 @@ class ContentEmbedding:
     directions: np.ndarray  # (G, K) in which captions differ
     kernel: GaussianKernel  # to photographs that it has learned from
     weights: np.ndarray  # (M, K) what being like each says of the content embedding
+    corrections: np.ndarray  # (M, K) added for a landmark itself: it is predicted as if it were unknown
     offset: np.ndarray  # (K,) the content embedding of a photograph that is like none
     noise: (
         np.ndarray
@@ -53,9 +55,14 @@ class ContentEmbedding:
         return len(self.offset) if len(self.kernel.landmarks) else 0
 
     def of_photos(self, features: pl.DataFrame) -> np.ndarray:
-        """The content vectors of the photographs in an `image_features` or `familiar` table, (n, K)
-        float32."""
-        return (self.kernel.of(unit_pooled(features)) @ self.weights + self.offset).astype(np.float32)
+        """The content vectors of the photographs in an `image_features` or `reference_photos` table, (n, K)
+        float32. A photograph that is a landmark is predicted without itself, as in training: predicted with
+        itself, its content vector would be far longer than any that the fusion has learned from."""
+        similarity = self.kernel.of(unit_pooled(features))
+        same = similarity >= SAME
+        same = same / np.maximum(same.sum(1, keepdims=True), 1)
+        found = similarity @ self.weights + same @ self.corrections + self.offset
+        return found.astype(np.float32)
 
     def save(self, path: Path) -> None:
         """Write all but the landmarks, which are the `familiar` table's; real numbers as float16."""
@@ -82,6 +89,7 @@ class ContentEmbedding:
                 "mean": (len(grams),),
                 "directions": (len(grams), size),
                 "weights": (len(landmarks), size),
+                "corrections": (len(landmarks), size),
                 "offset": (size,),
                 "noise": (size, size),
                 "bandwidth": (),
@@ -112,6 +120,6 @@ def landmarks_of(reference_photos: pl.DataFrame) -> np.ndarray:
 EXPECTED = {
     "grams": Expected("iu", 2),
     **{name: Expected("f", 1) for name in ("idf", "mean", "offset", "length_weight")},
-    **{name: Expected("f", 2) for name in ("directions", "weights", "noise")},
+    **{name: Expected("f", 2) for name in ("directions", "weights", "corrections", "noise")},
     **{name: Expected("f", 0) for name in ("bandwidth", "unknown_idf")},
 }

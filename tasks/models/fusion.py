@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from cutline.schemas.settings import FusionSettings, LanguageModelSettings
-from cutline.tasks.models.content_embedding import ContentEmbedding
+from cutline.tasks.models.content_embedding import SAME, ContentEmbedding
 from cutline.tasks.models.language_model import LanguageModel
 from cutline.tasks.models.weights import check_weights, initial_seeds, load_weights
 from cutline.tasks.runtime.memory import by_reference
@@ -167,7 +167,10 @@ def _gists(content_embedding: ContentEmbedding, photos: Any) -> Any:
     kernel = content_embedding.kernel
     landmarks = by_reference(kernel.landmarks.T.astype(np.float32))
     alike = ops.exp((pooled @ landmarks - 1) * (2 / kernel.bandwidth))
-    return alike @ by_reference(content_embedding.weights) + content_embedding.offset
+    same = ops.cast(alike >= SAME, "float32")
+    same = same / ops.maximum(ops.sum(same, -1, keepdims=True), 1)
+    found = alike @ by_reference(content_embedding.weights) + content_embedding.offset
+    return found + same @ by_reference(content_embedding.corrections)
 
 
 def _encode(

@@ -82,6 +82,8 @@ def train_content_embedding(
     # From here on content vectors count from their mean, in steps as large as they vary.
     middle, whiten, colour = _whitening(predicted)
     content_vectors = _turned(predicted, middle, whiten)
+    weights, offset = weights @ whiten, (offset - middle) @ whiten
+    in_sample = kernel.of(landmarks) @ weights + offset
     content_from_text, noise = _predict_from_text(places, means, subjects, predicted, whiten)
     content_embedding = ContentEmbedding(
         grams=grams,
@@ -91,8 +93,11 @@ def train_content_embedding(
         mean=(mean + found @ middle).astype(np.float32),
         directions=(found @ colour).astype(np.float32),
         kernel=kernel,
-        weights=(weights @ whiten).astype(np.float32),
-        offset=((offset - middle) @ whiten).astype(np.float32),
+        weights=weights.astype(np.float32),
+        corrections=_corrections(
+            reference_photos["photo_id"], photos["photo_id"], content_vectors, in_sample
+        ),
+        offset=offset.astype(np.float32),
         noise=noise.astype(np.float32),
     )
     if not content_embedding.size:
@@ -272,6 +277,20 @@ def _regress(
         left_out = np.minimum(leverage, MOST_LEVERAGE)[:, None]
         predicted[row] = (alike @ weights + offset - left_out * aims[row]) / (1 - left_out)
     return weights, offset, predicted
+
+
+def _corrections(
+    landmarks: pl.Series, photo_ids: pl.Series, left_out: np.ndarray, in_sample: np.ndarray
+) -> np.ndarray:
+    """For each landmark, what leads from its content vector predicted by a regression that knows it,
+    `in_sample` (M, K), to that predicted by one that does not, `left_out` (n, K): (M, K) float32.
+    """
+    row_of = {photo_id: row for row, photo_id in enumerate(photo_ids)}
+    found = np.zeros(in_sample.shape, np.float32)
+    for place, photo_id in enumerate(landmarks[: len(in_sample)]):
+        if photo_id in row_of:
+            found[place] = left_out[row_of[photo_id]] - in_sample[place]
+    return found
 
 
 def _kernel_blocks(

@@ -10,6 +10,7 @@ import numpy as np
 
 from cutline.tasks.decoding.beam_search import NEEDS_MORE
 from cutline.tasks.decoding.captioner import Captioner
+from cutline.tasks.models.content_embedding import SAME
 from cutline.tasks.models.fusion import REGION_LENGTH
 
 
@@ -143,7 +144,11 @@ class SlowCaptioner:
         pooled = photo.mean(0) / np.linalg.norm(photo.mean(0))
         distances = ((pooled - self.content_embedding.kernel.landmarks) ** 2).sum(1)
         alike = np.exp(-distances / self.content_embedding.kernel.bandwidth)
-        return np.asarray(alike @ self.content_embedding.weights + self.content_embedding.offset)
+        found = alike @ self.content_embedding.weights + self.content_embedding.offset
+        same = alike >= SAME
+        if same.any():
+            found = found + self.content_embedding.corrections[same].mean(0)
+        return np.asarray(found)
 
     def _log_probabilities(self, regions: np.ndarray, about: np.ndarray, state: np.ndarray) -> np.ndarray:
         """ln p of each next token, (V,)."""

@@ -219,6 +219,7 @@ def a_gist(folder: Path) -> ContentEmbedding:
         directions=rng.normal(size=(grams, size)).astype(np.float32),
         kernel=kernel,
         weights=rng.normal(size=(len(kernel.landmarks), size)).astype(np.float32),
+        corrections=np.zeros((len(kernel.landmarks), size), np.float32),
         offset=rng.normal(size=size).astype(np.float32),
         noise=np.eye(size, dtype=np.float32),
     )
@@ -228,7 +229,7 @@ def no_gist(folder: Path) -> Path:
     """The file of a content embedding that predicts nothing, for a fusion that was trained without."""
     path, content_embedding = folder / "content_embedding.npz", a_gist(folder)
     none = np.zeros((len(content_embedding.kernel.landmarks), 0), np.float32)
-    nothing = {"weights": none, "offset": none[0], "noise": np.zeros((0, 0), np.float32)}
+    nothing = {"weights": none, "corrections": none, "offset": none[0], "noise": np.zeros((0, 0), np.float32)}
     replace(
         content_embedding, directions=np.zeros((len(content_embedding.grams), 0), np.float32), **nothing
     ).save(path)

@@ -17,7 +17,7 @@ def test_a_real_coco_data_set_is_captioned_whole(real_data: Path, tmp_path: Path
     record = run_json(real_data / "data" / "coco-mini", tmp_path / "workspace")
     rows = {stage["name"]: (stage["rows_out"], stage["rejected"]) for stage in record["stages"]}
     assert rows["images"] == (80, 0)
-    assert rows["captions"] == (400, 0)
+    assert rows["tokens"] == (400, 0)
     captions = pl.read_parquet(record["captions"])
     assert captions.height == 80
     # Every photograph keeps COCO's own number, which results for its server need.

@@ -100,6 +100,7 @@ def test_what_a_word_that_comes_again_adds_by_hand() -> None:
         directions=np.zeros((3, 0)),
         kernel=None,  # type: ignore[arg-type]
         weights=np.zeros((0, 0)),
+        corrections=np.zeros((0, 0)),
         offset=np.zeros(0),
         noise=np.zeros((0, 0)),
     )

@@ -170,6 +170,20 @@ def test_what_is_foretold_of_a_photograph_does_not_depend_on_its_own_captions(
     assert (np.abs(again[others] - predicted[others]).max(1) > 1e-4).all()
 
 
+def test_a_training_photograph_is_predicted_as_if_it_were_unknown_also_later(
+    learned: TrainedContent, toy_features: Path
+) -> None:
+    """Else its content vector would be unlike all that the fusion saw in training."""
+    features = pl.concat(pl.read_parquet(path) for path in sorted(toy_features.glob("images.*")))
+    trained = features.join(learned.content_vectors, on="photo_id")
+    expected = tensor(trained["content_vector"]).astype(np.float32)
+    found = learned.content_embedding.of_photos(trained.select(features.columns))
+    assert found == pytest.approx(expected, abs=2e-3)
+    in_sample = replace(learned.content_embedding, corrections=0 * learned.content_embedding.corrections)
+    others = in_sample.of_photos(trained.select(features.columns))
+    assert np.abs(others - expected).max() > 0.1
+
+
 def test_captions_of_a_photograph_that_is_missing_or_could_not_be_read_belong_together(
     toy_features: Path,
 ) -> None:
