@@ -4,7 +4,7 @@
 
 SOURCE holds the folders `flickr8k-full`, `coco-2k`, `coco-mini` and `text`; README.md in this folder has
 more about them. TARGET becomes a data set in the layout of Karpathy's splits: `dataset_everyday.json`, and
-copies of the photographs. Splits: one in seven of COCO's photographs, by the hash of its number, is `test`, 200
+copies of the photographs. Splits: one in seven of COCO's photographs, by a hash of its number, is `test`, 200
 photographs of Flickr8k's dev list are `val`, the rest is `train`. The other dev photographs and `coco-mini`
 are left out. No caption of a photograph that is held out or left out is taken from the text.
 """
