@@ -1,4 +1,4 @@
-"""Combine Flickr8k, COCO and captions without photographs into the data set of the pretrained model.
+"""Combine Flickr8k, COCO and captions of missing photographs into the pretrained model's data set.
 
     python data/pretrained/combine_datasets.py SOURCE TARGET
 
@@ -23,8 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DEV_PHOTOGRAPHS = 200
-FLICKR30K_CAPTIONS = 40_000
-NAMELESS = "flickr30k.jpg"  # more than 1,000 captions of one name are captions of photographs that have none
 
 
 def coco_number(name: str) -> int:
@@ -83,14 +81,6 @@ def text_only(source: Path) -> Iterator[dict]:
     for name, text in read_text(source / "text" / "coco_captions.tsv.gz"):
         if coco_number(name) not in own:
             sentences[name].append({"raw": text})
-    flickr = {path.name.partition("_")[0] for path in (source / "flickr8k-full" / "images").iterdir()}
-    others = [
-        text
-        for name, text in read_text(source / "text" / "flickr30k_captions.tsv.gz")
-        if name.partition(".")[0] not in flickr
-    ]
-    every = max(len(others) // FLICKR30K_CAPTIONS, 1)
-    sentences[NAMELESS] = [{"raw": text} for text in others[::every][:FLICKR30K_CAPTIONS]]
     for name, found in sentences.items():
         yield {"filename": name, "filepath": "missing", "split": "train", "sentences": found}
 

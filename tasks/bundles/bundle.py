@@ -29,7 +29,7 @@ from cutline.tasks.storage.workspace import digest_of_file
 
 DESCRIPTION, CARD = "bundle.json", "CARD.md"
 VOCABULARY = MODEL_FILES["vocabulary"]
-PRETRAINED = Path(__file__).resolve().parents[2] / "data" / "pretrained" / "flickr8k"  # see its CARD.md
+PRETRAINED = Path(__file__).resolve().parents[2] / "data" / "pretrained" / "everyday"  # see its CARD.md
 MAX_DESCRIPTION_BYTES = 2**20
 MAX_TOKEN_BYTES = 2**16
 

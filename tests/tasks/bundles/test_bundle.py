@@ -11,11 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from cutline.flows.pipeline.stages import BY_NAME
 from cutline.schemas.errors import CutlineError, StaleModel, UsageError
 from cutline.schemas.settings import ImageFeaturesSettings, ImagesSettings, PredictionsSettings, Settings
 from cutline.tasks.bundles.bundle import PRETRAINED, FeatureOrigin, load_bundle, write_bundle
 from cutline.tasks.decoding.captioner import Captioner, ModelFiles
-from cutline.tasks.decoding.stage import PREDICTIONS, _load_captioner_once, load_captioner
+from cutline.tasks.decoding.stage import _load_captioner_once, load_captioner
 from cutline.tasks.engine.stage import Shard, StageContext
 from cutline.tasks.features.cnn import weights_digest
 from cutline.tasks.models.fusion import build_fusion
@@ -246,7 +247,7 @@ def test_a_bundle_that_was_replaced_in_its_place_is_loaded_again(
     def captioner() -> Captioner:
         digests = {name: digest_of_file(path) for name, path in files.items()}
         sources = {"settings": settings.model_dump(), **{name: str(path) for name, path in files.items()}}
-        shard = Shard(PREDICTIONS, "", digests, {}, "", sources)
+        shard = Shard(BY_NAME["predictions"].stage, "", digests, {}, "", sources)
         context = StageContext(shard, Workspace(tmp_path / "workspace"), tmp_path, lambda _rows: None)
         return load_captioner(context, toy_image_features(range(1)))
 
@@ -287,15 +288,13 @@ def test_features_made_in_another_way_are_refused_and_the_difference_named(bundl
     assert "side_px" not in str(refusal.value)
 
 
-def test_the_model_in_the_box_is_whole_small_and_fits_the_default_settings() -> None:
-    box = load_bundle(PRETRAINED)
-    assert sum(file.stat().st_size for file in PRETRAINED.iterdir()) <= 12e6
-    trained = box.description
-    weights = weights_digest(ImageFeaturesSettings())
-    box.check_features(FeatureOrigin.of(ImagesSettings(), ImageFeaturesSettings(), weights, 512))
-    assert trained.sizes["training photographs"] == 800
-    assert pl.read_parquet(PRETRAINED / "reference_photos.parquet").height == 800
-    with pytest.raises(StaleModel, match=r"images\.crop=centre"):
-        box.check_features(
-            FeatureOrigin.of(ImagesSettings(crop="pad"), ImageFeaturesSettings(), weights, 512)
-        )
+def test_the_pretrained_model_is_whole_and_small() -> None:
+    pretrained = load_bundle(PRETRAINED)
+    assert sum(file.stat().st_size for file in PRETRAINED.iterdir()) <= 20e6
+    network = ImageFeaturesSettings(network="EfficientNetLite2")
+    weights = weights_digest(network)
+    pretrained.check_features(FeatureOrigin.of(ImagesSettings(crop="squash"), network, weights, 1280))
+    assert pretrained.description.sizes["training photographs"] == 7_410
+    assert pl.read_parquet(PRETRAINED / "reference_photos.parquet").height == 2_000
+    with pytest.raises(StaleModel, match=r"images\.crop=squash"):
+        pretrained.check_features(FeatureOrigin.of(ImagesSettings(crop="pad"), network, weights, 1280))
