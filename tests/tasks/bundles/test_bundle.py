@@ -11,12 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cutline.flows.pipeline.stages import BY_NAME
 from cutline.schemas.errors import CutlineError, StaleModel, UsageError
 from cutline.schemas.settings import ImageFeaturesSettings, ImagesSettings, PredictionsSettings, Settings
 from cutline.tasks.bundles.bundle import PRETRAINED, FeatureOrigin, load_bundle, write_bundle
 from cutline.tasks.decoding.captioner import Captioner, ModelFiles
-from cutline.tasks.decoding.stage import _load_captioner_once, load_captioner
+from cutline.tasks.decoding.stage import PREDICTIONS, _load_captioner_once, load_captioner
 from cutline.tasks.engine.stage import Shard, StageContext
 from cutline.tasks.features.cnn import weights_digest
 from cutline.tasks.models.fusion import build_fusion
@@ -247,7 +246,7 @@ def test_a_bundle_that_was_replaced_in_its_place_is_loaded_again(
     def captioner() -> Captioner:
         digests = {name: digest_of_file(path) for name, path in files.items()}
         sources = {"settings": settings.model_dump(), **{name: str(path) for name, path in files.items()}}
-        shard = Shard(BY_NAME["predictions"].stage, "", digests, {}, "", sources)
+        shard = Shard(PREDICTIONS, "", digests, {}, "", sources)
         context = StageContext(shard, Workspace(tmp_path / "workspace"), tmp_path, lambda _rows: None)
         return load_captioner(context, toy_image_features(range(1)))
 
