@@ -169,14 +169,14 @@ class Slots(NamedTuple):
 class BeamSearch:
     """Searches the captions of `batch_size` photographs at a time; beam 1 is greedy.
 
-    Partial captions are compared by their log-probability a token and `agreement` times the CIDEr to be
-    expected of them, less `word penalty` for each token, ended ones beside those still growing. No special
+    Partial captions are compared by their log-probability a token and `cider_weight` times the CIDEr to be
+    expected of them, less `word_penalty` for each token, ended ones beside those still growing. No special
     token is written; a caption has at least one word; where there is another way it ends in none of
     NEEDS_MORE, repeats no word at once, no pair of words unless both are of NEEDS_MORE, and holds no other
-    word more than MOST_REPEATS times. With agreement,
-    those found are put in the order of the CIDEr to be expected, with what CIDEr-D and `word penalty` take
-    off for their length, and of how well they fit the photograph (`fit`), if that counts. What is expected
-    is by a `share`, as far as they are trusted, what the captions of the photograph's `neighbours` say.
+    word more than MOST_REPEATS times. With a `cider_weight`, the captions found are sorted by the expected
+    CIDEr, less what CIDEr-D and `word_penalty` take off for their length, and by their relevance to the
+    photograph (`relevance`), if given. `share` is the weight of the captions of the photograph's
+    `content_neighbours` in what is expected, times how far these are trusted.
 
     Of a batch that begins together one caption is nearly always still growing at the last step, so each
     photograph has a slot, and another takes it once all its captions have ended. There are as many slots at
@@ -414,9 +414,7 @@ class BeamSearch:
         """The words that a caption holds MOST_REPEATS times, none of NEEDS_MORE, (B, K, T); else <pad>."""
         import tensorflow as tf
 
-        times = tf.math.count_nonzero(tokens[..., None] == tokens[:, :, None], -1, dtype=tf.int32)
-        may_repeat = tf.gather(tf.constant(self.words.needs_more), tokens)
-        return tf.where((times >= MOST_REPEATS) & ~may_repeat, tokens, PAD)
+        return tf.where(self._said_before(tokens, tokens) >= MOST_REPEATS, tokens, PAD)
 
     def _said_before(self, following: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
         """How often the captions `tokens`, (B, K, T), hold each token of `following`, (B, K, N); of words

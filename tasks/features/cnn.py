@@ -86,10 +86,10 @@ class Bundled:
 
     @property
     def path(self) -> Path:
-        return PRETRAINED / self.name
+        return WEIGHTS_FOLDER / self.name
 
 
-PRETRAINED = Path(__file__).resolve().parents[2] / "data" / "pretrained"
+WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "data" / "pretrained"
 BUNDLED = {
     "VGG16": Bundled(
         "vgg16_int8.npz", 11_934_962, "4acbd7c1f8566a6f122266d8a21b121c48062bab3f8dc05b195d6e805ac22ece"
@@ -239,7 +239,8 @@ def _load(settings: ImageFeaturesSettings, side_px: int, digest: str) -> Network
     if resolved_precision(settings) == "int8":
         return Network(last_maps(_read_bundled(name), side_px), name, batch_size, side_px)
     if name == efficientnet_lite2.NAME:
-        return Network(efficientnet_lite2.last_maps(_read_bundled(name)), name, batch_size, side_px)
+        maps = _one_at_a_time(efficientnet_lite2.last_map(_read_bundled(name)))
+        return Network(maps, name, batch_size, side_px)
     model = _build(settings.network, side_px)
     if settings.weights == "bundled":
         weights = float_weights(_read_bundled(name))
@@ -254,7 +255,7 @@ def _load(settings: ImageFeaturesSettings, side_px: int, digest: str) -> Network
 
 
 def _check_name(network: str) -> None:
-    known = [*BUNDLED, *(name for name in IMAGENET_HASHES if name not in BUNDLED)]
+    known = BUNDLED | IMAGENET_HASHES
     if network in known:
         return
     by_lower = {name.lower(): name for name in known}
@@ -296,7 +297,16 @@ def float_maps(model: keras.Model, network: str) -> Maps:
     def maps_of(square: tf.Tensor) -> tf.Tensor:
         return model(preprocess(tf.cast(square[None], tf.float32)), training=False)[0]
 
-    # One at a time: the last rows of a matrix of them all may be rounded otherwise (tasks/models/lstm.py).
+    return _one_at_a_time(maps_of)
+
+
+def _one_at_a_time(maps_of: Maps) -> Maps:
+    """Maps of squares (B, S, S, 3) from `maps_of`, which takes one square (S, S, 3).
+
+    The last rows of a matrix of several photographs may be rounded differently (tasks/models/lstm.py).
+    """
+    import tensorflow as tf
+
     return lambda squares: tf.map_fn(maps_of, squares, fn_output_signature=tf.float32, parallel_iterations=1)
 
 

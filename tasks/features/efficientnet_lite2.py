@@ -20,8 +20,8 @@ BLOCKS = 21
 HALVING_BLOCKS = frozenset({1, 4, 7, 15})  # these, and the stem, have a stride of 2
 
 
-def last_maps(arrays: Mapping[str, np.ndarray]) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Build the network: RGB squares (B, S, S, 3) uint8 → maps (B, ceil(S/32), ceil(S/32), 1280) float32.
+def last_map(arrays: Mapping[str, np.ndarray]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Build the network: an RGB square (S, S, 3) uint8 → its map (ceil(S/32), ceil(S/32), 1280) float32.
 
     `arrays` holds `<layer>.kernel` float16 (rows, columns, in, out) and `<layer>.bias` float32 (out,). To be
     called within a tf.function. The network was trained on squares of 260 pixels; others work as well.
@@ -38,7 +38,7 @@ def last_maps(arrays: Mapping[str, np.ndarray]) -> Callable[[tf.Tensor], tf.Tens
         values = values + arrays[f"{name}.bias"]
         return tf.nn.relu6(values) if activate else values
 
-    def maps_of(square: tf.Tensor) -> tf.Tensor:
+    def map_of(square: tf.Tensor) -> tf.Tensor:
         values = layer((tf.cast(square[None], tf.float32) - 127.0) / 128.0, "stem", stride=2)
         for block in range(BLOCKS):
             before, stride = values, 2 if block in HALVING_BLOCKS else 1
@@ -50,5 +50,4 @@ def last_maps(arrays: Mapping[str, np.ndarray]) -> Callable[[tf.Tensor], tf.Tens
                 values += before
         return layer(values, "head")[0]
 
-    # One photograph at a time: in a matrix of several, the last rows may be rounded differently.
-    return lambda squares: tf.map_fn(maps_of, squares, fn_output_signature=tf.float32, parallel_iterations=1)
+    return map_of

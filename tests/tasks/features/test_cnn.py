@@ -131,7 +131,7 @@ def test_a_damaged_bundled_file_is_noticed(
     data = bytearray(VGG16.read_bytes())
     data[damage] = b"" if damage.stop is None else bytes([data[100] ^ 1])
     (tmp_path / VGG16.name).write_bytes(data)
-    monkeypatch.setattr(cnn, "PRETRAINED", tmp_path)
+    monkeypatch.setattr(cnn, "WEIGHTS_FOLDER", tmp_path)
     monkeypatch.setattr(cnn, "_load", cnn._load.__wrapped__)  # not the one loaded before
     with pytest.raises(MissingWeights, match=r"expected (SHA-256 4acbd7|11,934,962 bytes).*found .*restore"):
         load_network(settings(), 32)
