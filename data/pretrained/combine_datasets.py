@@ -42,6 +42,12 @@ def read_text(path: Path) -> Iterator[tuple[str, str]]:
             yield row[0], row[1]
 
 
+def copied(photo: Path, images: Path, split: str, sentences: list[dict]) -> dict:
+    """The entry of a photograph, which is copied into the folder `images`."""
+    shutil.copy(photo, images)
+    return {"filename": photo.name, "filepath": images.name, "split": split, "sentences": sentences}
+
+
 def flickr8k(source: Path, images: Path) -> Iterator[dict]:
     """Entries of Flickr8k: the train list, and DEV_PHOTOGRAPHS of the dev list."""
     sentences = defaultdict(list)
@@ -53,8 +59,7 @@ def flickr8k(source: Path, images: Path) -> Iterator[dict]:
     for split, names in (("val", dev[:: len(dev) // DEV_PHOTOGRAPHS][:DEV_PHOTOGRAPHS]), ("train", train)):
         for name in names:
             if (source / "images" / name).is_file():
-                shutil.copy(source / "images" / name, images / name)
-                yield {"filename": name, "filepath": "images", "split": split, "sentences": sentences[name]}
+                yield copied(source / "images" / name, images, split, sentences[name])
 
 
 def coco(source: Path, images: Path) -> Iterator[dict]:
@@ -66,10 +71,8 @@ def coco(source: Path, images: Path) -> Iterator[dict]:
     for image in told["images"]:
         name = image["file_name"]
         if (source / "images" / name).is_file():
-            shutil.copy(source / "images" / name, images / name)
             split = "test" if is_held_out(coco_number(name)) else "train"
-            found = sentences[image["id"]]
-            yield {"filename": name, "filepath": "images", "split": split, "sentences": found}
+            yield copied(source / "images" / name, images, split, sentences[image["id"]])
 
 
 def text_only(source: Path) -> Iterator[dict]:

@@ -58,7 +58,7 @@ def train_content_embedding(
     """From the training captions, the photographs that they belong to, and the features of those.
 
     `tokens` has caption_id and tokens, `pairs` caption_id and photo_id, which may name a photograph without
-    features too: its captions belong together. `familiar` are the photographs that others are compared with.
+    features too: its captions belong together. `reference_photos` are those that others are compared with.
     Where these are fewer than FEWEST, every photograph has the same content embedding.
     """
     rows = of_whole_subjects(tokens, pairs)
@@ -66,14 +66,7 @@ def train_content_embedding(
     subjects = Subjects.of_names(rows["subject"])
     grams, idf, held = _weigh(captions, settings.min_count)
     mean, found, places = _analyse(held, subjects, settings.size)
-    none = pl.DataFrame(schema={"photo_id": pl.String})
-    seen = pl.concat([none, *(read_table(shard, "image_features", ["photo_id"]) for shard in image_features)])
-    photos = (
-        rows.with_row_index("row")
-        .join(seen, on="photo_id", how="semi", maintain_order="left")
-        .unique("photo_id", keep="first")
-        .sort("photo_id")
-    )
+    photos = _first_captions(rows, image_features)
     means = subjects.means(places)
     aims = means[subjects.of[photos["row"].to_numpy()]]
     landmarks = landmarks_of(reference_photos)
@@ -110,6 +103,18 @@ def train_content_embedding(
         _table("photo_id", photos["photo_id"], content_vectors),
         _table("caption_id", rows["caption_id"], content_from_text),
         _table("subject", rows["subject"].unique().sort(), _turned(means, middle, whiten)),
+    )
+
+
+def _first_captions(rows: pl.DataFrame, image_features: Sequence[Path]) -> pl.DataFrame:
+    """One of the captions `rows` for each photograph with features, with its number as `row`; by photo_id."""
+    none = pl.DataFrame(schema={"photo_id": pl.String})
+    seen = pl.concat([none, *(read_table(shard, "image_features", ["photo_id"]) for shard in image_features)])
+    return (
+        rows.with_row_index("row")
+        .join(seen, on="photo_id", how="semi", maintain_order="left")
+        .unique("photo_id", keep="first")
+        .sort("photo_id")
     )
 
 
@@ -336,7 +341,7 @@ class _Sums:
 
 
 def _whitening(content_vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean of `content vectors` (n, K) and the matrices to and from content vectors that vary alike in
+    """The mean of `content_vectors` (n, K) and the matrices to and from content vectors that vary alike in
     all directions."""
     size = content_vectors.shape[1]
     if len(content_vectors) < FEWEST or not size:
