@@ -266,7 +266,7 @@ class Wiring:
         return ingest
 
     def images(self, ingest: StagePlan) -> StagePlan:
-        """Squares, in shards of PHOTOS_A_SHARD photographs of one split at the most."""
+        """Squares, in shards of PHOTOS_PER_SHARD photographs of one split at the most."""
         return self._cut(IMAGES, self.settings.images, "photos", ingest)
 
     def image_features(self, images: StagePlan) -> StagePlan:
@@ -279,7 +279,7 @@ class Wiring:
         return self._follow(IMAGE_FEATURES, settings, images.records, "images", Reads(weights))
 
     def tokens(self, ingest: StagePlan) -> StagePlan:
-        """Tokens, in shards of CAPTIONS_A_SHARD captions of one family at the most.
+        """Tokens, in shards of CAPTIONS_PER_SHARD captions of one group at the most.
 
         Which stop words there are is part of the key. Raises UsageError where they cannot be had.
         """

@@ -65,7 +65,7 @@ class ContentEmbedding:
         return found.astype(np.float32)
 
     def save(self, path: Path) -> None:
-        """Write all but the landmarks, which are the `familiar` table's; real numbers as float16."""
+        """Write all but the landmarks, which are the `reference_photos` table's; real numbers as float16."""
         told = {name: getattr(self, name) for name in ARRAYS if name != "bandwidth"}
         arrays = {name: np.asarray(values) for name, values in told.items()}
         arrays["bandwidth"] = np.asarray(self.kernel.bandwidth)
@@ -75,7 +75,7 @@ class ContentEmbedding:
 
     @staticmethod
     def load(path: Path, reference_photos: pl.DataFrame) -> ContentEmbedding:
-        """What `save` wrote. Raises StaleModel where the file is damaged or does not fit `familiar`."""
+        """What `save` wrote. Raises StaleModel where the file is damaged or does not fit the photographs."""
         try:
             found = read_npz(path, EXPECTED)
             grams = found.pop("grams").astype(np.int32)
@@ -109,7 +109,7 @@ class ContentEmbedding:
 
 
 def landmarks_of(reference_photos: pl.DataFrame) -> np.ndarray:
-    """Pooled features of length 1, (M, C) float64, of the photographs in the `familiar` table.
+    """Pooled features of length 1, (M, C) float64, of the photographs in the `reference_photos` table.
 
     None where they are fewer than FEWEST: nothing can be told from so few.
     """

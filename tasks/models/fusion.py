@@ -72,7 +72,7 @@ class Fusion:
         return _encode(self.layers, self.settings, photos, content_vectors, drop)
 
     def content_vectors(self, photos: Any) -> Any:
-        """As `Content embedding.of_photos`, within the graph: (B, R, C) -> (B, K), or None without a
+        """As `ContentEmbedding.of_photos`, within the graph: (B, R, C) -> (B, K), or None without a
         content embedding."""
         return _gists(self.content_embedding, photos) if self.content_embedding else None
 

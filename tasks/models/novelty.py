@@ -26,7 +26,7 @@ ROWS_PER_BLOCK = 256
 
 
 def choose_reference_photos(shards: Sequence[Path], train: pl.Series) -> pl.DataFrame:
-    """The `familiar` table: pooled features of the photographs `train` in `image_features` shards.
+    """The `reference_photos` table: pooled features of the photographs `train` in `image_features` shards.
 
     At most KEPT of them, those of the smallest photo_id, which is to say any: ids are digests.
     """
@@ -50,7 +50,7 @@ class Novelty:
 
     @staticmethod
     def of(reference_photos: pl.DataFrame) -> Novelty:
-        """From the `familiar` table."""
+        """From the `reference_photos` table."""
         ids, directions = reference_photos["photo_id"].to_numpy(), unit_pooled(reference_photos)
         whole = Novelty(ids, directions, 1.0)
         own = whole._to_neighbours(ids, directions) if len(ids) >= FEWEST else np.ones(1)

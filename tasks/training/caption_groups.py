@@ -15,13 +15,11 @@ MOST_OF_ONE = 1_000  # captions of a missing photograph; a name of more stands f
 
 
 class TrainedContent(NamedTuple):
-    """What the training captions and their photographs teach: `content vectors`, `predicted from text` and
-    `said` are tables.
+    """A trained content embedding, and three tables of content vectors.
 
-    `content vectors` has the content vectors of the training photographs, each predicted as if it were
-    unknown; `predicted from text` the content embedding to be expected of a photograph with this caption,
-    whether it has one or not. These scatter by `Content embedding.noise`. `said` has what the captions of
-    each photograph say, be it there or missing, with all that no photograph tells.
+    `content_vectors`: of each training photograph, predicted by a regression without it. `content_from_text`:
+    predicted from each caption, as that of its photograph; these scatter by `ContentEmbedding.noise`.
+    `content_targets`: of the captions of each photograph, present or missing.
     """
 
     content_embedding: ContentEmbedding

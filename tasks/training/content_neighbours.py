@@ -23,7 +23,7 @@ def find_content_neighbours(
     content_targets: pl.DataFrame,
     vectors_of: Callable[[pl.DataFrame], np.ndarray],
 ) -> ContentNeighbours:
-    """From captions with their `subject`, and the tables `predicted from text` and `said`.
+    """From captions with their `subject`, and the tables `content_from_text` and `content_targets`.
 
     `vectors_of` some of the captions, (n, size) of length 1. Of more than MOST subjects those are kept that
     a caption of low id belongs to: any, as ids are digests.

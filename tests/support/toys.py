@@ -120,7 +120,7 @@ def toy_vocabulary() -> pl.DataFrame:
 
 
 def toy_familiar(folder: Path) -> Path:
-    """The file of a `familiar` table in `folder`."""
+    """The file of a `reference_photos` table in `folder`."""
     path = folder / "reference_photos.parquet"
     reference_photos = toy_image_features(range(30)).select("photo_id", "pooled")
     write_table(reference_photos, path, "reference_photos", channels=CHANNELS)
@@ -207,7 +207,7 @@ def train_toy_fusion(
 
 
 def a_gist(folder: Path) -> ContentEmbedding:
-    """Of random numbers, for the `familiar` table that `toy_familiar` writes to `folder`."""
+    """Of random numbers, for the `reference_photos` table that `toy_familiar` writes to `folder`."""
     rng, grams, size = np.random.default_rng(8), 6, 3
     kernel = GaussianKernel(landmarks_of(pl.read_parquet(toy_familiar(folder))), 0.3)
     return ContentEmbedding(
@@ -237,7 +237,7 @@ def no_gist(folder: Path) -> Path:
 
 
 def toy_familiar_photos() -> pl.DataFrame:
-    """The `familiar` table of the toy world."""
+    """The `reference_photos` table of the toy world."""
     return toy_image_features(range(DEV_PHOTOS, PHOTOS_WITH_CAPTIONS)).select("photo_id", "pooled")
 
 
@@ -280,8 +280,7 @@ def expected_cider(
 
 
 def toy_captioner(features: Path, folder: Path, settings: FusionSettings) -> Captioner:
-    """Of the fusion, the `familiar` table and the content embedding in `folder`; it does not ask whether
-    captions fit."""
+    """Of the fusion, the `reference_photos` table and the content embedding in `folder`; no relevance."""
     known = read_table(folder / "reference_photos.parquet", "reference_photos", channels=CHANNELS)
     content_embedding = ContentEmbedding.load(folder / "content_embedding.npz", known)
     tokens = toy_vocabulary().sort("id")["token"].to_list()
